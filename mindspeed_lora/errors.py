@@ -1,0 +1,22 @@
+"""The errors that end a command with one sentence instead of a traceback.
+
+Their message names the flag or file, what was found, what was expected and how to mend it.
+"""
+
+
+class UserError(Exception):
+    """An error that the user can mend; its message is printed as it is."""
+
+    exit_status = 1
+
+
+class Refused(UserError):
+    """Refused before any work: wrong usage, contradicting or impossible configuration (exit status 2)."""
+
+    exit_status = 2
+
+
+class Failed(UserError):
+    """The work itself could not be done: a damaged file, a full disk, a dead peer (exit status 1)."""
+
+    exit_status = 1
