@@ -1,0 +1,125 @@
+"""Where canonical tensors come from: the one interface of all formats that can be read, and finding the format.
+
+Formats fill buffers; :class:`CheckpointSource` turns requests (a whole tensor, or ranges of one axis) into those
+buffers, and gives zeros for the rows that pad the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from mindspeed_lora.checkpoint.canonical import VOCABULARY_TENSORS, canonical_tensors
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.errors import Refused
+from mindspeed_lora.models.families.segments import Range
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The Hugging Face model that weights come from, however often they were converted since."""
+
+    path: str
+    hub_id: str | None = None
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What ``base_model_name_or_path`` of an adapter says: the hub id if there is one, else the path."""
+        return self.hub_id or self.path
+
+
+class Source(Protocol):
+    """A checkpoint that can be read by canonical names."""
+
+    shape: ModelShape
+    path: Path
+    origin: Origin | None
+    """The Hugging Face model behind the weights, if it is known."""
+    config_dir: Path | None
+    """The folder with config.json and the tokenizer files, if there is one."""
+
+    @property
+    def hf_origin(self) -> str | None:
+        """Path or hub id of the Hugging Face model that the weights came from."""
+
+    def names(self) -> list[str]:
+        """Canonical names of all tensors."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that a tensor is stored in."""
+
+    def read(self, name: str, axis: int | None = None, ranges: Sequence[Range] | None = None) -> torch.Tensor:
+        """The canonical tensor, or the concatenation of its ``ranges`` along ``axis``.
+
+        Only the bytes that are needed are read. Ranges past the vocabulary's end give zero rows.
+        """
+
+
+class CheckpointSource:
+    """The part of :class:`Source` that all formats share; a format adds ``dtype`` and ``_fill``."""
+
+    def __init__(self, path: Path, shape: ModelShape, origin: Origin | None, config_dir: Path | None) -> None:
+        self.path = path
+        self.shape = shape
+        self.origin = origin
+        self.config_dir = config_dir
+        self.tensors = canonical_tensors(shape)
+
+    @property
+    def hf_origin(self) -> str | None:
+        """Path or hub id of the Hugging Face model that the weights came from."""
+        return self.origin.name if self.origin else None
+
+    def names(self) -> list[str]:
+        """Canonical names of all tensors."""
+        return list(self.tensors)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that a tensor is stored in."""
+        raise NotImplementedError
+
+    def read(self, name: str, axis: int | None = None, ranges: Sequence[Range] | None = None) -> torch.Tensor:
+        """The canonical tensor, or the concatenation of its ``ranges`` along ``axis``."""
+        full = self.tensors[name]
+        wanted: list[Sequence[Range]] = [((0, size),) for size in full]
+        if axis is not None and ranges is not None:
+            wanted[axis] = ranges
+        size = tuple(sum(stop - start for start, stop in axis_ranges) for axis_ranges in wanted)
+        if name in VOCABULARY_TENSORS and max(stop for _, stop in wanted[0]) > full[0]:
+            return self._read_padded(name, wanted, size)
+        out = torch.empty(size, dtype=self.dtype(name))
+        self._fill(out, name, wanted)
+        return out
+
+    def _read_padded(self, name: str, wanted: list[Sequence[Range]], size: tuple[int, ...]) -> torch.Tensor:
+        out = torch.zeros(size, dtype=self.dtype(name))
+        rows, at = self.tensors[name][0], 0
+        for start, stop in wanted[0]:
+            last = min(stop, rows)
+            if start < last:
+                self._fill(out[at : at + last - start], name, [((start, last),), *wanted[1:]])
+            at += stop - start
+        return out
+
+    def _fill(self, out: torch.Tensor, name: str, wanted: Sequence[Sequence[Range]]) -> None:
+        """Fill ``out`` with the wanted ranges (per axis) of a canonical tensor, all within its bounds."""
+        raise NotImplementedError
+
+
+def open_source(path: str | Path) -> Source:
+    """Open a checkpoint, whatever its format: a Hugging Face folder or a Megatron one."""
+    folder = Path(path)
+    if not folder.exists():
+        raise Refused(f"{folder}: no such folder.")
+    if not folder.is_dir():
+        raise Refused(f"{folder} is a file; give the checkpoint's folder.")
+    from mindspeed_lora.checkpoint import hf
+
+    if (folder / "config.json").is_file():
+        return hf.HfSource(folder)
+    raise Refused(f"{folder}: neither a Hugging Face model (no config.json) nor a Megatron checkpoint.")
