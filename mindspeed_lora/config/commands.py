@@ -1,0 +1,112 @@
+"""The commands, and how their command line becomes a job."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mindspeed_lora.config.config_file import config_file_words
+from mindspeed_lora.config.flags import Option, Section, options
+from mindspeed_lora.config.jobs import ConversionJob, InferenceJob, Job, PreprocessJob, TrainJob
+from mindspeed_lora.config.parser import Grammar, Parsed, parse_words
+from mindspeed_lora.config.resolve import (
+    resolve_conversion,
+    resolve_inference,
+    resolve_preprocess,
+    resolve_training,
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One entry file."""
+
+    script: str
+    summary: str
+    job_type: type[Job]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Values that the command sets where the user says nothing."""
+    shares_flags_with: type[Job] | None = None
+    """A job whose flags are accepted without effect, since published scripts give them to both."""
+
+
+COMMANDS: dict[str, Command] = {
+    "posttrain": Command("posttrain_gpt.py", "Fine-tune a model on instruction rows.", TrainJob),
+    "pretrain": Command(
+        "pretrain_gpt.py",
+        "Train a model on plain text, next token by next token.",
+        TrainJob,
+        defaults={"stage": "pretrain"},
+    ),
+    "convert": Command("convert_ckpt.py", "Convert, reshard and merge checkpoints.", ConversionJob),
+    "preprocess": Command("preprocess_data.py", "Tokenise rows into an indexed dataset.", PreprocessJob),
+    "inference": Command(
+        "inference.py", "Generate text, with or without an adapter.", InferenceJob, shares_flags_with=TrainJob
+    ),
+}
+
+
+def sections(job_type: type[Job]) -> dict[str, type[Section]]:
+    """The sections of a job by field name, in the order of ``--help``."""
+    hints = typing.get_type_hints(job_type)
+    found = {
+        name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Section)
+    }
+    runtime = found.pop("runtime")
+    return {**found, "runtime": runtime}
+
+
+@functools.cache
+def grammar(command: str) -> Grammar:
+    """The flags that a command knows."""
+    described = COMMANDS[command]
+    own = _by_name(described.job_type)
+    shared = _by_name(described.shares_flags_with) if described.shares_flags_with else {}
+    return Grammar(own, {name: option.arity for name, option in shared.items() if name not in own})
+
+
+def _by_name(job_type: type[Job]) -> dict[str, Option]:
+    return {
+        name: option
+        for section in sections(job_type).values()
+        for option in options(section)
+        for name in option.names
+    }
+
+
+def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Any:
+    """The checked and resolved job of a command line; ``environ`` (default: the process's) tells the world size.
+
+    Returns the command's job type. Raises Refused for an unknown flag or a configuration that cannot be.
+    """
+    known = grammar(command)
+    parsed = parse_words([*config_file_words(argv, known), *argv], known)
+    job = build_job(command, parsed)
+    environ = os.environ if environ is None else environ
+    if isinstance(job, TrainJob):
+        return resolve_training(job, environ)
+    if isinstance(job, InferenceJob):
+        return resolve_inference(job, environ)
+    if isinstance(job, ConversionJob):
+        return resolve_conversion(job)
+    if isinstance(job, PreprocessJob):
+        return resolve_preprocess(job)
+    raise TypeError(f"no rules to resolve a {type(job).__name__}")
+
+
+def build_job(command: str, parsed: Parsed) -> Job:
+    """Put the values into the command's sections, without any rule that spans several of them."""
+    described = COMMANDS[command]
+    values = {**described.defaults, **parsed.values}
+    built = {
+        name: section(**{o.dest: values[o.dest] for o in options(section) if o.dest in values})
+        for name, section in sections(described.job_type).items()
+    }
+    notices = [f"no effect here: {', '.join(parsed.without_effect)}"] if parsed.without_effect else []
+    job_type: Any = described.job_type
+    return job_type(**built, given=frozenset(parsed.values), notices=tuple(notices))

@@ -1,0 +1,80 @@
+"""``--config FILE.yaml`` and ``--print-config``: the same keys, so that what is printed can be read again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from mindspeed_lora.config.flags import Section, options
+from mindspeed_lora.config.jobs import Job
+from mindspeed_lora.config.parser import Grammar, unknown_flag
+from mindspeed_lora.errors import Refused
+
+
+def config_file_words(argv: Sequence[str], grammar: Grammar) -> list[str]:
+    """The words that the ``--config`` file stands for; they go before the command line, which so wins."""
+    paths = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
+    paths += [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    words: list[str] = []
+    for path in paths:
+        for key, value in _read(path).items():
+            words += _words(path, key, value, grammar)
+    return words
+
+
+def _read(path: str) -> dict[Any, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise Refused(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise Refused(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise Refused(
+            f"--config {path}: expected flags as keys (lora-r: 16), found a {type(content).__name__}"
+        )
+    return content
+
+
+def _words(path: str, key: Any, value: Any, grammar: Grammar) -> list[str]:
+    name = "--" + str(key).removeprefix("--")
+    if name not in set(grammar.names()):
+        name = name.replace("_", "-")
+    if name not in set(grammar.names()):
+        raise Refused(f"--config {path}: {unknown_flag(name, grammar.names())}")
+    if name == "--config":
+        raise Refused(f"--config {path}: a configuration file cannot name another one")
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [name]
+    if isinstance(value, dict):
+        raise Refused(f"--config {path}: {key} has keys of its own; flags are keys of the file itself")
+    items = value if isinstance(value, list) else [value]
+    return [name, *map(str, items)] if len(items) != 1 else [f"{name}={items[0]}"]
+
+
+def to_yaml(job: Job) -> str:
+    """The job as YAML with flags as keys, by section; a flag that is left out and has no default is ``null``."""
+    lines = []
+    for field in dataclasses.fields(job):
+        section = getattr(job, field.name)
+        if not isinstance(section, Section):
+            continue
+        values = {
+            option.name.removeprefix("--"): _plain(getattr(section, option.dest))
+            for option in options(type(section))
+            if option.dest not in ("config", "print_config")
+        }
+        lines.append(f"# {field.name}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

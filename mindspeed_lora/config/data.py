@@ -1,0 +1,50 @@
+"""The prepared data and how batches are made of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mindspeed_lora.config.flags import AT_LEAST_ONE, Check, Section, flag
+
+OVERLONG_CHOICES = ("truncate", "proportional", "drop")
+
+
+def _is_split(text: str) -> bool:
+    if not re.fullmatch(r"\d+(\.\d+)?(,\d+(\.\d+)?){0,2}", text):
+        return False
+    return float(text.split(",")[0]) > 0
+
+
+_SPLIT = Check(
+    "one to three numbers like 949,50,1 (training, validation, test), the first above 0",
+    _is_split,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Where the prepared rows lie, in what order they are taken and how they are padded."""
+
+    data_path: str | None = flag("prefix of the prepared data, without _packed_…", metavar="PREFIX")
+    valid_data_path: str | None = flag("prefix of prepared data for the evaluation loss", metavar="PREFIX")
+    split: str = flag("shares of training, validation and test, cut in file order", "100,0,0", check=_SPLIT)
+    seq_length: int | None = flag(
+        "longest row, in tokens; left out: the model's max_position_embeddings, at most 4096",
+        check=AT_LEAST_ONE,
+    )
+    no_shuffle: bool = flag("take the rows in file order", False)
+    overlong: str = flag(
+        "what happens to rows longer than --seq-length", "truncate", choices=OVERLONG_CHOICES
+    )
+    variable_seq_lengths: bool = flag(
+        "pad to the longest row of the micro-batch instead of --seq-length",
+        False,
+        names=("--variable-seq-lengths", "--no-pad-to-seq-lengths"),
+    )
+    pad_to_multiple_of: int = flag(
+        "with --variable-seq-lengths: pad to a multiple of this many tokens", 8, check=AT_LEAST_ONE
+    )
+    is_instruction_dataset: bool = flag(
+        "the data are instruction rows (what --stage sft reads anyway)", False
+    )

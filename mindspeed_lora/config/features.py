@@ -1,0 +1,132 @@
+"""Flags of features that are not there: known, and refused unless their value leaves the feature off.
+
+Ignoring them would train or convert something other than what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mindspeed_lora.config.flags import Arity
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One flag of a feature that is not there."""
+
+    what: str
+    """The words that refuse it."""
+    arity: Arity
+    off: tuple[str, ...] = ()
+    """Values that leave the feature off, and are therefore fine."""
+
+    def is_off(self, words: Sequence[str]) -> bool:
+        """Whether these values leave the feature off."""
+        return bool(words) and all(word in self.off for word in words)
+
+
+def _features(what: str, text: str) -> dict[str, Feature]:
+    """Read ``name``, ``name=arity`` and ``name=arity:off,off`` entries."""
+    table = {}
+    arities: dict[str, Arity] = {"": "0", "1": "1", "+": "+", "*": "*"}
+    for entry in text.split():
+        name, _, value = entry.partition("=")
+        arity, _, off = value.partition(":")
+        table[f"--{name}"] = Feature(what, arities[arity], tuple(off.split(",")) if off else ())
+    return table
+
+
+NOT_BUILT: dict[str, Feature] = {
+    **_features(
+        "mixture-of-experts models are not supported by this version",
+        """num-experts=1 expert-model-parallel-size=1:1 expert-tensor-parallel-size=1:1
+        target-expert-parallel-size=1:1 moe-grouped-gemm moe-router-topk=1 moe-router-load-balancing-type=1
+        moe-token-dispatcher-type=1 moe-permutation-async-comm moe-layer-freq=1 first-k-dense-replace=1
+        norm-topk-prob n-shared-experts=1:0 moe-ffn-hidden-size=1 moe-router-enable-expert-bias
+        moe-router-score-function=1 seq-aux moe-aux-loss-coeff=1 moe-router-group-topk=1 moe-router-num-groups=1
+        moe-router-topk-scaling-factor=1 moe-alltoall-overlap-comm moe-permute-fusion moe-intermediate-size=1
+        moe-shared-expert-intermediate-size=1 moe-shared-expert-overlap moe-router-dtype=1 moe-router-pre-softmax
+        moe-z-loss-coeff=1 moe-expert-capacity-factor=1 moe-pad-expert-input-to-capacity moe-tp-extend-ep
+        moe-zero-memory=1:disable moe-zero-memory-num-layers=1 routed-scaling-factor=1 topk-group=1
+        shared-expert-gate use-fused-moe-token-permute-and-unpermute expert-interval=1 lora-moe-shared
+        peft-moe-format=1 moe-allgather-overlap-comm moe-revert-type-after-topk""",
+    ),
+    **_features(
+        "context parallelism is not supported by this version",
+        "context-parallel-size=1:1 ulysses-degree-in-cp=1:1 attention-mask-on-cpu reset-attention-mask-in-cp",
+    ),
+    **_features(
+        "uneven or interleaved pipeline stages are not supported by this version",
+        """num-layers-per-virtual-pipeline-stage=1 num-virtual-stages-per-pipeline-rank=1:1 num-layer-list=1
+        noop-layers=1 decoder-first-pipeline-num-layers=1 decoder-last-pipeline-num-layers=1
+        schedules-method=1""",
+    ),
+    **_features(
+        "packed rows are not supported by this version",
+        "pack neat-pack packing reset-attention-mask reset-position-ids no-cut-token",
+    ),
+    **_features(
+        "quantised base models are not supported by this version",
+        """qlora qlora-nf4 qlora-save-dequantize quant-type=1 quant-block-size=1 quant-double
+        quant-skip-modules=+ merge-dequantized paged-optimizer""",
+    ),
+    **_features(
+        "only plain LoRA is supported by this version",
+        """lu-lora-final-layer-index=1 lu-lora-lr=1 lu-lora-lr-ratio=1 lora-rank-pattern=1 lora-alpha-pattern=1
+        lora-modules-to-save=+ lora-ensure-weight-tying lora-weights=+ extract-lora lora-fusion-plan=1
+        lora-fusion-chunks=1 lora-fusion-interleave use-dora use-rslora""",
+    ),
+    **_features(
+        "preference and reward training are not supported by this version",
+        """is-pairwise-dataset dpo-loss-type=1 dpo-beta=1 dpo-label-smoothing=1 pref-ftx=1 ref-model=1
+        refer-model-iter=1 simpo-beta=1 gamma-beta-ratio=1 simpo-loss-type=1 simpo-label-smoothing=1
+        reward-tokens=+ placeholder-token=1 reward-model=1 orm""",
+    ),
+    **_features(
+        "multi-latent attention is not supported by this version",
+        """multi-latent-attention multi-head-latent-attention q-lora-rank=1 kv-lora-rank=1 qk-head-dim=1
+        v-head-dim=1 qk-pos-emb-head-dim=1 qk-nope-head-dim=1 qk-rope-head-dim=1 mla-mm-split""",
+    ),
+    **_features(
+        "YaRN scaling of rotary positions is not supported by this version",
+        """beta-fast=1 beta-slow=1 rope-scaling-beta-fast=1 rope-scaling-beta-slow=1 rope-scaling-mscale=1
+        rope-scaling-mscale-all-dim=1""",
+    ),
+    **_features(
+        "multi-token prediction is not supported by this version",
+        "mtp-num-layers=1:0 mtp-mem-efficient-logits mtp-loss-scaling-factor=1",
+    ),
+    **_features(
+        "models of this kind are not supported by this version",
+        """dim-model-base=1 scale-depth=1 scale-emb=1 compress-ratios=+ compress-rope-theta=1 enable-dsa-indexer
+        enable-mhc hc-mult=1 index-head-dim=1 index-n-heads=1 index-topk=1 indexer-loss-coeff=1 kv-compress
+        n-hash-layers=1 o-groups=1 o-lora-rank=1 original-seq-len=1 rope-factor=1 use-fused-lightning-indexer
+        use-fused-lightning-indexer-loss use-fused-mhc use-sparse-flash-attn post-norm embed-layernorm w-pack
+        add-dense-bias add-output-layer-bias add-bias-linear apply-layernorm-1p squared-relu""",
+    ),
+    **_features(
+        "only Megatron's legacy checkpoint format (torch) is supported by this version",
+        "ckpt-format=1:torch load-from-legacy save-to-legacy target-data-parallel-size=1:1",
+    ),
+    **_features(
+        "training writes no Hugging Face model by itself; run convert_ckpt.py on what it saves",
+        "enable-mg2hf-convert hf-save-dir=1 only-convert-last-checkpoint",
+    ),
+    **_features(
+        "blended data sets are not supported by this version; give one --data-path",
+        "train-data-path=+ test-data-path=+ data-args-path=1",
+    ),
+    **_features(
+        "this kind of input is not supported by this version of preprocess_data.py",
+        """hf-datasets-params=1 datasets=+ split-sentences interleave-probs=1 mix-strategy=1:concat
+        dataset-dir=1 max-samples=1 script-data-dir=1 merge-group-keys=+ data-obfuscation obf-seed-content=1
+        reasoning-effort=1 drop-thinking keep-newlines prompt-type-path=1 enable-thinking=1:none
+        dataset-impl=1:mmap tokenizer-padding-side=1:right vocab-file=1 merge-file=1""",
+    ),
+    **_features(
+        "weights and biases and the like are not supported by this version; use --tensorboard-dir",
+        "report-to=1:tensorboard,none wandb-project=1 wandb-exp-name=1 wandb-save-dir=1",
+    ),
+}
+"""Flag name → the feature that it belongs to."""

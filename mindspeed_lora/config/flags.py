@@ -1,0 +1,126 @@
+"""How a dataclass field becomes a command-line flag.
+
+A field is declared with :func:`flag`, which carries the flag's names, help, choices and check; the field's type
+tells how many words the flag takes (``bool``: none, ``tuple``: one or more, anything else: one).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mindspeed_lora.errors import Refused
+
+Arity = typing.Literal["0", "1", "+", "*"]
+"""How many words follow a flag: none, one, one or more, any number."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition on one value, and the words for it in an error."""
+
+    expected: str
+    test: Callable[[Any], bool]
+
+
+POSITIVE = Check("a number above 0", lambda value: value > 0)
+NOT_NEGATIVE = Check("a number of at least 0", lambda value: value >= 0)
+AT_LEAST_ONE = Check("an integer of at least 1", lambda value: value >= 1)
+FRACTION = Check("a number from 0 to 1", lambda value: 0 <= value <= 1)
+PROBABILITY = Check("a number from 0 to below 1", lambda value: 0 <= value < 1)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a field's metadata says about its flag."""
+
+    help: str
+    names: tuple[str, ...]
+    choices: tuple[str, ...]
+    check: Check | None
+    nargs: Arity | None
+    metavar: str
+
+
+def flag(
+    help: str,
+    default: Any = None,
+    *,
+    names: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
+    check: Check | None = None,
+    nargs: Arity | None = None,
+    metavar: str = "",
+) -> Any:
+    """Declare a dataclass field that is set by a flag.
+
+    ``names`` defaults to the field's name with dashes; ``nargs`` to what the field's type says.
+    """
+    described = Flag(help, names, choices, check, nargs, metavar)
+    return dataclasses.field(default=default, metadata={"flag": described})
+
+
+@dataclass(frozen=True)
+class Option:
+    """A flag with everything resolved: what the parser and ``--help`` work with."""
+
+    dest: str
+    names: tuple[str, ...]
+    arity: Arity
+    item_type: type
+    flag: Flag
+    default: Any
+
+    @property
+    def name(self) -> str:
+        """The flag's first name, the one used in messages."""
+        return self.names[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Base of the configuration dataclasses: checks each field's value when an object is made."""
+
+    def __post_init__(self) -> None:
+        for option in options(type(self)):
+            value = getattr(self, option.dest)
+            for item in value if isinstance(value, tuple) else (value,):
+                check_value(option, item)
+
+
+def check_value(option: Option, value: object) -> None:
+    """Refuse a value that is not among the choices or fails the check; ``None`` (not given) always passes."""
+    if value is None:
+        return
+    if option.flag.choices and value not in option.flag.choices:
+        raise Refused(f"{option.name} {value}: expected one of {', '.join(option.flag.choices)}")
+    if option.flag.check is not None and not option.flag.check.test(value):
+        raise Refused(f"{option.name} {value}: expected {option.flag.check.expected}")
+
+
+@functools.cache
+def options(section: type[Section]) -> tuple[Option, ...]:
+    """The flags of a section, in the order of its fields."""
+    hints = typing.get_type_hints(section)
+    return tuple(_option(field, hints[field.name]) for field in dataclasses.fields(section))
+
+
+def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
+    described: Flag = field.metadata["flag"]
+    item_type, arity = _words(hint)
+    names = described.names or ("--" + field.name.replace("_", "-"),)
+    return Option(field.name, names, described.nargs or arity, item_type, described, field.default)
+
+
+def _words(hint: Any) -> tuple[type, Arity]:
+    """The type of one word and the number of words for a field annotated with ``hint``."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], "+"
+    return hint, "0" if hint is bool else "1"

@@ -1,0 +1,73 @@
+"""The configuration of each command: its sections, checked and resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mindspeed_lora.config.checkpoint import CheckpointConfig, LoadConfig
+from mindspeed_lora.config.conversion import ConversionConfig
+from mindspeed_lora.config.data import DataConfig
+from mindspeed_lora.config.inference import InferenceConfig
+from mindspeed_lora.config.logging import LoggingConfig
+from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.config.model import ModelConfig
+from mindspeed_lora.config.parallel import ParallelConfig
+from mindspeed_lora.config.preprocess import PreprocessConfig
+from mindspeed_lora.config.runtime import RuntimeConfig, TrainRuntimeConfig
+from mindspeed_lora.config.tokenizer import TokenizerConfig
+from mindspeed_lora.config.training import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every command's configuration has."""
+
+    runtime: RuntimeConfig
+    given: frozenset[str] = frozenset()
+    """Names of the fields that the user gave; the others hold defaults."""
+    notices: tuple[str, ...] = ()
+    """Sentences for the user: defaults that were taken, flags without effect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(Job):
+    """``posttrain_gpt.py`` and ``pretrain_gpt.py``."""
+
+    runtime: TrainRuntimeConfig
+    model: ModelConfig
+    parallel: ParallelConfig
+    lora: LoraConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    training: TrainingConfig
+    checkpoint: CheckpointConfig
+    logging: LoggingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionJob(Job):
+    """``convert_ckpt.py``."""
+
+    conversion: ConversionConfig
+    lora: LoraConfig
+    model: ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessJob(Job):
+    """``preprocess_data.py``."""
+
+    preprocess: PreprocessConfig
+    tokenizer: TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceJob(Job):
+    """``inference.py``."""
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    lora: LoraConfig
+    tokenizer: TokenizerConfig
+    checkpoint: LoadConfig
+    inference: InferenceConfig

@@ -1,0 +1,63 @@
+"""The model's architecture as flags; what is left out is taken from the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mindspeed_lora.config.flags import AT_LEAST_ONE, POSITIVE, PROBABILITY, Check, Section, flag
+
+_WHOLE_HEAD = Check(
+    "1.0 (rotary positions over a part of the head are not supported)", lambda value: value == 1.0
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """Shape flags; ``None`` is "as the checkpoint says" (``config.checks`` compares and resolves)."""
+
+    num_layers: int | None = flag("number of transformer layers", check=AT_LEAST_ONE)
+    hidden_size: int | None = flag("width of the residual stream", check=AT_LEAST_ONE)
+    ffn_hidden_size: int | None = flag("width of the MLP's inner layer", check=AT_LEAST_ONE)
+    num_attention_heads: int | None = flag("number of query heads", check=AT_LEAST_ONE)
+    group_query_attention: bool | None = flag("query heads share key/value heads (see --num-query-groups)")
+    num_query_groups: int | None = flag("number of key/value heads", check=AT_LEAST_ONE)
+    kv_channels: int | None = flag("width of one attention head", check=AT_LEAST_ONE)
+    max_position_embeddings: int | None = flag("longest sequence the model is meant for", check=AT_LEAST_ONE)
+    position_embedding_type: str | None = flag("kind of position embedding", choices=("rope",))
+    rotary_base: float | None = flag("base of the rotary frequencies", check=POSITIVE)
+    rotary_percent: float | None = flag("share of a head that is rotated", check=_WHOLE_HEAD)
+    rope_scaling_type: str | None = flag("scaling of the rotary frequencies", choices=("llama3", "linear"))
+    rope_scaling_factor: float | None = flag("factor of the rotary scaling", check=POSITIVE)
+    low_freq_factor: float | None = flag("llama3 rotary scaling: end of the low band", check=POSITIVE)
+    high_freq_factor: float | None = flag("llama3 rotary scaling: start of the high band", check=POSITIVE)
+    original_max_position_embeddings: int | None = flag(
+        "llama3 rotary scaling: positions that the model was first trained for",
+        names=("--original-max-position-embeddings", "--rope-scaling-original-max-position-embeddings"),
+        check=AT_LEAST_ONE,
+    )
+    sliding_window_size: int | None = flag("width of the attention window", check=AT_LEAST_ONE)
+    norm_epsilon: float | None = flag("epsilon of the norms", check=POSITIVE)
+    normalization: str | None = flag("kind of norm", choices=("RMSNorm",))
+    swiglu: bool | None = flag("gated MLP with SiLU (the supported families all have it)")
+    disable_bias_linear: bool | None = flag("no bias on linear_proj, linear_fc1 and linear_fc2")
+    add_qkv_bias: bool | None = flag("bias on linear_qkv")
+    qk_layernorm: bool | None = flag("norm on each head's query and key")
+    untie_embeddings_and_output_weights: bool | None = flag("output layer with a weight of its own")
+    vocab_size: int | None = flag(
+        "the model's own vocabulary, without padding",
+        names=("--vocab-size", "--true-vocab-size"),
+        check=AT_LEAST_ONE,
+    )
+    padded_vocab_size: int | None = flag(
+        "vocabulary with padding; at least the model's own", check=AT_LEAST_ONE
+    )
+    make_vocab_size_divisible_by: int = flag(
+        "pad the vocabulary to a multiple of this times the tensor-parallel size", 1, check=AT_LEAST_ONE
+    )
+    init_method_std: float = flag("standard deviation of random starting weights", 0.02, check=POSITIVE)
+    hidden_dropout: float | None = flag(
+        "dropout after attention and MLP; else the checkpoint's", check=PROBABILITY
+    )
+    attention_dropout: float | None = flag(
+        "dropout of attention weights; else the checkpoint's", check=PROBABILITY
+    )

@@ -1,0 +1,124 @@
+"""From words on the command line to values by field name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mindspeed_lora.config.accepted import NO_EFFECT
+from mindspeed_lora.config.features import NOT_BUILT, Feature
+from mindspeed_lora.config.flags import Arity, Option, check_value
+from mindspeed_lora.errors import Refused
+
+HELP_FLAGS = ("--help", "-h")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The flags that one command knows."""
+
+    options: Mapping[str, Option]
+    """Flag name → option, for the command's own flags."""
+    ignored: Mapping[str, Arity]
+    """Flags of other commands that this one accepts without effect."""
+
+    def names(self) -> Iterable[str]:
+        """Every flag name, also those that have no effect or are refused."""
+        return [*self.options, *self.ignored, *NO_EFFECT, *NOT_BUILT]
+
+
+@dataclass
+class Parsed:
+    """What the command line says."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """Field name → value, of every flag that was given."""
+    without_effect: list[str] = field(default_factory=list)
+    """Names of the given flags that change nothing here."""
+
+
+def parse_words(argv: Sequence[str], grammar: Grammar) -> Parsed:
+    """Read the flags; a flag given twice takes its last value, an unknown one is refused."""
+    parsed = Parsed()
+    not_built: dict[str, tuple[Feature, list[str]]] = {}
+    for name, words in _split(argv, grammar):
+        if name in grammar.options:
+            option = grammar.options[name]
+            parsed.values[option.dest] = _convert(option, words)
+        elif name in NOT_BUILT:
+            not_built[name] = (NOT_BUILT[name], words)
+        elif name not in parsed.without_effect:
+            parsed.without_effect.append(name)
+    _refuse_not_built(not_built)
+    return parsed
+
+
+def _split(argv: Sequence[str], grammar: Grammar) -> Iterable[tuple[str, list[str]]]:
+    """Cut the command line into flags, each with its words."""
+    position = 0
+    while position < len(argv):
+        name, equals, attached = argv[position].partition("=")
+        if not name.startswith("--"):
+            before = f" after {argv[position - 1]}" if position else ""
+            raise Refused(f"unexpected word {argv[position]!r}{before}; every value belongs to a --flag")
+        arity = _arity(name, grammar)
+        end = position + 1
+        while end < len(argv) and not argv[end].startswith("--") and arity in ("+", "*"):
+            end += 1
+        if arity == "1" and not equals and end < len(argv) and not argv[end].startswith("--"):
+            end += 1
+        words = [*([attached] if equals else []), *argv[position + 1 : end]]
+        if arity == "0" and words:
+            raise Refused(f"{name} is a switch and takes no value, but got {words[0]!r}")
+        if arity in ("1", "+") and not words:
+            raise Refused(f"{name} needs a value")
+        yield name, words
+        position = end
+
+
+def _arity(name: str, grammar: Grammar) -> Arity:
+    if name in grammar.options:
+        return grammar.options[name].arity
+    if name in NOT_BUILT:
+        return NOT_BUILT[name].arity
+    arity = NO_EFFECT.get(name) or grammar.ignored.get(name)
+    if arity is None:
+        raise Refused(unknown_flag(name, grammar.names()))
+    return arity
+
+
+def unknown_flag(name: str, known: Iterable[str]) -> str:
+    """The sentence for an unknown flag, with the nearest known ones."""
+    near = difflib.get_close_matches(name.replace("_", "-"), list(dict.fromkeys(known)), n=3, cutoff=0.7)
+    hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the known ones"
+    return f"unknown flag {name}; {hint}"
+
+
+def _convert(option: Option, words: Sequence[str]) -> Any:
+    """The value that the words stand for, checked."""
+    if option.arity == "0":
+        return True
+    items = tuple(_convert_word(option, word) for word in words)
+    for item in items:
+        check_value(option, item)
+    return items if option.arity in ("+", "*") else items[0]
+
+
+def _convert_word(option: Option, word: str) -> Any:
+    try:
+        return option.item_type(word)
+    except ValueError:
+        kind = "an integer" if option.item_type is int else "a number"
+        raise Refused(f"{option.name} {word}: expected {kind}") from None
+
+
+def _refuse_not_built(given: Mapping[str, tuple[Feature, list[str]]]) -> None:
+    """Refuse the flags of features that are not there, unless their values leave the feature off."""
+    by_feature: dict[str, list[str]] = {}
+    for name, (feature, words) in given.items():
+        if not feature.is_off(words):
+            by_feature.setdefault(feature.what, []).append(" ".join([name, *words]))
+    for what, flags in by_feature.items():
+        raise Refused(f"{', '.join(flags)}: {what}; leave the flag{'s' if len(flags) > 1 else ''} out")
