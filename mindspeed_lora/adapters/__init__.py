@@ -1,0 +1,1 @@
+"""LoRA on megatron-core's parallel linears: layers, starting values, injection."""

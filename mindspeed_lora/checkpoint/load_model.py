@@ -1,0 +1,85 @@
+"""Building a rank's model: made without memory, then each parameter filled with its slices of the sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from megatron.core.transformer import TransformerConfig
+
+from mindspeed_lora.adapters.initial import initial_lora_a
+from mindspeed_lora.adapters.inject import AdapterSpec, inject_adapters
+from mindspeed_lora.checkpoint.canonical import padded_vocab_size
+from mindspeed_lora.checkpoint.local_parameters import LocalParameter, local_parameters
+from mindspeed_lora.checkpoint.source import Source
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.device import current_device
+from mindspeed_lora.models.gpt import GPTModel
+from mindspeed_lora.parallel.groups import ParallelGroups
+
+if TYPE_CHECKING:
+    from mindspeed_lora.checkpoint.adapter import AdapterSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterPlan:
+    """The adapter to train or apply: what is injected, and where its values come from."""
+
+    spec: AdapterSpec
+    source: AdapterSource | None
+    """Values to start from; None draws A from the seed and leaves B at zero."""
+    seed: int = 1234
+
+
+def build_model(
+    shape: ModelShape,
+    config: TransformerConfig,
+    groups: ParallelGroups,
+    source: Source,
+    adapter: AdapterPlan | None = None,
+    vocab_divisible_by: int = 1,
+) -> tuple[GPTModel, list[LocalParameter]]:
+    """The model of this rank's stage with its weights on the device, and its parameters in canonical terms.
+
+    Peak memory is the rank's shard and one tensor: the modules are made on the meta device, and each parameter
+    is read as just the ranges that this rank holds.
+    """
+    with torch.device("meta"):
+        model = GPTModel(shape, config, groups, padded_vocab_size(shape, vocab_divisible_by, groups.tp_size))
+        if adapter is not None:
+            inject_adapters(model, adapter.spec)
+    for parameter in local_parameters(model):
+        if parameter.is_adapter:
+            assert adapter is not None
+            value = _read_factor(parameter, adapter)
+        else:
+            value = source.read(parameter.name, parameter.axis, parameter.ranges or None)
+        _set_parameter(model, parameter, value)
+    return model, local_parameters(model)
+
+
+def _read_factor(parameter: LocalParameter, adapter: AdapterPlan) -> torch.Tensor:
+    """This rank's shard of a LoRA factor: from the adapter's files, or its starting value."""
+    module, _, factor = parameter.name.rpartition(".")
+    if adapter.source is not None:
+        return adapter.source.read(module, factor[-1], parameter.axis, parameter.ranges or None)
+    if factor == "lora_b":
+        return torch.zeros(parameter.param.shape)
+    rank, in_features = parameter.shape
+    whole = initial_lora_a(adapter.seed, parameter.name, rank, in_features)
+    if parameter.axis is None:
+        return whole
+    return torch.cat([whole.narrow(parameter.axis, a, b - a) for a, b in parameter.ranges], dim=parameter.axis)
+
+
+def _set_parameter(model: GPTModel, parameter: LocalParameter, value: torch.Tensor) -> None:
+    """Puts the value in place of the meta parameter, with the attributes that megatron-core gave that one."""
+    old = parameter.param
+    assert value.shape == old.shape, f"{parameter.name}: read {tuple(value.shape)} for {tuple(old.shape)}"
+    # A copy of its own: the value may be a view of a larger buffer.
+    data = torch.empty(old.shape, dtype=old.dtype, device=current_device()).copy_(value)
+    new = torch.nn.Parameter(data, requires_grad=old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    module_name, _, name = parameter.local_name.rpartition(".")
+    setattr(model.get_submodule(module_name), name, new)

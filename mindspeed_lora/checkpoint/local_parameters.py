@@ -1,0 +1,101 @@
+"""A rank's parameters in canonical terms: which ranges of which canonical tensor each of them holds.
+
+Loading, the optimizer and saving all work on this one description, so that none of them knows a layout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from mindspeed_lora.checkpoint.canonical import (
+    EMBEDDING,
+    OUTPUT_LAYER,
+    VOCABULARY_TENSORS,
+    shard_ranges,
+    stage_layers,
+    tensor_rule,
+    to_canonical,
+)
+from mindspeed_lora.models.gpt import GPTModel
+
+_FIRST_PART = re.compile(r"\.parts\.0\.(lora_[ab])$")
+_LATER_PART = re.compile(r"\.parts\.(\d+)\.(lora_[ab])$")
+
+
+@dataclass(frozen=True)
+class LocalParameter:
+    """One parameter of this rank."""
+
+    name: str
+    """Canonical name."""
+    local_name: str
+    param: torch.nn.Parameter
+    axis: int | None
+    """The axis that TP cuts, or None."""
+    ranges: tuple[tuple[int, int], ...]
+    """What this rank holds of the whole tensor along ``axis`` (padded vocabulary included)."""
+    shape: tuple[int, ...]
+    """Of the whole tensor, with the padded vocabulary."""
+    partial_over_tp: bool
+    """The gradient of a backward pass is a partial sum over TP."""
+    counted: bool
+    """This rank counts it in the global norm (one of several equal copies does)."""
+    shared_embedding: bool
+    """Held by the first and the last stage; their gradients are summed."""
+
+    @property
+    def is_adapter(self) -> bool:
+        """True for a LoRA factor."""
+        return self.name.rpartition(".")[2] in ("lora_a", "lora_b")
+
+
+def local_parameters(model: GPTModel) -> list[LocalParameter]:
+    """All parameters of this stage, in the module's order."""
+    return list(_describe(model))
+
+
+def trainable(parameters: list[LocalParameter]) -> list[LocalParameter]:
+    """Those that are trained."""
+    return [parameter for parameter in parameters if parameter.param.requires_grad]
+
+
+def _describe(model: GPTModel) -> Iterator[LocalParameter]:
+    groups = model.groups
+    offset = stage_layers(model.shape.num_layers, groups.pp_size, groups.pp_rank).start
+    for local_name, param in model.named_parameters():
+        name = _canonical(local_name, offset, tied=model.share_embeddings_and_output_weights)
+        rule = tensor_rule(name)
+        shape = list(param.shape)
+        ranges: list[tuple[int, int]] = []
+        if rule.axis is not None:
+            shape[rule.axis] *= groups.tp_size
+            ranges = shard_ranges(rule, shape[rule.axis], groups.tp_rank, groups.tp_size)
+        second_copy = bool(getattr(param, "shared", False))
+        yield LocalParameter(
+            name=name,
+            local_name=local_name,
+            param=param,
+            axis=rule.axis,
+            ranges=tuple(ranges),
+            shape=tuple(shape),
+            partial_over_tp=groups.tp_size > 1
+            and bool(getattr(param, "partial_over_tp", False) or getattr(param, "sequence_parallel", False)),
+            counted=(rule.axis is not None or groups.tp_rank == 0) and not second_copy,
+            shared_embedding=bool(getattr(param, "shared_embedding", False)),
+        )
+
+
+def _canonical(local_name: str, layer_offset: int, tied: bool) -> str:
+    name = to_canonical(local_name, layer_offset)
+    name = _FIRST_PART.sub(r".\1", name)
+    name = _LATER_PART.sub(r".\1.\2", name)
+    return EMBEDDING if tied and name == OUTPUT_LAYER else name
+
+
+def is_vocabulary(name: str) -> bool:
+    """True for tensors whose rows are padded to the layout's vocabulary."""
+    return name in VOCABULARY_TENSORS

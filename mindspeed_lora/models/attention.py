@@ -1,0 +1,89 @@
+"""Core attention on torch's fused kernels: flash on CUDA, fused on CPU, grouped queries without copies.
+
+megatron-core's own ``DotProductAttention`` materialises the ``[b, n, s, s]`` scores and needs a mask tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+
+Tensor = torch.Tensor
+
+
+class KeyValueCache(Protocol):
+    """What generation puts into :attr:`CoreAttention.cache` to keep the keys and values of earlier tokens."""
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Adds ``[s, b, g, d]`` keys and values.
+
+        Returns all keys and values so far ``[t, b, g, d]``, and a boolean mask ``[b, 1, s, t]`` (True: may be
+        attended), or None where plain causal attention over ``s == t`` is meant.
+        """
+        ...
+
+
+class CoreAttention(torch.nn.Module):
+    """Causal softmax attention of queries over keys and values, ``softmax(q kᵀ / √d) v``.
+
+    Rows are padded on the right only, so that the causal mask also keeps padding away from real tokens.
+    With ``sliding_window`` w, position i sees positions i − w + 1 … i.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        sliding_window: int | None = None,
+        **_unused: Any,
+    ) -> None:
+        super().__init__()
+        self.layer_number = layer_number
+        self.dropout = config.attention_dropout
+        self.scale = softmax_scale
+        self.sliding_window = sliding_window
+        self.cache: KeyValueCache | None = None
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        **_unused: Any,
+    ) -> Tensor:
+        """Attention of ``query [s, b, n, d]`` over ``key, value [t, b, g, d]``, n a multiple of g.
+
+        Returns:
+            ``[s, b, n · d]`` in the dtype of the query.
+        """
+        if self.cache is not None:
+            key, value, attention_mask = self.cache.extend(key, value)
+        mask = self._window_mask(query, key, attention_mask)
+        context = F.scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None,
+            scale=self.scale,
+            enable_gqa=query.size(2) != key.size(2),
+        )
+        return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+
+    def _window_mask(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The given mask, or the causal one, cut to the window; None where plain causal attention is meant."""
+        window, new, total = self.sliding_window, query.size(0), key.size(0)
+        if window is None or total <= window:
+            return mask
+        last = torch.arange(total - new, total, device=query.device).unsqueeze(1)
+        seen = torch.arange(total, device=query.device).unsqueeze(0)
+        in_window = (seen > last - window) & (seen <= last)
+        return in_window if mask is None else mask & in_window

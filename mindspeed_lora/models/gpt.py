@@ -1,0 +1,131 @@
+"""The GPT model of one pipeline stage: megatron-core's ``GPTModel`` with our rotary positions and loss."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.models.gpt import GPTModel as MegatronGPTModel
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
+from megatron.core.transformer import TransformerConfig
+
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.models.layer_spec import block_spec
+from mindspeed_lora.models.rope import rotary_angles, rotary_frequencies
+from mindspeed_lora.models.vocab_loss import vocab_parallel_loss
+from mindspeed_lora.parallel.groups import ParallelGroups
+
+Tensor = torch.Tensor
+
+
+class GPTModel(MegatronGPTModel):
+    """Embedding on the first stage, this stage's layers, final norm and output layer on the last.
+
+    Parameter names are megatron-core's. Tied embeddings on more than one stage are held by both ends.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        config: TransformerConfig,
+        groups: ParallelGroups,
+        padded_vocab_size: int,
+    ) -> None:
+        super().__init__(
+            config=config,
+            transformer_layer_spec=block_spec(shape, shape.num_layers // groups.pp_size),
+            vocab_size=padded_vocab_size,
+            max_sequence_length=shape.max_position_embeddings,
+            pre_process=groups.is_first_stage,
+            post_process=groups.is_last_stage,
+            share_embeddings_and_output_weights=not shape.untie_embeddings_and_output_weights,
+            position_embedding_type="none",
+        )
+        self.shape = shape
+        self.groups = groups
+        vocab_rows = padded_vocab_size // groups.tp_size
+        first = groups.tp_rank * vocab_rows
+        self.vocab_range = first, max(first, min(first + vocab_rows, shape.vocab_size))
+        with torch.device("cpu"):
+            self.rotary_frequencies = rotary_frequencies(shape)
+
+    def setup_embeddings_and_output_layer(self) -> None:
+        """Marks tied embeddings; both copies are read from the checkpoint, so nothing is exchanged here."""
+        if self.share_embeddings_and_output_weights and self.config.pipeline_model_parallel_size > 1:
+            weight = self.shared_embedding_or_output_weight()
+            if weight is not None:
+                weight.shared_embedding = True
+                weight.shared = not self.pre_process
+
+    def forward(  # type: ignore[override]
+        self,
+        tokens: Tensor,
+        labels: Tensor | None = None,
+        positions: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """One micro-batch through this stage.
+
+        Args:
+            tokens: ``[b, s]`` int64.
+            labels: ``[b, s]`` int64, the target of each position or −100; None asks for logits.
+            positions: ``[s]`` or ``[b, s]`` int64; None means 0 … s − 1.
+            last_only: logits of the last position only, ``[1, b, v]``.
+
+        Returns:
+            On the last stage the summed cross entropy (float32 scalar), or the logits ``[s, b, v]`` over the
+            model's own vocabulary; on other stages the hidden states ``[s/t, b, h]`` for the next one.
+        """
+        hidden = None
+        if self.pre_process:
+            hidden = self.embedding(input_ids=tokens, position_ids=None)
+            if self.training and torch.is_grad_enabled() and self.config.recompute_granularity == "full":
+                # A checkpointed block whose input wants no gradient is cut out of the graph, and with it every
+                # adapter inside.
+                hidden = hidden if hidden.requires_grad else hidden.requires_grad_()
+        if positions is None:
+            positions = torch.arange(tokens.size(1), device=tokens.device)
+        self.rotary_frequencies = self.rotary_frequencies.to(tokens.device)
+        hidden = self.decoder(
+            hidden_states=hidden,
+            attention_mask=None,
+            rotary_pos_emb=rotary_angles(self.rotary_frequencies, positions),
+        )
+        if not self.post_process:
+            return hidden
+        return self._logits(hidden, last_only) if labels is None else self._loss(hidden, labels)
+
+    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        group = self.groups.tp_group
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, group=group)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
+        return vocab_parallel_loss(
+            hidden.reshape(-1, hidden.size(-1)),
+            self.output_weight(),
+            labels.t().reshape(-1),
+            self.vocab_range,
+            group,
+        )
+
+    def _logits(self, hidden: Tensor, last_only: bool) -> Tensor:
+        group = self.groups.tp_group
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, group=group)
+        hidden = hidden[-1:] if last_only else hidden
+        logits = hidden @ self.output_weight().t()
+        if self.groups.tp_size > 1:
+            logits = gather_from_tensor_model_parallel_region(logits, group=group)
+        return logits[..., : self.shape.vocab_size]
+
+    def output_weight(self) -> Tensor:
+        """This rank's rows ``[v/t, h]`` of the output layer."""
+        weight: Tensor = (
+            self.shared_embedding_or_output_weight()
+            if self.share_embeddings_and_output_weights
+            else self.output_layer.weight
+        )
+        return weight

@@ -1,0 +1,74 @@
+"""The layer specification: megatron-core's transformer layer with our attention and norms."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.models.attention import CoreAttention
+from mindspeed_lora.models.norm import HeadRMSNorm, RMSNorm
+
+
+class UnbiasedColumnParallelLinear(ColumnParallelLinear):
+    """A column-parallel linear without bias, whatever ``config.add_bias_linear`` says for the others."""
+
+    def __init__(self, *args: Any, bias: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, bias=False, **kwargs)
+
+
+class UnbiasedRowParallelLinear(RowParallelLinear):
+    """A row-parallel linear without bias, whatever ``config.add_bias_linear`` says for the others."""
+
+    def __init__(self, *args: Any, bias: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, bias=False, **kwargs)
+
+
+def block_spec(shape: ModelShape, num_layers: int) -> TransformerBlockSubmodules:
+    """The layers of one pipeline stage, and the final norm (built on the last stage only).
+
+    megatron-core knows one switch for the biases of ``linear_proj``, ``linear_fc1`` and ``linear_fc2``;
+    checkpoints set them apart, so each linear is given with or without.
+    """
+    return TransformerBlockSubmodules(layer_specs=[_layer_spec(shape)] * num_layers, layer_norm=RMSNorm)
+
+
+def _layer_spec(shape: ModelShape) -> ModuleSpec:
+    column: dict[bool, type] = {True: ColumnParallelLinear, False: UnbiasedColumnParallelLinear}
+    row: dict[bool, type] = {True: RowParallelLinear, False: UnbiasedRowParallelLinear}
+    head_norm = HeadRMSNorm if shape.qk_layernorm else None
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=column[shape.add_qkv_bias],
+            core_attention=partial(CoreAttention, sliding_window=shape.sliding_window),
+            linear_proj=row[shape.add_proj_bias],
+            q_layernorm=head_norm,
+            k_layernorm=head_norm,
+        ),
+    )
+    mlp = ModuleSpec(
+        module=MLP,
+        submodules=MLPSubmodules(linear_fc1=column[shape.add_mlp_bias], linear_fc2=row[shape.add_mlp_bias]),
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=mlp,
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )

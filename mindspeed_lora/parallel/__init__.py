@@ -1,0 +1,1 @@
+"""Process groups, collectives outside of autograd, and agreement between ranks on errors."""

@@ -1,0 +1,129 @@
+"""The process groups of a job and this rank's place in them, read once at start-up."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from mindspeed_lora.config.parallel import ParallelConfig
+from mindspeed_lora.device import bind_device, communication_backend
+from mindspeed_lora.errors import Failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelGroups:
+    """Sizes, ranks and groups of every parallel dimension."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    tp_group: dist.ProcessGroup
+    pp_group: dist.ProcessGroup
+    dp_group: dist.ProcessGroup
+    model_group: dist.ProcessGroup
+    """All ranks that hold parts of the same replica: TP × PP."""
+    embedding_group: dist.ProcessGroup | None
+    """First and last stage, where tied embeddings are held twice."""
+    control_group: dist.ProcessGroup
+    """All ranks over gloo: objects and barriers that must not touch the device."""
+    timeout: timedelta
+
+    @property
+    def is_first_stage(self) -> bool:
+        """True where the token embedding lives."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """True where the output layer and the loss live."""
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def is_main(self) -> bool:
+        """True on the rank that speaks and writes for all."""
+        return self.rank == 0
+
+
+def initialize_groups(parallel: ParallelConfig, seed: int) -> tuple[ParallelGroups, list[str]]:
+    """Joins the job's processes and makes its groups.
+
+    Without a launcher the world is this one process. ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
+    ``MASTER_PORT`` are enough. Returns the groups, and notices for the user.
+
+    Raises:
+        Failed: the other processes cannot be reached within the time-out.
+    """
+    device = bind_device()
+    backend, notice = communication_backend(parallel.distributed_backend)
+    timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
+    _join(backend, timeout, device)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        distributed_timeout_minutes=int(parallel.distributed_timeout_minutes),
+        create_gloo_process_groups=False,
+    )
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+    control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+    assert control is not None
+    return _read_groups(control, timeout), [notice] if notice else []
+
+
+def _join(backend: str, timeout: timedelta, device: torch.device) -> None:
+    address = os.environ.get("MASTER_ADDR", "localhost")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        if world_size == 1 and "MASTER_PORT" not in os.environ:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            rank = int(os.environ.get("RANK", "0"))
+            device_id = device if backend == "nccl" else None
+            dist.init_process_group(
+                backend, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
+            )
+    except (RuntimeError, ValueError) as error:
+        raise Failed(
+            f"could not join {world_size} processes at MASTER_ADDR={address} "
+            f"MASTER_PORT={os.environ.get('MASTER_PORT')} within {timeout.total_seconds() / 60:g} minutes "
+            f"({str(error).splitlines()[0]}); check that all were started with the same address and port"
+        ) from error
+
+
+def _read_groups(control: dist.ProcessGroup, timeout: timedelta) -> ParallelGroups:
+    return ParallelGroups(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        tp_group=parallel_state.get_tensor_model_parallel_group(),
+        pp_group=parallel_state.get_pipeline_model_parallel_group(),
+        dp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        model_group=parallel_state.get_model_parallel_group(),
+        embedding_group=parallel_state.get_embedding_group(check_initialized=False),
+        control_group=control,
+        timeout=timeout,
+    )
+
+
+def destroy_groups() -> None:
+    """Leaves the job; for tests that make groups anew in the same processes, and at a clean end."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
