@@ -1,0 +1,30 @@
+# Each target works alone from a bare clone: what it needs is made first.
+#   PYTHON=/path/to/python3.12    the interpreter of .venv (default: the newest suitable one on PATH)
+#   HF_MODEL=/path DATA=/path     the demo on your own model and rows; TP=, PP= its layout
+
+.PHONY: help setup demo test lint format bench
+.DEFAULT_GOAL := help
+
+help:  ## show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## make .venv with everything that the other targets need
+	@tools/setup.sh dev
+
+demo: setup  ## fine-tune a real model over two ranks on this machine, in minutes
+	@tools/demo.sh
+
+test: lint  ## lint, then all tests but the slow ones
+	@.venv/bin/python -m pytest
+
+lint: setup  ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check --quiet . || { echo "error: run make format"; exit 1; }
+	@.venv/bin/mypy
+
+format: setup  ## let ruff format the sources
+	@.venv/bin/ruff format .
+
+bench: setup  ## compare the training speed with TRL and PEFT
+	@tools/setup.sh bench
+	@.venv/bin/python benchmarks/train_vs_trl.py
