@@ -1,6 +1,6 @@
 """Flags of published scripts that change no number here: accepted, and told in one notice.
 
-They choose a kernel, a device setting, a buffer or a habit of another system, or say what is the case here anyway.
+They choose a kernel, a device setting or a habit of another system, or say what is the case here anyway.
 """
 
 from __future__ import annotations
@@ -8,22 +8,23 @@ from __future__ import annotations
 from mindspeed_lora.config.flags import Arity
 
 _KERNELS_AND_DEVICE = """
-    use-flash-attn use-fused-rmsnorm use-fused-swiglu use-fused-rotary-pos-emb use-fused-mlp use-fused-ring-attention-update
-    no-masked-softmax-fusion no-bias-swiglu-fusion no-bias-gelu-fusion no-bias-dropout-fusion no-rope-fusion
-    no-persist-layer-norm no-gradient-accumulation-fusion gemm-gradient-accumulation-fusion
-    attention-softmax-in-fp32 apply-query-key-layer-scaling accumulate-allreduce-grads-in-fp32
-    use-ascend-mc2 use-mc2 use-ascend-coc use-cp-send-recv-overlap tp-comm-overlap overlap-grad-reduce
-    overlap-param-gather no-async-tensor-model-parallel-allreduce reuse-fp32-param swap-attention swap-optimizer
-    recompute-activation-function recompute-in-advance recompute-in-bubble manual-gc jit-compile
-    use-cpu-initialization npu-deterministic use-deter-comp mla-fa-without-pad
-    shape-order=1 recompute-activation-function-num-layers=1 manual-gc-interval=1 transformer-impl=1 sparse-mode=1
-    pre-tockens=1 next-tockens=1 empty-unused-memory-level=1
+    use-flash-attn use-fused-rmsnorm use-fused-swiglu use-fused-rotary-pos-emb use-fused-mlp
+    use-fused-ring-attention-update no-masked-softmax-fusion no-bias-swiglu-fusion no-bias-gelu-fusion
+    no-bias-dropout-fusion no-rope-fusion no-persist-layer-norm no-gradient-accumulation-fusion
+    gemm-gradient-accumulation-fusion attention-softmax-in-fp32 apply-query-key-layer-scaling
+    accumulate-allreduce-grads-in-fp32 use-ascend-mc2 use-mc2 use-ascend-coc use-cp-send-recv-overlap
+    tp-comm-overlap overlap-grad-reduce overlap-param-gather no-async-tensor-model-parallel-allreduce
+    reuse-fp32-param swap-attention swap-optimizer recompute-activation-function recompute-in-advance
+    recompute-in-bubble manual-gc jit-compile use-cpu-initialization npu-deterministic use-deter-comp
+    mla-fa-without-pad shape-order=1 recompute-activation-function-num-layers=1 manual-gc-interval=1
+    transformer-impl=1 sparse-mode=1 pre-tockens=1 next-tockens=1 empty-unused-memory-level=1
 """
 
 _TRUE_HERE_ANYWAY = """
     use-mcore-models use-rotary-position-embeddings use-kv-cache exit-signal-handler
     enable-hf2mg-convert padded-samples full-shuffle-instruction-dataset cut-max-seqlen no-shared-storage
-    return-document-ids no-check-for-nan-in-loss-and-grad streaming save-layer-by-layer load-hf-from-config no-checking
+    return-document-ids no-check-for-nan-in-loss-and-grad streaming save-layer-by-layer
+    load-hf-from-config no-checking
     spec=* lora-register-forward-hook=+ attention-mask-type=1 num-workers=1 dataset-additional-keys=*
     context-parallel-algo=1 cp-comm-type=+ max-batch-size=1 max-tokens-to-oom=1 mg-save-dir=1
     ckpt-cfg-path=1 max-queue-size=1 loader=1 saver=1 megatron-path=1 n-subs=1 cache-dir=1 pad-vocab-size-to=1

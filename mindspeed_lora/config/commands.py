@@ -14,12 +14,8 @@ from mindspeed_lora.config.config_file import config_file_words
 from mindspeed_lora.config.flags import Option, Section, options
 from mindspeed_lora.config.jobs import ConversionJob, InferenceJob, Job, PreprocessJob, TrainJob
 from mindspeed_lora.config.parser import Grammar, Parsed, parse_words
-from mindspeed_lora.config.resolve import (
-    resolve_conversion,
-    resolve_inference,
-    resolve_preprocess,
-    resolve_training,
-)
+from mindspeed_lora.config.resolve import resolve_conversion, resolve_inference, resolve_preprocess
+from mindspeed_lora.config.resolve_training import resolve_training
 
 
 @dataclass(frozen=True)
@@ -80,9 +76,10 @@ def _by_name(job_type: type[Job]) -> dict[str, Option]:
 
 
 def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Any:
-    """The checked and resolved job of a command line; ``environ`` (default: the process's) tells the world size.
+    """The checked and resolved job of a command line, of the command's job type.
 
-    Returns the command's job type. Raises Refused for an unknown flag or a configuration that cannot be.
+    ``environ`` (default: the process's) tells the world size. Raises Refused for an unknown flag or a
+    configuration that cannot be.
     """
     known = grammar(command)
     parsed = parse_words([*config_file_words(argv, known), *argv], known)

@@ -61,7 +61,7 @@ def _words(path: str, key: Any, value: Any, grammar: Grammar) -> list[str]:
 
 
 def to_yaml(job: Job) -> str:
-    """The job as YAML with flags as keys, by section; a flag that is left out and has no default is ``null``."""
+    """The job as YAML with flags as keys, by section; what is left out and has no default is ``null``."""
     lines = []
     for field in dataclasses.fields(job):
         section = getattr(job, field.name)

@@ -17,10 +17,8 @@ class ConversionConfig(Section):
     save_model_type: str | None = flag("format to write", choices=("hf", "mg", "peft"))
     load_dir: str | None = flag("the model, or with --save-lora-to-hf the adapter, to read", metavar="DIR")
     save_dir: str | None = flag("folder to write to; for hf: into its mg2hf/", metavar="DIR")
-    target_tensor_parallel_size: int | None = flag(
-        "mg: tensor-parallel size (left out: 1)", check=AT_LEAST_ONE
-    )
-    target_pipeline_parallel_size: int | None = flag("mg: pipeline stages (left out: 1)", check=AT_LEAST_ONE)
+    target_tensor_parallel_size: int = flag("mg: tensor-parallel size", 1, check=AT_LEAST_ONE)
+    target_pipeline_parallel_size: int = flag("mg: pipeline stages", 1, check=AT_LEAST_ONE)
     params_dtype: str | None = flag(
         "dtype to write; left out: each tensor keeps its own", choices=("fp32", "bf16", "fp16")
     )

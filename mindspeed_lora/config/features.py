@@ -44,9 +44,11 @@ NOT_BUILT: dict[str, Feature] = {
         target-expert-parallel-size=1:1 moe-grouped-gemm moe-router-topk=1 moe-router-load-balancing-type=1
         moe-token-dispatcher-type=1 moe-permutation-async-comm moe-layer-freq=1 first-k-dense-replace=1
         norm-topk-prob n-shared-experts=1:0 moe-ffn-hidden-size=1 moe-router-enable-expert-bias
-        moe-router-score-function=1 seq-aux moe-aux-loss-coeff=1 moe-router-group-topk=1 moe-router-num-groups=1
+        moe-router-score-function=1 seq-aux moe-aux-loss-coeff=1 moe-router-group-topk=1
+        moe-router-num-groups=1
         moe-router-topk-scaling-factor=1 moe-alltoall-overlap-comm moe-permute-fusion moe-intermediate-size=1
-        moe-shared-expert-intermediate-size=1 moe-shared-expert-overlap moe-router-dtype=1 moe-router-pre-softmax
+        moe-shared-expert-intermediate-size=1 moe-shared-expert-overlap
+        moe-router-dtype=1 moe-router-pre-softmax
         moe-z-loss-coeff=1 moe-expert-capacity-factor=1 moe-pad-expert-input-to-capacity moe-tp-extend-ep
         moe-zero-memory=1:disable moe-zero-memory-num-layers=1 routed-scaling-factor=1 topk-group=1
         shared-expert-gate use-fused-moe-token-permute-and-unpermute expert-interval=1 lora-moe-shared
@@ -73,7 +75,8 @@ NOT_BUILT: dict[str, Feature] = {
     ),
     **_features(
         "only plain LoRA is supported by this version",
-        """lu-lora-final-layer-index=1 lu-lora-lr=1 lu-lora-lr-ratio=1 lora-rank-pattern=1 lora-alpha-pattern=1
+        """lu-lora-final-layer-index=1 lu-lora-lr=1 lu-lora-lr-ratio=1 lora-rank-pattern=1
+        lora-alpha-pattern=1
         lora-modules-to-save=+ lora-ensure-weight-tying lora-weights=+ extract-lora lora-fusion-plan=1
         lora-fusion-chunks=1 lora-fusion-interleave use-dora use-rslora""",
     ),
@@ -99,7 +102,8 @@ NOT_BUILT: dict[str, Feature] = {
     ),
     **_features(
         "models of this kind are not supported by this version",
-        """dim-model-base=1 scale-depth=1 scale-emb=1 compress-ratios=+ compress-rope-theta=1 enable-dsa-indexer
+        """dim-model-base=1 scale-depth=1 scale-emb=1 compress-ratios=+ compress-rope-theta=1
+        enable-dsa-indexer
         enable-mhc hc-mult=1 index-head-dim=1 index-n-heads=1 index-topk=1 indexer-loss-coeff=1 kv-compress
         n-hash-layers=1 o-groups=1 o-lora-rank=1 original-seq-len=1 rope-factor=1 use-fused-lightning-indexer
         use-fused-lightning-indexer-loss use-fused-mhc use-sparse-flash-attn post-norm embed-layernorm w-pack

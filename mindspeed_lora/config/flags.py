@@ -1,13 +1,12 @@
 """How a dataclass field becomes a command-line flag.
 
-A field is declared with :func:`flag`, which carries the flag's names, help, choices and check; the field's type
+A field is declared with :func:`flag`, which carries the flag's names, help, choices and check; its type
 tells how many words the flag takes (``bool``: none, ``tuple``: one or more, anything else: one).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Callable
@@ -31,7 +30,6 @@ class Check:
 POSITIVE = Check("a number above 0", lambda value: value > 0)
 NOT_NEGATIVE = Check("a number of at least 0", lambda value: value >= 0)
 AT_LEAST_ONE = Check("an integer of at least 1", lambda value: value >= 1)
-FRACTION = Check("a number from 0 to 1", lambda value: 0 <= value <= 1)
 PROBABILITY = Check("a number from 0 to below 1", lambda value: 0 <= value < 1)
 
 
@@ -103,7 +101,6 @@ def check_value(option: Option, value: object) -> None:
         raise Refused(f"{option.name} {value}: expected {option.flag.check.expected}")
 
 
-@functools.cache
 def options(section: type[Section]) -> tuple[Option, ...]:
     """The flags of a section, in the order of its fields."""
     hints = typing.get_type_hints(section)

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspeed_lora.config.flags import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, POSITIVE, Section, flag
+from mindspeed_lora.config.flags import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Check, Section, flag
+
+TASKS = {
+    "greedy": "greedy",
+    "greedy_search": "greedy",
+    "do_sample": "do_sample",
+    "do_sample_search": "do_sample",
+    "sampling": "do_sample",
+    "chat": "chat",
+}
+"""What ``--task`` takes → the task that it names."""
+
+BEAM_SEARCH = ("beam_search", "beam_search_with_sampling")
+
+_UP_TO_ONE = Check("a number above 0, at most 1", lambda value: 0 < value <= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +28,7 @@ class InferenceConfig(Section):
     task: tuple[str, ...] = flag(
         "greedy, do_sample or chat; several run in turn",
         ("greedy",),
-        choices=("greedy", "do_sample", "chat"),
+        choices=(*TASKS, *BEAM_SEARCH),
         metavar="TASK",
     )
     prompt: tuple[str, ...] | None = flag("the prompt; several are answered in turn", metavar="TEXT")
@@ -26,7 +40,7 @@ class InferenceConfig(Section):
         "do_sample, chat: choose among this many likeliest tokens; 0: all", 50, check=NOT_NEGATIVE
     )
     top_p: float = flag(
-        "do_sample, chat: choose among the likeliest tokens of this mass", 0.95, check=FRACTION
+        "do_sample, chat: choose among the likeliest tokens of this mass", 0.95, check=_UP_TO_ONE
     )
     temperature: float = flag("do_sample, chat: divides the logits", 0.7, check=POSITIVE)
     add_eos_token: bool = flag("end the prompt with the end token", False)

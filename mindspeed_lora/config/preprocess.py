@@ -26,8 +26,8 @@ class PreprocessConfig(Section):
     input: str | None = flag("JSON, JSONL, Parquet or CSV file, or a folder of them", metavar="PATH")
     output_prefix: str | None = flag("the files are named <prefix>_packed_…_document", metavar="PREFIX")
     handler_name: str | None = flag(
-        "what the rows are: AlpacaStyleInstructionHandler, OpenAIInstructionHandler or GeneralPretrainHandler; "
-        "left out: found from the first row",
+        "what the rows are: AlpacaStyleInstructionHandler, OpenAIInstructionHandler or "
+        "GeneralPretrainHandler; left out: found from the first row",
         metavar="NAME",
     )
     map_keys: str | None = flag(

@@ -3,34 +3,135 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TypeVar
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from mindspeed_lora.config.jobs import ConversionJob, InferenceJob, Job, PreprocessJob, TrainJob
+from mindspeed_lora.config.flags import Section, options
+from mindspeed_lora.config.inference import BEAM_SEARCH, TASKS, InferenceConfig
+from mindspeed_lora.config.jobs import ConversionJob, InferenceJob, Job, PreprocessJob
+from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.config.tokenizer import TokenizerConfig
+from mindspeed_lora.config.training import TrainingConfig
+from mindspeed_lora.errors import Refused
 
-AnyJob = TypeVar("AnyJob", bound=Job)
-
-
-def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
-    """Fill in the defaults of a training job and check it."""
-    return job
+DEFAULT_PROMPT = "how are you?"
+LORA_FUSION_NOTICE = "--lora-fusion: the unfused schedule runs; the numbers are the same"
 
 
 def resolve_inference(job: InferenceJob, environ: Mapping[str, str]) -> InferenceJob:
-    """Check an inference job."""
-    return job
+    """Check an inference job; several replicas of the model are fine, they all generate the same."""
+    check_precision(job.inference)
+    check_template(job.tokenizer)
+    inference = job.inference
+    notices = list(job.notices)
+    if inference.prompt is not None and inference.prompt_file is not None:
+        raise Refused("--prompt and --prompt-file are both given; give one of them")
+    tasks = tuple(_task(name) for name in inference.task)
+    if "task" not in job.given:
+        notices.append(f"default taken: --task {' '.join(tasks)}")
+    if inference.prompt is None and inference.prompt_file is None and set(tasks) != {"chat"}:
+        inference = dataclasses.replace(inference, prompt=(DEFAULT_PROMPT,))
+        notices.append(f"default taken: --prompt {DEFAULT_PROMPT!r}")
+    if job.lora.enabled and job.lora.lora_load is None:
+        raise Refused("LoRA flags are given without --lora-load; name the adapter, or leave them out")
+    if job.lora.lora_fusion:
+        notices.append(LORA_FUSION_NOTICE)
+    inference = dataclasses.replace(inference, task=tasks)
+    if not job.runtime.print_config:
+        job.parallel.data_parallel_size(int(environ.get("WORLD_SIZE", "1")))
+        if job.checkpoint.load is None and job.checkpoint.exit_on_missing_checkpoint:
+            raise Refused("--exit-on-missing-checkpoint is given without --load; name the model")
+        refuse_placeholders(job)
+    return dataclasses.replace(job, inference=inference, notices=tuple(notices))
+
+
+def _task(name: str) -> str:
+    if name in BEAM_SEARCH:
+        raise Refused(f"--task {name}: beam search is not supported by this version; use greedy or do_sample")
+    return TASKS[name]
 
 
 def resolve_conversion(job: ConversionJob) -> ConversionJob:
-    """Check a conversion job."""
-    return job
+    """Check a conversion job; without ``--save-model-type``, ``--save-lora-to-hf`` stands for hf."""
+    conversion = job.conversion
+    if conversion.save_model_type is None and conversion.save_lora_to_hf:
+        conversion = dataclasses.replace(conversion, save_model_type="hf")
+    if conversion.save_lora_to_hf and conversion.save_model_type == "mg":
+        raise Refused(
+            "--save-lora-to-hf writes a Hugging Face adapter, but --save-model-type is mg; drop one"
+        )
+    for name, size in (
+        ("--target-tensor-parallel-size", conversion.target_tensor_parallel_size),
+        ("--target-pipeline-parallel-size", conversion.target_pipeline_parallel_size),
+    ):
+        if size > 1 and conversion.save_model_type in ("hf", "peft"):
+            raise Refused(
+                f"{name} {size}: --save-model-type {conversion.save_model_type} is not cut over ranks; use 1"
+            )
+    if not job.runtime.print_config:
+        require(conversion, "load_dir", "save_dir", "save_model_type")
+        _check_target(conversion.load_dir or "", conversion.save_dir or "", conversion.save_model_type)
+        refuse_placeholders(job)
+    return dataclasses.replace(job, conversion=conversion)
+
+
+def _check_target(load_dir: str, save_dir: str, save_model_type: str | None) -> None:
+    """A Hugging Face target is a new folder inside ``save_dir``; the others are ``save_dir`` itself."""
+    if save_model_type != "hf" and os.path.realpath(load_dir) == os.path.realpath(save_dir):
+        raise Refused(f"--save-dir {save_dir} is the --load-dir; name another folder")
 
 
 def resolve_preprocess(job: PreprocessJob) -> PreprocessJob:
     """Check a preprocessing job."""
+    check_template(job.tokenizer)
+    if not job.runtime.print_config:
+        require(job.preprocess, "input", "output_prefix")
+        if job.tokenizer.tokenizer_model is None:
+            require(job.tokenizer, "tokenizer_name_or_path")
+        refuse_placeholders(job)
     return job
 
 
-def with_notices(job: AnyJob, *notices: str) -> AnyJob:
-    """The job with more sentences for the user."""
-    return dataclasses.replace(job, notices=(*job.notices, *notices))
+def check_precision(config: TrainingConfig | InferenceConfig) -> None:
+    """At most one of the two half precisions."""
+    if config.bf16 and config.fp16:
+        raise Refused("--bf16 and --fp16 are both given; give one of them, or none for fp32")
+
+
+def check_template(tokenizer: TokenizerConfig) -> None:
+    """At most one source of the prompt template."""
+    if tokenizer.prompt_type is not None and tokenizer.hf_chat_template:
+        raise Refused(
+            f"--prompt-type {tokenizer.prompt_type} and --hf-chat-template are both given; give one of them"
+        )
+
+
+def require(section: Any, *fields: str) -> None:
+    """Refuse a section in which one of the fields was left out."""
+    for option in options(type(section)):
+        if option.dest in fields and getattr(section, option.dest) is None:
+            raise Refused(f"{option.name} is missing: {option.flag.help}")
+
+
+def refuse_placeholders(job: Job) -> None:
+    """Refuse the words that published scripts have in place of a path (``your data path``)."""
+    for name, value in _texts(job):
+        if re.fullmatch(r"your .*path", value.strip(), flags=re.IGNORECASE):
+            raise Refused(f"{name} is still the placeholder {value!r}; put a path of yours there")
+
+
+def _texts(job: Job) -> Iterable[tuple[str, str]]:
+    for field in dataclasses.fields(job):
+        section = getattr(job, field.name)
+        if isinstance(section, Section):
+            for option in options(type(section)):
+                value = getattr(section, option.dest)
+                if isinstance(value, str):
+                    yield option.name, value
+
+
+def given_lora(job: Job) -> bool:
+    """Whether the user gave any LoRA flag, even one that repeats its default."""
+    return any(option.dest in job.given for option in options(LoraConfig))

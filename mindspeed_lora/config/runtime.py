@@ -37,7 +37,7 @@ class TrainRuntimeConfig(RuntimeConfig):
     )
 
     def resolve_world_size(self, parallel: ParallelConfig, environ: Mapping[str, str]) -> int:
-        """Processes of the run, from the launcher; for a dry run as told, else the fewest that the degrees need."""
+        """Processes of the run: the launcher's; of a dry run as told, else the fewest that fit."""
         if self.dry_run and self.world_size is not None:
             return self.world_size
         if "WORLD_SIZE" in environ:

@@ -107,7 +107,7 @@ class TrainingConfig(Section):
         return num_steps if self.lr_decay_iters is None else self.lr_decay_iters
 
     def warmup_steps(self, num_steps: int) -> float:
-        """Steps of the rising learning rate, for a run of ``num_steps``; a fraction is not rounded (Megatron)."""
+        """Steps of the rising learning rate, for a run of ``num_steps``; a fraction is not rounded."""
         decay = self.decay_steps(num_steps)
         if self.lr_warmup_iters is None:
             return (self.lr_warmup_fraction or 0.0) * decay

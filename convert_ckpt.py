@@ -1,0 +1,6 @@
+"""Convert, reshard and merge checkpoints."""
+
+from mindspeed_lora.entry import convert
+
+if __name__ == "__main__":
+    convert()

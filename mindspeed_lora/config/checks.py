@@ -1,0 +1,194 @@
+"""Flags against the model's resolved shape, once that is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from mindspeed_lora.config.model import ModelConfig
+from mindspeed_lora.config.parallel import ParallelConfig
+from mindspeed_lora.config.shape import ModelShape, RopeScaling
+from mindspeed_lora.errors import Refused
+
+_COMPARED = {
+    "num_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_query_groups",
+    "kv_channels": "kv_channels",
+    "rotary_base": "rotary_base",
+    "sliding_window_size": "sliding_window",
+    "norm_epsilon": "norm_epsilon",
+    "add_qkv_bias": "add_qkv_bias",
+    "qk_layernorm": "qk_layernorm",
+    "untie_embeddings_and_output_weights": "untie_embeddings_and_output_weights",
+    "vocab_size": "vocab_size",
+}
+"""Field of the flags → field of the shape, for what must be equal when the flag is given."""
+
+_ROPE_COMPARED = {
+    "rope_scaling_type": "rope_type",
+    "rope_scaling_factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_max_position_embeddings",
+}
+
+
+def check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
+    """Refuse a tensor- or pipeline-parallel size that does not divide what it cuts."""
+    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    cut = {
+        "attention heads": shape.num_attention_heads,
+        "query groups (key/value heads)": shape.num_query_groups,
+        "columns of the MLP (ffn_hidden_size)": shape.ffn_hidden_size,
+    }
+    for what, size in cut.items():
+        if size % tp:
+            raise Refused(
+                f"--tensor-model-parallel-size {tp} does not divide the model's {size} {what}; "
+                f"use {_divisors(math.gcd(*cut.values()))}"
+            )
+    if shape.num_layers % pp:
+        raise Refused(
+            f"--pipeline-model-parallel-size {pp} does not divide the model's {shape.num_layers} layers; "
+            f"use {_divisors(shape.num_layers)}"
+        )
+
+
+def _divisors(number: int) -> str:
+    found = [str(candidate) for candidate in range(1, min(number, 64) + 1) if number % candidate == 0]
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"
+
+
+def reconcile(model: ModelConfig, shape: ModelShape) -> ModelShape:
+    """The checkpoint's shape with the dropout that the flags ask for; contradicting flags are refused.
+
+    ``--max-position-embeddings``, ``--init-method-std`` and switches that choose kernels never contradict.
+    ``--padded-vocab-size`` may be anything from the model's own vocabulary up.
+    """
+    pairs = [(flag, getattr(model, flag), getattr(shape, name)) for flag, name in _COMPARED.items()]
+    pairs += [(flag, getattr(model, flag), _rope_value(shape, name)) for flag, name in _ROPE_COMPARED.items()]
+    differing = [
+        (flag, given, found) for flag, given, found in pairs if given is not None and not _same(given, found)
+    ]
+    if model.disable_bias_linear and (shape.add_proj_bias or shape.add_mlp_bias):
+        differing.append(("disable_bias_linear", True, "with bias"))
+    if model.padded_vocab_size is not None and model.padded_vocab_size < shape.vocab_size:
+        differing.append(("padded_vocab_size", model.padded_vocab_size, f"{shape.vocab_size} words"))
+    if differing:
+        listed = ", ".join(_contradiction(*entry) for entry in differing)
+        raise Refused(f"contradicting the checkpoint: {listed}; leave out what the checkpoint tells")
+    given = {
+        name: getattr(model, name)
+        for name in ("hidden_dropout", "attention_dropout")
+        if getattr(model, name) is not None
+    }
+    return dataclasses.replace(shape, **given)
+
+
+def _rope_value(shape: ModelShape, name: str) -> Any:
+    return None if shape.rope_scaling is None else getattr(shape.rope_scaling, name)
+
+
+def _same(given: Any, found: Any) -> bool:
+    if isinstance(given, float) and isinstance(found, (int, float)):
+        return math.isclose(given, found, rel_tol=1e-6)
+    return bool(given == found)
+
+
+def _contradiction(field: str, given: Any, found: Any) -> str:
+    name = "--" + field.replace("_", "-")
+    words = {None: "none", False: "off", True: "on"}
+    told = words.get(found, found) if found is None or isinstance(found, bool) else found
+    return f"{name} (checkpoint: {told})" if given is True else f"{name} {given} (checkpoint: {told})"
+
+
+def shape_from_flags(model: ModelConfig) -> ModelShape:
+    """The shape of a model with random weights, from the flags alone, with Megatron's defaults."""
+    vocab_size = model.vocab_size or model.padded_vocab_size
+    needed = {
+        "--num-layers": model.num_layers,
+        "--hidden-size": model.hidden_size,
+        "--num-attention-heads": model.num_attention_heads,
+        "--max-position-embeddings": model.max_position_embeddings,
+        "--vocab-size": vocab_size,
+    }
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise Refused(f"without --load the shape must be given: {', '.join(missing)} missing")
+    layers, hidden, heads, positions, vocabulary = (value for value in needed.values() if value is not None)
+    return ModelShape(
+        family=_family(model),
+        num_layers=layers,
+        hidden_size=hidden,
+        ffn_hidden_size=model.ffn_hidden_size or _default_ffn(hidden, bool(model.swiglu)),
+        num_attention_heads=heads,
+        num_query_groups=_query_groups(model, heads),
+        kv_channels=model.kv_channels or _default_head_width(hidden, heads),
+        vocab_size=vocabulary,
+        max_position_embeddings=positions,
+        norm_epsilon=model.norm_epsilon or 1e-5,
+        rotary_base=model.rotary_base or 10000.0,
+        rope_scaling=_rope_scaling(model),
+        untie_embeddings_and_output_weights=bool(model.untie_embeddings_and_output_weights),
+        add_qkv_bias=bool(model.add_qkv_bias),
+        qk_layernorm=bool(model.qk_layernorm),
+        sliding_window=model.sliding_window_size,
+        hidden_dropout=model.hidden_dropout or 0.0,
+        attention_dropout=model.attention_dropout or 0.0,
+    )
+
+
+def _family(model: ModelConfig) -> str:
+    """The family whose Hugging Face form has the switches that are on."""
+    if model.qk_layernorm:
+        return "qwen3"
+    if model.add_qkv_bias:
+        return "qwen2"
+    return "mistral" if model.sliding_window_size is not None else "llama"
+
+
+def _default_ffn(hidden_size: int, swiglu: bool) -> int:
+    """Megatron's width of the MLP: 4 h, or with a gate two thirds of it in multiples of 64."""
+    return int(4 * hidden_size * 2 / 3) // 64 * 64 if swiglu else 4 * hidden_size
+
+
+def _default_head_width(hidden_size: int, heads: int) -> int:
+    if hidden_size % heads:
+        raise Refused(
+            f"--hidden-size {hidden_size} is not divisible by --num-attention-heads {heads}; give "
+            "--kv-channels"
+        )
+    return hidden_size // heads
+
+
+def _query_groups(model: ModelConfig, heads: int) -> int:
+    if model.group_query_attention:
+        groups = model.num_query_groups or 1
+    elif model.num_query_groups in (None, heads):
+        groups = heads
+    else:
+        raise Refused(f"--num-query-groups {model.num_query_groups} needs --group-query-attention; add it")
+    if heads % groups:
+        raise Refused(f"--num-query-groups {groups} does not divide --num-attention-heads {heads}")
+    return groups
+
+
+def _rope_scaling(model: ModelConfig) -> RopeScaling | None:
+    if model.rope_scaling_type is None:
+        if model.rope_scaling_factor is not None:
+            raise Refused(
+                f"--rope-scaling-factor {model.rope_scaling_factor:g} needs --rope-scaling-type; add it"
+            )
+        return None
+    if model.rope_scaling_factor is None:
+        raise Refused(f"--rope-scaling-type {model.rope_scaling_type} needs --rope-scaling-factor; add it")
+    given = {
+        name: getattr(model, flag)
+        for flag, name in _ROPE_COMPARED.items()
+        if getattr(model, flag) is not None
+    }
+    return RopeScaling(**given)

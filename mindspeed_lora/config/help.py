@@ -1,0 +1,55 @@
+"""``--help``: every flag of a command by section, with its default, generated from the fields."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+
+from mindspeed_lora.config.accepted import NO_EFFECT
+from mindspeed_lora.config.commands import COMMANDS, sections
+from mindspeed_lora.config.flags import Option, options
+
+_WIDTH = 110
+_TEXT_COLUMN = 44
+
+
+def help_text(command: str) -> str:
+    """The whole help of a command."""
+    described = COMMANDS[command]
+    blocks = [f"usage: {described.script} [flags]\n\n{described.summary}"]
+    for name, section in sections(described.job_type).items():
+        first_line = (inspect.getdoc(section) or "").splitlines()[0]
+        lines = [f"{name}: {first_line}", *(_describe(option) for option in options(section))]
+        blocks.append("\n".join(lines))
+    accepted = textwrap.fill(
+        ", ".join(sorted(NO_EFFECT)), _WIDTH, initial_indent="  ", subsequent_indent="  "
+    )
+    blocks.append(f"accepted without effect, as published scripts give them:\n{accepted}")
+    return "\n\n".join(blocks)
+
+
+def _describe(option: Option) -> str:
+    left = "  " + ", ".join(option.names)
+    if option.arity != "0":
+        left += " " + _value_name(option)
+    text = option.flag.help
+    if option.default is not None and option.default is not False:
+        text += f" (default: {_default(option)})"
+    lines = textwrap.wrap(text, _WIDTH - _TEXT_COLUMN)
+    indent = " " * _TEXT_COLUMN
+    if len(left) >= _TEXT_COLUMN:
+        return "\n".join([left, *(indent + line for line in lines)])
+    return "\n".join([left.ljust(_TEXT_COLUMN) + lines[0], *(indent + line for line in lines[1:])])
+
+
+def _value_name(option: Option) -> str:
+    kinds = {int: "N", float: "X", str: "TEXT"}
+    name = option.flag.metavar or "|".join(option.flag.choices) or kinds[option.item_type]
+    return f"{name} …" if option.arity in ("+", "*") else name
+
+
+def _default(option: Option) -> str:
+    value = option.default
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

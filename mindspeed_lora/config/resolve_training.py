@@ -1,0 +1,186 @@
+"""The rules that span several flags of a training run: defaults that are taken, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.config.resolve import (
+    LORA_FUSION_NOTICE,
+    check_precision,
+    check_template,
+    given_lora,
+    refuse_placeholders,
+    require,
+)
+from mindspeed_lora.config.training import TrainingConfig
+from mindspeed_lora.errors import Refused
+
+LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+"""Megatron's names of the linears that take an adapter."""
+
+DEFAULT_LORA_R = 16
+DEFAULT_EPOCHS = 3.0
+DEFAULT_WARMUP_FRACTION = 0.03
+
+
+def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
+    """Fill in what was left out, tell it as notices, and refuse what contradicts itself.
+
+    ``--print-config`` stops before all that depends on the launch or on the user's own paths.
+    """
+    lora, lora_defaults = _fill_lora(job)
+    training, training_defaults = _fill_training(job)
+    job = dataclasses.replace(job, lora=lora, training=training)
+    job = dataclasses.replace(job, notices=(*job.notices, *_notices(job, training_defaults + lora_defaults)))
+    check_precision(training)
+    check_template(job.tokenizer)
+    _check_schedule(job)
+    _check_recompute(training)
+    _check_saving(job)
+    if job.runtime.print_config:
+        return job
+    _check_batch(job, job.runtime.resolve_world_size(job.parallel, environ))
+    if not job.runtime.dry_run:
+        require(job.data, "data_path")
+        refuse_placeholders(job)
+    if job.checkpoint.load is None and job.checkpoint.exit_on_missing_checkpoint:
+        raise Refused("--exit-on-missing-checkpoint is given without --load; name the model")
+    return job
+
+
+def _fill_lora(job: TrainJob) -> tuple[LoraConfig, list[str]]:
+    """A new adapter's rank, alpha and targets; those of ``--lora-load`` are left to the adapter's files."""
+    lora = job.lora
+    if not given_lora(job) or lora.lora_load is not None:
+        return lora, []
+    rank = DEFAULT_LORA_R if lora.lora_r is None else lora.lora_r
+    defaults: dict[str, Any] = {"lora_r": rank, "lora_alpha": 2 * rank, "lora_target_modules": LORA_TARGETS}
+    taken = {name: value for name, value in defaults.items() if getattr(lora, name) is None}
+    return dataclasses.replace(lora, **taken), [_described(name, value) for name, value in taken.items()]
+
+
+def _fill_training(job: TrainJob) -> tuple[TrainingConfig, list[str]]:
+    """The schedule and the length of the run."""
+    training = job.training
+    taken: dict[str, Any] = {
+        name: getattr(training, name)
+        for name in ("lr", "lr_decay_style", "micro_batch_size", "global_batch_size")
+        if name not in job.given
+    }
+    if training.lr_warmup_fraction is None and training.lr_warmup_iters is None:
+        taken["lr_warmup_fraction"] = DEFAULT_WARMUP_FRACTION
+    if training.train_iters is None and training.train_samples is None and training.epochs is None:
+        taken["epochs"] = DEFAULT_EPOCHS
+    if training.recompute_granularity == "full":
+        if training.recompute_method is None:
+            taken["recompute_method"] = "uniform"
+        if training.recompute_num_layers is None:
+            taken["recompute_num_layers"] = 1
+    return dataclasses.replace(training, **taken), [_described(name, value) for name, value in taken.items()]
+
+
+def _described(name: str, value: Any) -> str:
+    words = value if isinstance(value, tuple) else (f"{value:g}" if isinstance(value, float) else value,)
+    return " ".join(["--" + name.replace("_", "-"), *map(str, words)])
+
+
+def _notices(job: TrainJob, defaults: list[str]) -> list[str]:
+    notices = [f"defaults taken: {', '.join(defaults)}"] if defaults else []
+    if job.lora.lora_fusion:
+        notices.append(LORA_FUSION_NOTICE)
+    if job.training.eval_iters and not _has_validation(job):
+        notices.append(
+            f"--eval-iters {job.training.eval_iters}: no evaluation, since --split {job.data.split} leaves "
+            "no validation part and --valid-data-path is not given"
+        )
+    return notices
+
+
+def _has_validation(job: TrainJob) -> bool:
+    shares = [float(share) for share in job.data.split.split(",")]
+    return job.data.valid_data_path is not None or (len(shares) > 1 and shares[1] > 0)
+
+
+def _check_schedule(job: TrainJob) -> None:
+    """Length, learning rate and loss."""
+    training = job.training
+    lengths = [
+        name for name in ("train_iters", "train_samples", "epochs") if getattr(training, name) is not None
+    ]
+    if len(lengths) > 1:
+        both = " and ".join(_described(name, getattr(training, name)) for name in lengths)
+        raise Refused(f"{both} both set the length of the run; give one of them")
+    if training.lr_warmup_fraction and training.lr_warmup_iters:
+        raise Refused(
+            f"--lr-warmup-fraction {training.lr_warmup_fraction:g} and --lr-warmup-iters "
+            f"{training.lr_warmup_iters} both set the warm-up; give one of them"
+        )
+    if training.min_lr > training.lr:
+        raise Refused(f"--min-lr {training.min_lr:g} is above --lr {training.lr:g}; lower it")
+    if training.train_iters is not None:
+        training.warmup_steps(training.train_iters)
+    if training.calculate_per_token_loss and training.loss_normalization != "token":
+        raise Refused("--calculate-per-token-loss contradicts --loss-normalization micro-batch; drop one")
+    if training.stage == "pretrain" and job.data.is_instruction_dataset:
+        raise Refused(
+            "--is-instruction-dataset: pretraining reads plain text; use posttrain_gpt.py --stage sft"
+        )
+
+
+def _check_recompute(training: TrainingConfig) -> None:
+    details = [
+        _described(name, getattr(training, name))
+        for name in ("recompute_method", "recompute_num_layers")
+        if getattr(training, name) is not None
+    ]
+    if details and training.recompute_granularity != "full":
+        raise Refused(
+            f"{', '.join(details)}: only with --recompute-granularity full; add it or leave them out"
+        )
+
+
+def _check_saving(job: TrainJob) -> None:
+    """Flags that mean nothing without ``--save`` or without an evaluation."""
+    checkpoint, training = job.checkpoint, job.training
+    needs_save = {
+        "--save-interval": checkpoint.save_interval is not None,
+        "--save-total-limit": checkpoint.save_total_limit is not None,
+        "--save-best": checkpoint.save_best,
+        "--resume auto": checkpoint.resume is not None,
+        "--overwrite": checkpoint.overwrite,
+        "--exit-duration-in-mins": training.exit_duration_in_mins is not None,
+    }
+    for name, is_given in needs_save.items():
+        if is_given and checkpoint.save is None:
+            raise Refused(f"{name} is given without --save; name the folder of the run")
+    if checkpoint.resume is not None and checkpoint.overwrite:
+        raise Refused(
+            "--resume auto goes on with the run in --save and --overwrite replaces it; give one of them"
+        )
+    needs_evaluation = {
+        "--save-best": checkpoint.save_best,
+        "--early-stopping-patience": training.early_stopping_patience is not None,
+    }
+    for name, is_given in needs_evaluation.items():
+        if is_given and not (training.eval_iters and _has_validation(job)):
+            raise Refused(
+                f"{name} needs an evaluation: give --eval-iters (-1: all) and --valid-data-path or a --split "
+                "with a validation part"
+            )
+
+
+def _check_batch(job: TrainJob, world_size: int) -> None:
+    """World size against the degrees, global batch against micro-batch and data-parallel size."""
+    training = job.training
+    replicas = job.parallel.data_parallel_size(world_size)
+    rows = training.micro_batch_size * replicas
+    if training.global_batch_size % rows:
+        above = (training.global_batch_size // rows + 1) * rows
+        raise Refused(
+            f"--global-batch-size {training.global_batch_size} is not divisible by --micro-batch-size "
+            f"{training.micro_batch_size} x data-parallel size {replicas} = {rows}; use for example {above}"
+        )

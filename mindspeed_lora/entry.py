@@ -1,0 +1,142 @@
+"""What the entry files and console scripts call: parse, run one function of the package, end with a status.
+
+A user sees one sentence on standard error, from one rank; a traceback only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from mindspeed_lora.config.commands import parse
+from mindspeed_lora.config.config_file import to_yaml
+from mindspeed_lora.config.help import help_text
+from mindspeed_lora.config.parser import HELP_FLAGS
+from mindspeed_lora.errors import Refused, UserError
+
+_FAILED = 1
+
+
+def posttrain() -> NoReturn:
+    """Fine-tune: ``posttrain_gpt.py``."""
+    run("posttrain", sys.argv[1:], _train)
+
+
+def pretrain() -> NoReturn:
+    """Train on plain text: ``pretrain_gpt.py``."""
+    run("pretrain", sys.argv[1:], _train)
+
+
+def convert() -> NoReturn:
+    """Convert checkpoints: ``convert_ckpt.py``."""
+    run("convert", sys.argv[1:], _convert)
+
+
+def preprocess() -> NoReturn:
+    """Prepare data: ``preprocess_data.py``."""
+    run("preprocess", sys.argv[1:], _preprocess)
+
+
+def inference() -> NoReturn:
+    """Generate text: ``inference.py``."""
+    run("inference", sys.argv[1:], _infer)
+
+
+def _train(job: Any) -> int | None:
+    from mindspeed_lora.training.main import train
+
+    return train(job)
+
+
+def _convert(job: Any) -> None:
+    from mindspeed_lora.checkpoint.convert import convert
+
+    convert(job)
+
+
+def _preprocess(job: Any) -> None:
+    from mindspeed_lora.data.preprocess import preprocess
+
+    preprocess(job)
+
+
+def _infer(job: Any) -> None:
+    from mindspeed_lora.inference.main import infer
+
+    infer(job)
+
+
+def run(command: str, argv: Sequence[str], function: Callable[[Any], int | None]) -> NoReturn:
+    """Run a command and end the process: 0 done, the function's own status, 2 refused, 1 failed."""
+    status = _FAILED
+    try:
+        status = _status(command, argv, function)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads standard output any more; without this the interpreter complains about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
+
+
+def _status(command: str, argv: Sequence[str], function: Callable[[Any], int | None]) -> int:
+    """Run a command; errors become one sentence on standard error."""
+    try:
+        if any(word in HELP_FLAGS for word in argv):
+            _say(sys.stdout, help_text(command))
+            return 0
+        job = parse(command, argv)
+        if job.runtime.print_config:
+            _say(sys.stdout, to_yaml(job))
+            return 0
+        for notice in job.notices:
+            _say(sys.stderr, f"notice: {notice}")
+        return function(job) or 0
+    except BrokenPipeError:
+        raise
+    except Refused as error:
+        _trace(argv)
+        _say(sys.stderr, f"error: {error}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        _trace(argv)
+        _say(sys.stderr, "error: interrupted")
+        return _FAILED
+    except Exception as error:
+        _trace(argv)
+        print(f"error: {_speaker()}{_sentence(error)}", file=sys.stderr, flush=True)
+        return error.exit_status if isinstance(error, UserError) else _FAILED
+
+
+def _say(stream: Any, text: str) -> None:
+    """Print by rank 0 alone: what every rank finds before there are peers to speak for it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=stream, flush=True)
+
+
+def _trace(argv: Sequence[str]) -> None:
+    if "--debug" in argv:
+        traceback.print_exc()
+
+
+def _speaker() -> str:
+    """The rank that speaks, where there are several."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return f"rank {os.environ.get('RANK', '0')}: " if several else ""
+
+
+def _sentence(error: Exception) -> str:
+    """An error as one line."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        reasons = {errno.ENOSPC: "no space left on the disk", errno.EACCES: "permission denied"}
+        reason = reasons.get(error.errno or 0, error.strerror)
+        return f"{reason}: {error.filename}" if error.filename else reason
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message or 'no message'} (--debug prints where)"
