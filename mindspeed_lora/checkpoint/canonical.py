@@ -1,8 +1,8 @@
 """The canonical space: names, full shapes and sharding rules of the unsharded Megatron-core model.
 
-Every format reads and writes these names; layouts are ranges of these tensors. Layer numbers are global. Adapter
-factors are ``<module>.lora_a`` ``[r, in]`` and ``<module>.lora_b`` ``[out, r]``, ``<module>`` being the linear
-without ``.weight``.
+Every format reads and writes these names; layouts are ranges of these tensors. Layer numbers are global.
+Adapter factors are ``<module>.lora_a`` ``[r, in]`` and ``<module>.lora_b`` ``[out, r]``, ``<module>`` being
+the linear without ``.weight``.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def padded_vocab_size(shape: ModelShape, divisible_by: int, tp_size: int) -> int
 def shard_ranges(rule: TensorRule, size: int, tp_rank: int, tp_size: int) -> list[tuple[int, int]]:
     """Ranges along the rule's axis, of ``size``, that one TP rank holds, in its local order.
 
-    For a vocabulary tensor ``size`` is the padded vocabulary; for an uncut tensor the one range is everything.
+    For a vocabulary tensor ``size`` is the padded vocabulary; an uncut tensor has one range, all of it.
     """
     if rule.axis is None:
         return [(0, size)]

@@ -186,12 +186,13 @@ class HfSource(CheckpointSource):
                 )
             if entry.dtype not in WEIGHT_DTYPES:
                 raise Refused(
-                    f"{file}: tensor {name} has dtype {entry.dtype}; expected one of {', '.join(WEIGHT_DTYPES.values())}."
+                    f"{file}: tensor {name} has dtype {entry.dtype}; "
+                    f"expected one of {', '.join(WEIGHT_DTYPES.values())}."
                 )
             if entry.dtype != self.files.entry(names[0]).dtype:
                 raise Refused(
-                    f"{file}: tensor {name} is {entry.dtype} and {names[0]} is {self.files.entry(names[0]).dtype}; "
-                    "matrices that are fused must have one dtype."
+                    f"{file}: tensor {name} is {entry.dtype} and {names[0]} is "
+                    f"{self.files.entry(names[0]).dtype}; matrices that are fused must have one dtype."
                 )
 
     def _check_tied_duplicate(self) -> None:

@@ -144,7 +144,8 @@ def _read_header(file: int, size: int, path: Path) -> tuple[dict[str, Any], int]
         raise Refused(f"{path}: not a safetensors file (no header).")
     if length > MAX_HEADER_BYTES or 8 + length > size:
         raise Refused(
-            f"{path}: not a safetensors file or truncated: its header claims {length} bytes, the file has {size}."
+            f"{path}: not a safetensors file or truncated: its header claims {length} bytes, "
+            f"the file has {size}."
         )
     try:
         header = json.loads(os.pread(file, length, 8), object_pairs_hook=_no_duplicates)
@@ -198,7 +199,8 @@ def _parse_entry(name: str, value: Any, data_start: int, path: Path) -> tuple[Te
         raise Refused(f"{path}: the safetensors header entry of tensor {name} is damaged.")
     if dtype_name not in DTYPES:
         raise Refused(
-            f"{path}: tensor {name} has dtype {dtype_name}, which is not supported; supported are {', '.join(DTYPES)}."
+            f"{path}: tensor {name} has dtype {dtype_name}, which is not supported; "
+            f"supported are {', '.join(DTYPES)}."
         )
     entry = TensorEntry(DTYPES[dtype_name], shape, data_start + start)
     if entry.num_bytes != stop - start:

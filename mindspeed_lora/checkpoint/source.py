@@ -1,7 +1,7 @@
-"""Where canonical tensors come from: the one interface of all formats that can be read, and finding the format.
+"""Where canonical tensors come from: the one interface of all readable formats, and finding the format.
 
-Formats fill buffers; :class:`CheckpointSource` turns requests (a whole tensor, or ranges of one axis) into those
-buffers, and gives zeros for the rows that pad the vocabulary.
+Formats fill buffers; :class:`CheckpointSource` turns requests (a whole tensor, or ranges of one axis) into
+those buffers, and gives zeros for the rows that pad the vocabulary.
 """
 
 from __future__ import annotations

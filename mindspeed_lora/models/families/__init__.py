@@ -28,7 +28,8 @@ def family_for(config: dict[str, Any]) -> Family:
     architectures = config.get("architectures") or [family.architecture]
     if family.architecture not in architectures:
         raise Refused(
-            f"config.json: architectures {', '.join(architectures)} is not supported; expected {family.architecture}."
+            f"config.json: architectures {', '.join(architectures)} is not supported; "
+            f"expected {family.architecture}."
         )
     return family
 

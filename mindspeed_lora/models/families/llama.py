@@ -1,4 +1,4 @@
-"""Llama 2 and 3, SmolLM2 and the many models that share their architecture; also the base of the other tables."""
+"""Llama 2 and 3, SmolLM2 and the many models of their architecture; also the base of the other tables."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LLAMA_TABLE: tuple[Mapping, ...] = (
 
 
 def from_config(config: Config) -> ModelShape:
-    """Read a Llama config.json; ``attention_bias`` puts a bias on q, k, v and o, ``mlp_bias`` on all three."""
+    """Read a Llama config.json; ``attention_bias`` covers q, k, v and o, ``mlp_bias`` the whole MLP."""
     bias = bool(config.get("attention_bias", False))
     return ModelShape(
         family="llama",

@@ -1,4 +1,4 @@
-"""Mappings between one canonical tensor (Megatron-core's, unsharded) and the Hugging Face tensors it is made of.
+"""Mappings between one canonical tensor (Megatron-core's, unsharded) and its Hugging Face tensors.
 
 A mapping knows, for its canonical name pattern, the Hugging Face name patterns and in which order their rows
 make up the canonical rows. Both directions, biases and adapters follow from that one order:
@@ -71,7 +71,7 @@ class Mapping:
         return tuple(pattern.format(layer=layer) for pattern in self.hf)
 
     def modules(self, layer: int | None) -> tuple[str, ...]:
-        """Full names of the Hugging Face modules (``model.layers.3.self_attn.q_proj``) of a linear's weight."""
+        """Full Hugging Face module names (``model.layers.3.self_attn.q_proj``) of a linear's weight."""
         return tuple(name.removesuffix(".weight") for name in self.names(layer))
 
     @property
@@ -96,7 +96,7 @@ class Mapping:
         gather(store, out, self.names(layer), self.segments(shape, rows), 0, wanted)
 
     def split(self, shape: ModelShape, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Cut a canonical tensor ``[rows, …]`` (a weight, bias or ``lora_b``) into its Hugging Face tensors."""
+        """Cut a canonical tensor ``[rows, …]`` (weight, bias or ``lora_b``) into its Hugging Face tensors."""
         segments = self.segments(shape, tensor.shape[0])
         if len(segments) == 1:
             return (tensor,)
