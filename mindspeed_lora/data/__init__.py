@@ -1,0 +1,1 @@
+"""Preparing text as token files, and reading them back as batches."""

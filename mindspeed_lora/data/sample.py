@@ -1,0 +1,27 @@
+"""One training sample, and what has no loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+IGNORE_INDEX = -100
+"""The label of a token that carries no loss."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Tokens and, for each, the label that the position before it is trained to predict."""
+
+    input_ids: np.ndarray[Any, Any]
+    """int64 ``[n]``."""
+    labels: np.ndarray[Any, Any]
+    """int64, unshifted, -100 where there is no loss: ``[n]``, or ``[n + 1]`` where the token that follows the
+    last one is known and is its target."""
+
+
+def carries_loss(labels: np.ndarray[Any, Any]) -> bool:
+    """Whether any position has a target in unshifted ``labels`` ``[n]``; none predicts the first."""
+    return bool((labels[1:] != IGNORE_INDEX).any())
