@@ -60,27 +60,31 @@ has_nvidia_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null
 # Refuses when the folder $1 has fewer than $2 GB free.
 check_space() {
     local free
-    free=$(df -Pk "$1" | awk 'NR == 2 { print int($4 / 1000000) }')
-    ((free >= $2)) || die "$(realpath "$1") has $free GB free, and the installation needs about $2 GB; free some" \
-        "${3:-}"
+    free=$(df -Pk "$1" | awk 'NR == 2 { printf "%.1f", $4 * 1024 / 1e9 }')
+    awk "BEGIN { exit !($free >= $2) }" ||
+        die "$(realpath "$1") has $free GB free, and the installation needs about $2 GB: free some${3:-}"
 }
 
 make_environment() {
     local python options=()
     python=$(find_python)
-    has_torch "$python" && options=(--system-site-packages)
+    # Only from an interpreter itself: of another environment's packages a new one sees nothing.
+    if has_torch "$python" && "$python" -c 'import sys; sys.exit(sys.prefix != sys.base_prefix)'; then
+        options=(--system-site-packages)
+    fi
     say "making .venv with $python ($(version_of "$python"))"
     "$python" -m venv --clear "${options[@]}" .venv || die "$python could not make .venv"
 }
 
+# pip install "$@", quietly; what went wrong is left in $pip_errors.
 install() {
     local log status=0
     log=$(mktemp)
-    # Warnings are kept for the case of an error: an index that lacks a package is no news to anyone else.
     .venv/bin/python -m pip install --progress-bar off "$@" >"$log" 2>&1 || status=$?
-    if ((status != 0)); then
-        grep -E 'No space left|^ERROR|^error' "$log" | tail -3 >&2 || tail -3 "$log" >&2
-        grep -q 'No space left' "$log" && say "the disk is full"
+    pip_errors=$(grep -E '^ERROR|^error' "$log" | tail -3 || true)
+    if grep -q 'No space left on device' "$log"; then
+        rm -f "$log"
+        die "the disk is full: make room for .venv and ${TMPDIR:-/tmp}; make setup then goes on from here"
     fi
     rm -f "$log"
     return "$status"
@@ -91,14 +95,15 @@ install_torch() {
     if ! has_nvidia_gpu; then
         say "installing torch $newest_torch for CPU"
         # The CPU build carries this label where an index has several builds; elsewhere there is but one.
-        install "torch==$newest_torch+cpu" 2>/dev/null && return
+        install "torch==$newest_torch+cpu" && return
         say "no build named for CPU: taking what the index gives (on Linux that may be several GB of CUDA" \
             "libraries; an index with PyTorch's CPU builds in pip's settings avoids them)"
         check_space . 12
-        install "torch==$newest_torch" 2>/dev/null && return
+        install "torch==$newest_torch" && return
     fi
     say "installing torch"
-    install "$(grep -oE 'torch>=[0-9.]+,<[0-9.]+' pyproject.toml | head -1)" || die "torch could not be installed"
+    install "$(grep -oE 'torch>=[0-9.]+,<[0-9.]+' pyproject.toml | head -1)" ||
+        die "torch could not be installed: $pip_errors"
 }
 
 if [[ -f $stamp && $(<"$stamp") == "$(hash_of_project)" ]] && .venv/bin/python -c '' 2>/dev/null; then
@@ -111,13 +116,19 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     check_space . "$(has_nvidia_gpu && echo 12 || echo 3)"
     make_environment
 fi
-check_space "${TMPDIR:-/tmp}" 1 "or name another folder with TMPDIR"
+check_space "${TMPDIR:-/tmp}" 1 ", or name another folder with TMPDIR"
 install_torch
 say "installing mindspeed_lora[$extras]"
-install --editable ".[$extras]" || die "mindspeed_lora[$extras] could not be installed; once mended, make setup goes on"
+install --editable ".[$extras]" ||
+    die "mindspeed_lora[$extras] could not be installed; once mended, make setup goes on from here: $pip_errors"
 # An installation that was cut off can leave a package half written, which pip takes for whole.
 .venv/bin/python -c 'import megatron.core, numpy, safetensors, torch, transformers' >/dev/null 2>&1 ||
     die ".venv is damaged; remove it and run make setup again"
+# Where torch is the interpreter's own, so is its torchrun, which would not see this environment.
+if [[ ! -x .venv/bin/torchrun ]]; then
+    printf '#!/bin/sh\nexec "$(dirname "$0")/python" -m torch.distributed.run "$@"\n' >.venv/bin/torchrun
+    chmod +x .venv/bin/torchrun
+fi
 hash_of_project >"$stamp.tmp"
 mv "$stamp.tmp" "$stamp"
 say "ready: .venv ($(version_of .venv/bin/python), torch $(.venv/bin/python -c 'import torch; print(torch.__version__)'))"
