@@ -16,7 +16,7 @@ from mindspeed_lora.config.commands import parse
 from mindspeed_lora.config.config_file import to_yaml
 from mindspeed_lora.config.help import help_text
 from mindspeed_lora.config.parser import HELP_FLAGS
-from mindspeed_lora.errors import Refused, UserError
+from mindspeed_lora.errors import PeerFailure, Refused, UserError
 
 _FAILED = 1
 
@@ -101,13 +101,17 @@ def _status(command: str, argv: Sequence[str], function: Callable[[Any], int | N
         _trace(argv)
         _say(sys.stderr, f"error: {error}")
         return error.exit_status
+    except PeerFailure as error:
+        _trace(argv)
+        return error.exit_status
     except KeyboardInterrupt:
         _trace(argv)
         _say(sys.stderr, "error: interrupted")
         return _FAILED
     except Exception as error:
         _trace(argv)
-        print(f"error: {_speaker()}{_sentence(error)}", file=sys.stderr, flush=True)
+        where = "" if "--debug" in argv else " (--debug tells where)"
+        print(f"error: {_speaker()}{_sentence(error, where)}", file=sys.stderr, flush=True)
         return error.exit_status if isinstance(error, UserError) else _FAILED
 
 
@@ -128,8 +132,8 @@ def _speaker() -> str:
     return f"rank {os.environ.get('RANK', '0')}: " if several else ""
 
 
-def _sentence(error: Exception) -> str:
-    """An error as one line."""
+def _sentence(error: Exception, where: str) -> str:
+    """An error as one line; ``where`` ends that of an error which nobody foresaw."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -139,4 +143,4 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "out of memory"
     message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message or 'no message'} (--debug prints where)"
+    return f"{type(error).__name__}: {message or 'no message'}{where}"

@@ -20,3 +20,13 @@ class Failed(UserError):
     """The work itself could not be done: a damaged file, a full disk, a dead peer (exit status 1)."""
 
     exit_status = 1
+
+
+class PeerFailure(Exception):
+    """Another rank failed and speaks for all; this one leaves silently with the status of a failure."""
+
+    exit_status = 1
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(f"rank {rank} failed")
+        self.rank = rank

@@ -1,6 +1,11 @@
 """All that differs between CUDA and CPU; nowhere else in the package asks which of them it runs on."""
 
-from mindspeed_lora.device.runtime import (
+import warnings
+
+# megatron-core tells on import, once a rank, of every optional accelerator that is not installed.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
+
+from mindspeed_lora.device.runtime import (  # noqa: E402
     bind_device,
     communication_backend,
     compute_dtype,

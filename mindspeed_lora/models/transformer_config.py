@@ -50,6 +50,7 @@ def transformer_config(
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,
         variable_seq_lengths=variable_seq_lengths,
+        moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, MoE or not
         calculate_per_token_loss=True,
         use_cpu_initialization=True,
         perform_initialization=True,

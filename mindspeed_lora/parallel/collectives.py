@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from mindspeed_lora.errors import Failed, PeerFailure, Refused
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 T = TypeVar("T")
@@ -34,6 +35,17 @@ def broadcast(tensor: torch.Tensor, group: dist.ProcessGroup, source: int) -> to
     """Copies the tensor of the group's rank ``source`` to all ranks of the group (in place)."""
     if dist.get_world_size(group) > 1:
         dist.broadcast(tensor, src=dist.get_global_rank(group, source), group=group)
+    return tensor
+
+
+def send(tensor: torch.Tensor, group: dist.ProcessGroup, destination: int) -> None:
+    """Sends a tensor (any shape) to the group's rank ``destination``; the dual of :func:`receive`."""
+    dist.send(tensor.contiguous(), dst=dist.get_global_rank(group, destination), group=group)
+
+
+def receive(tensor: torch.Tensor, group: dist.ProcessGroup, source: int) -> torch.Tensor:
+    """Fills the tensor with what the group's rank ``source`` sends, and returns it."""
+    dist.recv(tensor, src=dist.get_global_rank(group, source), group=group)
     return tensor
 
 
@@ -85,18 +97,12 @@ def together(groups: ParallelGroups, work: Callable[[], T]) -> T:
         result = work()
     except Exception as caught:
         error = caught
-    failures = all_gather_objects(str(error) if error is not None else None, groups)
-    first = next((rank for rank, text in enumerate(failures) if text is not None), None)
-    if first is None:
+    failed = all_gather_objects(error is not None, groups)
+    if not any(failed):
         return result  # type: ignore[return-value]
-    if error is not None and groups.rank == first:
-        raise error
-    raise PeerFailure(first)
-
-
-class PeerFailure(Exception):
-    """Another rank failed and speaks for all; this one only leaves with the same status."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__(f"rank {rank} failed")
-        self.rank = rank
+    if error is None or groups.rank != failed.index(True):
+        raise PeerFailure(failed.index(True))
+    if isinstance(error, Refused):
+        # Work has begun, and this rank must be heard: a refusal is the voice of rank 0 alone.
+        raise Failed(str(error)) from error
+    raise error

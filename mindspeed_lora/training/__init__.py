@@ -1,0 +1,1 @@
+"""Training: plan, step, optimizer, loop, saving and resuming, and what the user sees of it."""

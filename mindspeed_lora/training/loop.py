@@ -1,0 +1,174 @@
+"""The loop over optimizer steps: train, report, evaluate, save, stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mindspeed_lora.device import peak_memory_bytes, synchronize
+from mindspeed_lora.errors import Failed
+from mindspeed_lora.parallel.collectives import all_reduce_max
+from mindspeed_lora.training.reporting import EvaluationRecord, Reporter, StepRecord
+from mindspeed_lora.training.session import TrainingSession
+from mindspeed_lora.training.signals import LEFT_EARLY, StopReason, StopRequest
+
+
+@dataclass
+class Progress:
+    """What changes from step to step and is saved with a checkpoint."""
+
+    iteration: int = 0
+    best_eval_loss: float = math.inf
+    evaluations_without_gain: int = 0
+    evaluated_at: int | None = field(default=None)
+    saved_at: int | None = field(default=None)
+
+
+class TrainingLoop:
+    """Runs a session to its end; the same on every rank."""
+
+    def __init__(self, session: TrainingSession, reporter: Reporter, stop: StopRequest) -> None:
+        self.session = session
+        self.plan = session.plan
+        self.training = session.plan.job.training
+        self.checkpoint = session.plan.job.checkpoint
+        self.reporter = reporter
+        self.stop = stop
+        state = session.restored_state
+        self.progress = Progress(iteration=session.plan.start.iteration)
+        if session.plan.start.continues:
+            self.progress.best_eval_loss = state.get("best_eval_loss") or math.inf
+            self.progress.evaluations_without_gain = state.get("evaluations_without_gain", 0)
+
+    def run(self) -> int:
+        """Trains until the last step, a signal, the time limit or early stopping; returns the exit status."""
+        progress = self.progress
+        if progress.iteration == 0 and self._evaluates():
+            self._evaluate()
+        while progress.iteration < self.plan.num_steps:
+            stop_reason = self._step()
+            if self._evaluates() and progress.iteration % self.training.eval_interval == 0:
+                self._evaluate()
+            if stop_reason:
+                why = stop_reason.describe()
+                self.reporter.notice(f"{why}: saving and leaving after iteration {progress.iteration}")
+                self._save()
+                return LEFT_EARLY
+            interval = self.checkpoint.save_interval
+            if interval is not None and progress.iteration % interval == 0:
+                self._save()
+            if self._out_of_patience():
+                break
+        if self._evaluates() and progress.evaluated_at != progress.iteration:
+            self._evaluate()
+        self._save()
+        return 0
+
+    def _step(self) -> StopReason:
+        """One optimizer step; returns why to stop after it, where a reason came up on any rank."""
+        session, progress = self.session, self.progress
+        step = progress.iteration + 1
+        synchronize()
+        started = time.perf_counter()
+        session.optimizer.zero_grad()
+        loss = session.runner.train(session.batches.step(step))
+        lr = self.plan.learning_rate.at(step - 1)
+        scale = session.optimizer.loss_scale.scale
+        grad_norm, skipped = 0.0, True
+        if loss.loss_tokens == 0:
+            self.reporter.notice(f"iteration {step}: no row of the global batch carries loss; nothing is updated")
+        else:
+            outcome = session.optimizer.step(lr)
+            grad_norm, skipped = outcome.grad_norm, outcome.skipped
+            self._check_finite(step, loss.lm_loss, skipped)
+        synchronize()
+        elapsed = time.perf_counter() - started
+        progress.iteration = step
+        peak, stop_reason = self._agree()
+        self.reporter.step(
+            StepRecord(
+                iteration=step,
+                consumed_samples=step * self.training.global_batch_size,
+                lm_loss=loss.lm_loss,
+                grad_norm=grad_norm,
+                learning_rate=lr,
+                tokens=loss.tokens,
+                loss_tokens=loss.loss_tokens,
+                elapsed_ms=elapsed * 1000,
+                peak_memory_bytes=peak,
+                loss_scale=scale,
+                skipped=skipped,
+            )
+        )
+        return stop_reason
+
+    def _check_finite(self, step: int, lm_loss: float, skipped: bool) -> None:
+        """Outside of float16 a loss or gradient that is not finite cannot be mended by a smaller loss scale."""
+        if self.training.fp16 and self.session.optimizer.loss_scale.dynamic:
+            return
+        if skipped or not math.isfinite(lm_loss):
+            raise Failed(
+                f"iteration {step}: the loss is {lm_loss:g} and the gradient norm is "
+                f"{'not finite' if skipped else 'finite'}; lower --lr, or look at the rows of this step; "
+                f"nothing was updated in it, and the last checkpoint is whole"
+            )
+
+    def _agree(self) -> tuple[int, StopReason]:
+        """Largest peak memory over the ranks, and the most urgent reason of any of them to stop."""
+        mine = [float(peak_memory_bytes()), float(self.stop.requested())]
+        values = all_reduce_max(torch.tensor(mine, dtype=torch.float64), self.session.groups.control_group)
+        return int(values[0]), StopReason(int(values[1]))
+
+    def _evaluates(self) -> bool:
+        return self.session.evaluation is not None
+
+    def _evaluate(self) -> None:
+        """Loss on the evaluation rows; keeps the best checkpoint where that is asked for."""
+        session, progress = self.session, self.progress
+        assert session.evaluation is not None
+        total, tokens = 0.0, 0
+        for batches in session.evaluation:
+            loss = session.runner.evaluate(batches)
+            total += loss.lm_loss * loss.loss_tokens
+            tokens += loss.loss_tokens
+        eval_loss = total / max(tokens, 1)
+        self.reporter.evaluation(EvaluationRecord(progress.iteration, eval_loss, tokens))
+        progress.evaluated_at = progress.iteration
+        if eval_loss < progress.best_eval_loss:
+            progress.best_eval_loss = eval_loss
+            progress.evaluations_without_gain = 0
+            if self.checkpoint.save_best and session.writer is not None and progress.iteration > 0:
+                session.writer.write_best(self._state())
+        else:
+            progress.evaluations_without_gain += 1
+
+    def _out_of_patience(self) -> bool:
+        patience = self.training.early_stopping_patience
+        if patience is None or self.progress.evaluations_without_gain < patience:
+            return False
+        self.reporter.notice(
+            f"the evaluation loss did not fall in {patience} evaluations: stopping after iteration "
+            f"{self.progress.iteration}"
+        )
+        return True
+
+    def _save(self) -> None:
+        writer = self.session.writer
+        if writer is None or self.progress.saved_at == self.progress.iteration:
+            return
+        folder, seconds = writer.write(self._state())
+        self.progress.saved_at = self.progress.iteration
+        self.reporter.saved(folder, seconds)
+
+    def _state(self) -> dict[str, Any]:
+        best = self.progress.best_eval_loss
+        return {
+            "iteration": self.progress.iteration,
+            "best_eval_loss": best if math.isfinite(best) else None,
+            "evaluations_without_gain": self.progress.evaluations_without_gain,
+            **self.session.state(),
+        }

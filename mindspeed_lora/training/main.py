@@ -1,0 +1,84 @@
+"""``posttrain_gpt.py`` and ``pretrain_gpt.py``: plan, join, build, train."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.device import current_device
+from mindspeed_lora.parallel.collectives import together
+from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from mindspeed_lora.training.loop import TrainingLoop
+from mindspeed_lora.training.plan import TrainPlan, plan_training
+from mindspeed_lora.training.reporting import ModelFlops, Reporter, layout_rows
+from mindspeed_lora.training.run_folder import clear_run
+from mindspeed_lora.training.session import TrainingSession
+from mindspeed_lora.training.signals import StopRequest
+
+
+def train(job: TrainJob) -> int:
+    """Trains as the job says; returns 0 when done, 75 when saved and left early.
+
+    Raises:
+        Refused: the job cannot be, found before any process group is made.
+        Failed: the work could not be done.
+    """
+    started = time.monotonic()
+    plan = plan_training(job)
+    with StopRequest(job.training.exit_duration_in_mins, started) as stop:
+        groups, notices = initialize_groups(job.parallel, job.training.seed)
+        try:
+            return _train(plan, groups, stop, notices)
+        finally:
+            destroy_groups()
+
+
+def _train(plan: TrainPlan, groups: ParallelGroups, stop: StopRequest, notices: list[str]) -> int:
+    job = plan.job
+    save = Path(job.checkpoint.save) if job.checkpoint.save else None
+    session = TrainingSession(plan, groups)
+    if save is not None and job.checkpoint.overwrite and not plan.start.continues:
+        together(groups, lambda: clear_run(save) if groups.is_main else None)
+    with _reporter(session, save) as reporter:
+        for text in (*plan.notices, *notices, *session.notices):
+            reporter.notice(text)
+        _describe(session, reporter)
+        status = TrainingLoop(session, reporter, stop).run()
+        reporter.finish()
+    return status
+
+
+def _reporter(session: TrainingSession, save: Path | None) -> Reporter:
+    plan, groups = session.plan, session.groups
+    spec = plan.adapter.spec if plan.adapter is not None else None
+    if not groups.is_main:
+        return Reporter.silent()
+    return Reporter(
+        logging=plan.job.logging,
+        save=save,
+        total_steps=plan.num_steps,
+        global_batch_size=plan.job.training.global_batch_size,
+        resumed_iteration=plan.start.iteration,
+        world_size=groups.world_size,
+        model_flops=ModelFlops.of(plan.shape, spec.rank if spec else None, spec.target_modules if spec else ()),
+    )
+
+
+def _describe(session: TrainingSession, reporter: Reporter) -> None:
+    """The layout and the number of parameters."""
+    plan, groups, job = session.plan, session.groups, session.plan.job
+    counts = session.parameter_counts()
+    dtype = str(session.dtype).removeprefix("torch.")
+    device = current_device().type
+    rows = layout_rows(job.parallel, job.training, groups.world_size, device, dtype)
+    rows += [
+        ("model", f"{plan.shape.family}, {plan.shape.num_layers} layers, hidden {plan.shape.hidden_size}"),
+        ("weights", str(plan.source.path)),
+        ("rows", f"{len(plan.rows.train)}, of at most {plan.seq_length} tokens"),
+        ("steps", str(plan.num_steps)),
+    ]
+    if plan.adapter is not None:
+        spec = plan.adapter.spec
+        rows.append(("adapter", f"r {spec.rank}, alpha {spec.alpha:g}, on {' '.join(spec.target_modules)}"))
+    reporter.layout(rows, counts)

@@ -1,0 +1,187 @@
+"""AdamW in fp32 on the slices of the trainable parameters that this rank owns.
+
+AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2. Without the distributed optimizer a rank owns
+its parameters whole; with it (ZeRO stage 1, Rajbhandari et al. 2020) the part of megatron-core's gradient
+buckets that the reduce-scatter leaves on it. State is kept per parameter, never per bucket, so that checkpoints
+name it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+
+from mindspeed_lora.checkpoint.local_parameters import LocalParameter
+from mindspeed_lora.config.training import TrainingConfig
+from mindspeed_lora.parallel.collectives import all_reduce_sum
+from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.loss_scale import LossScale
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class OwnedSlice:
+    """Elements ``[start, stop)`` of a flattened local parameter, and their fp32 master copy."""
+
+    parameter: LocalParameter
+    start: int
+    stop: int
+    master: torch.nn.Parameter
+    """``[stop − start]`` float32; the parameter's own storage where that is float32."""
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """``[stop − start]`` float32, a view of the gradient buffer."""
+        main_grad: torch.Tensor = self.parameter.param.main_grad  # type: ignore[attr-defined]
+        return main_grad.view(-1)[self.start : self.stop]
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What an optimizer step did."""
+
+    grad_norm: float
+    """Global L2 norm before clipping; infinite or NaN after an overflow."""
+    skipped: bool
+    """Nothing was updated, because a gradient was not finite."""
+
+
+class AdamW:
+    """The optimizer of one rank."""
+
+    def __init__(
+        self,
+        model: DistributedDataParallel,
+        parameters: Sequence[LocalParameter],
+        training: TrainingConfig,
+        groups: ParallelGroups,
+    ) -> None:
+        self.model = model
+        self.groups = groups
+        self.clip_grad = training.clip_grad
+        self.loss_scale = LossScale(training)
+        self.distributed: bool = model.ddp_config.use_distributed_optimizer
+        owned = _owned_ranges(model, groups) if self.distributed else _whole_ranges(parameters)
+        by_param = {id(p.param): p for p in parameters}
+        self.slices = [
+            _own(by_param[id(param)], start, stop) for param, start, stop in owned if start < stop
+        ]
+        decayed = [s.master for s in self.slices if _is_decayed(s.parameter)]
+        others = [s.master for s in self.slices if not _is_decayed(s.parameter)]
+        self.adam = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": training.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            betas=(training.adam_beta1, training.adam_beta2),
+            eps=training.adam_eps,
+            fused=True,
+        )
+
+    def zero_grad(self) -> None:
+        """Clears the gradient buffers."""
+        self.model.zero_grad_buffer()
+
+    def step(self, lr: float) -> StepOutcome:
+        """Unscales, takes the norm, clips and updates; every rank's parameters are whole again afterwards.
+
+        Clipping multiplies by ``min(1, max_norm / (norm + 1e-6))``.
+        """
+        norm = self._gradient_norm() / self.loss_scale.scale
+        overflow = not math.isfinite(norm)
+        scale = self.loss_scale.scale
+        self.loss_scale.update(overflow)
+        if overflow:
+            return StepOutcome(norm, skipped=True)
+        factor = 1.0 / scale
+        if self.clip_grad > 0:
+            factor *= min(1.0, self.clip_grad / (norm + 1e-6))
+        for owned in self.slices:
+            gradient = owned.gradient
+            owned.master.grad = gradient.mul_(factor) if factor != 1.0 else gradient
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.step()
+        self.publish()
+        return StepOutcome(norm, skipped=False)
+
+    def publish(self) -> None:
+        """Copies the masters into the model's parameters, and gathers what other data-parallel ranks own."""
+        with torch.no_grad():
+            for owned in self.slices:
+                owned.master.grad = None
+                if owned.parameter.param.dtype is not torch.float32:
+                    owned.parameter.param.data.view(-1)[owned.start : owned.stop].copy_(owned.master)
+        if self.distributed:
+            self.model.start_param_sync(force_sync=True)
+
+    def _gradient_norm(self) -> float:
+        """L2 norm over all trainable parameters of the unsharded model, each counted once."""
+        gradients = [owned.gradient for owned in self.slices if owned.parameter.counted]
+        norms = torch._foreach_norm(gradients) if gradients else []
+        square = sum((norm.double().square() for norm in norms), torch.zeros((), dtype=torch.float64))
+        total = torch.as_tensor(square, device=self._device()).reshape(1)
+        all_reduce_sum(total, self.groups.model_group)
+        if self.distributed:
+            all_reduce_sum(total, self.groups.dp_group)
+        return math.sqrt(float(total))
+
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def state_of(self, owned: OwnedSlice) -> dict[str, torch.Tensor]:
+        """Master and both moments ``[stop − start]`` float32 of an owned slice; zeros before the first step."""
+        state = self.adam.state.get(owned.master, {})
+        moments = {key: state[key] if key in state else torch.zeros_like(owned.master.data) for key in MOMENTS}
+        return {"master": owned.master.data, **moments}
+
+    def restore(self, owned: OwnedSlice, state: dict[str, torch.Tensor], steps_done: int) -> None:
+        """Sets master and moments of an owned slice; :meth:`publish` makes the masters the model's values."""
+        with torch.no_grad():
+            owned.master.copy_(state["master"])
+        device = owned.master.device
+        self.adam.state[owned.master] = {
+            "step": torch.tensor(float(steps_done), device=device),
+            **{key: state[key].to(device=device, dtype=torch.float32).clone() for key in MOMENTS},
+        }
+
+    @property
+    def updates_done(self) -> int:
+        """Updates made so far, without skipped steps (Adam's bias correction counts these)."""
+        states = list(self.adam.state.values())
+        return int(states[0]["step"]) if states else 0
+
+
+def _is_decayed(parameter: LocalParameter) -> bool:
+    """Weight decay on all matrices, none on norms and biases, as Megatron-LM has it."""
+    return len(parameter.shape) > 1
+
+
+def _own(parameter: LocalParameter, start: int, stop: int) -> OwnedSlice:
+    values = parameter.param.data.view(-1)[start:stop]
+    master = values if values.dtype is torch.float32 else values.float().clone()
+    return OwnedSlice(parameter, start, stop, torch.nn.Parameter(master))
+
+
+def _whole_ranges(parameters: Sequence[LocalParameter]) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
+    for parameter in parameters:
+        yield parameter.param, 0, parameter.param.numel()
+
+
+def _owned_ranges(
+    model: DistributedDataParallel, groups: ParallelGroups
+) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
+    """What the reduce-scatter of each bucket leaves on this data-parallel rank, per parameter."""
+    for buffer in model.buffers:
+        for bucket in buffer.buckets:
+            width = bucket.grad_data.numel() // groups.dp_size
+            first = bucket.offset + groups.dp_rank * width
+            for param in bucket.params_list:
+                start, stop, _ = buffer.param_index_map[param]
+                low, high = max(start, first), min(stop, first + width)
+                yield param, low - start, max(low, high) - start

@@ -1,0 +1,148 @@
+"""Optimizer state on disk: masters and moments by canonical parameter name, readable in any layout.
+
+Each rank writes the slices that it owns, ``<name>|<state>`` flat float32, with a table (in the file's metadata)
+of what part of the whole tensor each slice is. A reader puts whole tensors together and cuts its own slice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mindspeed_lora.checkpoint.local_parameters import LocalParameter
+from mindspeed_lora.errors import Failed
+from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.optimizer import MOMENTS, AdamW
+
+STATES = ("master", *MOMENTS)
+_TABLE = "slices"
+
+
+@dataclass(frozen=True)
+class ShardSlice:
+    """Elements ``[start, stop)`` of a flattened TP shard, and what the shard is of the whole tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    axis: int | None
+    ranges: tuple[tuple[int, int], ...]
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, parameter: LocalParameter, start: int, stop: int) -> ShardSlice:
+        """The slice of a parameter of this rank."""
+        return cls(parameter.name, parameter.shape, parameter.axis, parameter.ranges, start, stop)
+
+    def shard_shape(self) -> tuple[int, ...]:
+        """Shape of the TP shard."""
+        shape = list(self.shape)
+        if self.axis is not None:
+            shape[self.axis] = sum(stop - start for start, stop in self.ranges)
+        return tuple(shape)
+
+    def put(self, values: torch.Tensor, whole: torch.Tensor, known: torch.Tensor) -> None:
+        """Writes the slice's flat values to their places in ``whole``, and marks these in ``known``."""
+        index = self.index()
+        whole.view(-1)[index] = values
+        known.view(-1)[index] = True
+
+    def index(self) -> torch.Tensor:
+        """Positions of the slice's elements in the flattened whole tensor, int64."""
+        numbers = torch.arange(torch.Size(self.shape).numel()).view(self.shape)
+        if self.axis is not None:
+            cut = [numbers.narrow(self.axis, start, stop - start) for start, stop in self.ranges]
+            numbers = torch.cat(cut, dim=self.axis)
+        return numbers.reshape(-1)[self.start : self.stop]
+
+
+def write_optimizer(folder: Path, optimizer: AdamW, groups: ParallelGroups) -> None:
+    """Writes this rank's slices; without the distributed optimizer only one data-parallel rank has to."""
+    if groups.dp_rank > 0 and not optimizer.distributed:
+        return
+    tensors, table = {}, {}
+    for owned in optimizer.slices:
+        piece = ShardSlice.of(owned.parameter, owned.start, owned.stop)
+        table[piece.name] = {key: value for key, value in vars(piece).items() if key != "name"}
+        for state, values in optimizer.state_of(owned).items():
+            tensors[f"{piece.name}|{state}"] = values.detach().cpu().contiguous()
+    name = f"tp{groups.tp_rank:02d}_pp{groups.pp_rank:03d}_dp{groups.dp_rank:03d}.safetensors"
+    save_file(tensors, folder / name, metadata={_TABLE: json.dumps(table)})
+
+
+def read_optimizer(folder: Path, optimizer: AdamW, updates_done: int) -> None:
+    """Restores every slice that this rank owns, whatever layout wrote the files.
+
+    Raises:
+        Failed: a file is damaged, or a parameter's state is missing.
+    """
+    with ExitStack() as stack:
+        try:
+            pieces = _open_all(folder, stack)
+            for owned in optimizer.slices:
+                wanted = ShardSlice.of(owned.parameter, owned.start, owned.stop)
+                state = {key: _read(pieces, wanted, key, folder) for key in STATES}
+                optimizer.restore(owned, state, updates_done)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise Failed(
+                f"{folder}: the optimizer state cannot be read ({error}); resume from an older checkpoint, "
+                "or give --no-load-optim"
+            ) from error
+    optimizer.publish()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    slice: ShardSlice
+    file: Any
+
+
+def _open_all(folder: Path, stack: ExitStack) -> dict[str, list[_Piece]]:
+    """The pieces of every parameter over all files."""
+    found: dict[str, list[_Piece]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        file = stack.enter_context(safe_open(path, framework="pt"))
+        for piece in _table(file):
+            found.setdefault(piece.name, []).append(_Piece(piece, file))
+    return found
+
+
+def _table(file: Any) -> Iterator[ShardSlice]:
+    for name, entry in json.loads(file.metadata()[_TABLE]).items():
+        yield ShardSlice(
+            name=name,
+            shape=tuple(entry["shape"]),
+            axis=entry["axis"],
+            ranges=tuple((start, stop) for start, stop in entry["ranges"]),
+            start=entry["start"],
+            stop=entry["stop"],
+        )
+
+
+def _read(pieces: dict[str, list[_Piece]], wanted: ShardSlice, state: str, folder: Path) -> torch.Tensor:
+    key = f"{wanted.name}|{state}"
+    for piece in pieces.get(wanted.name, []):
+        if piece.slice == wanted:
+            found: torch.Tensor = piece.file.get_tensor(key)
+            return found
+    whole = torch.zeros(wanted.shape)
+    known = torch.zeros(wanted.shape, dtype=torch.bool)
+    for piece in pieces.get(wanted.name, []):
+        if piece.slice.shape == wanted.shape:
+            piece.slice.put(piece.file.get_tensor(key), whole, known)
+    index = wanted.index()
+    if not bool(known.view(-1)[index].all()):
+        raise Failed(
+            f"{folder}: the {state} of {wanted.name} {list(wanted.shape)} is not (wholly) there; "
+            "resume from another checkpoint, or give --no-load-optim"
+        )
+    return whole.view(-1)[index]

@@ -1,0 +1,164 @@
+"""Everything that is decided before processes join: model, adapter, data, length, and where the run starts.
+
+All of it is read from headers and indices, the same on every rank, so that what is wrong is refused before any
+process group exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
+from mindspeed_lora.checkpoint.load_model import AdapterPlan
+from mindspeed_lora.checkpoint.random_weights import RandomSource
+from mindspeed_lora.checkpoint.source import Source, open_source
+from mindspeed_lora.config.checks import check_layout, reconcile, shape_from_flags
+from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.errors import Refused
+from mindspeed_lora.training.rows import TrainingRows, open_rows
+from mindspeed_lora.training.run_folder import Start, find_start
+from mindspeed_lora.training.schedule import LearningRate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LONGEST_DEFAULT = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """A job, resolved."""
+
+    job: TrainJob
+    shape: ModelShape
+    source: Source
+    adapter: AdapterPlan | None
+    start: Start
+    rows: TrainingRows
+    tokenizer: PreTrainedTokenizerBase | None
+    pad_to: int | None
+    """Rows are padded to the longest of the micro-batch in multiples of this; None pads to ``seq_length``."""
+    seq_length: int
+    num_steps: int
+    learning_rate: LearningRate
+    base_model_name: str | None
+    notices: tuple[str, ...]
+
+
+def plan_training(job: TrainJob) -> TrainPlan:
+    """Resolves a job.
+
+    Raises:
+        Refused: something contradicts, is missing or cannot be.
+    """
+    notices: list[str] = []
+    start = find_start(job)
+    source, shape = _model(job, start, notices)
+    check_layout(shape, job.parallel)
+    adapter = _adapter(job, start, shape)
+    seq_length = _seq_length(job, shape, notices)
+    tokenizer = _tokenizer(job, source)
+    rows = open_rows(job, seq_length, shape.vocab_size, tokenizer)
+    notices += rows.notices
+    num_steps = job.training.num_steps(len(rows.train))
+    _check_save_folder(job)
+    if start.iteration:
+        notices.append(f"going on after iteration {start.iteration} of {start.run.folder}")  # type: ignore[union-attr]
+    return TrainPlan(
+        job=job,
+        shape=shape,
+        source=source,
+        adapter=adapter,
+        start=start,
+        rows=rows,
+        tokenizer=tokenizer,
+        pad_to=_pad_multiple(job, seq_length),
+        seq_length=seq_length,
+        num_steps=num_steps,
+        learning_rate=LearningRate.of(job.training, num_steps),
+        base_model_name=job.checkpoint.base_model_name or source.hf_origin,
+        notices=tuple(notices),
+    )
+
+
+def _model(job: TrainJob, start: Start, notices: list[str]) -> tuple[Source, ModelShape]:
+    """Where the weights come from. Without LoRA a resumed run holds the model itself."""
+    path = job.checkpoint.load
+    if start.run is not None and not job.lora.enabled:
+        path = str(start.run.folder)
+    if path is None:
+        shape = shape_from_flags(job.model)
+        notices.append("--load is left out: the model starts from random weights")
+        std = job.model.init_method_std
+        return RandomSource(shape, job.training.seed, 0.02 if std is None else std), shape
+    source = open_source(path)
+    return source, reconcile(job.model, source.shape)
+
+
+def _adapter(job: TrainJob, start: Start, shape: ModelShape) -> AdapterPlan | None:
+    lora = job.lora
+    if lora.enabled and start.run is not None:
+        lora = dataclasses.replace(lora, lora_load=str(start.run.folder))
+    return plan_adapter(lora, shape, job.training.seed)
+
+
+def _seq_length(job: TrainJob, shape: ModelShape, notices: list[str]) -> int:
+    longest = job.model.max_position_embeddings or shape.max_position_embeddings
+    seq_length = job.data.seq_length
+    if seq_length is None:
+        seq_length = min(longest, LONGEST_DEFAULT)
+        notices.append(f"default taken: --seq-length {seq_length}")
+    if seq_length > longest:
+        raise Refused(
+            f"--seq-length {seq_length} is longer than the model's {longest} positions; "
+            f"lower it, or raise --max-position-embeddings"
+        )
+    return seq_length
+
+
+def _pad_multiple(job: TrainJob, seq_length: int) -> int | None:
+    """Under sequence parallelism every rank needs an equal part of the row."""
+    tp = job.parallel.tensor_model_parallel_size
+    cut = tp if job.parallel.sequence_parallel else 1
+    if job.data.variable_seq_lengths:
+        return math.lcm(job.data.pad_to_multiple_of, 2 * cut if cut > 1 else 1)
+    if seq_length % cut:
+        raise Refused(
+            f"--seq-length {seq_length} is not divisible by --tensor-model-parallel-size {tp}, which "
+            f"--sequence-parallel needs; use {-(-seq_length // cut) * cut}"
+        )
+    return None
+
+
+def _tokenizer(job: TrainJob, source: Source) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of the flags, else the one beside the weights; None where there is none."""
+    given = job.tokenizer.tokenizer_name_or_path or job.tokenizer.tokenizer_model
+    folder = given or source.config_dir
+    if folder is None or (given is None and not (Path(folder) / "tokenizer_config.json").is_file()):
+        return None
+    from mindspeed_lora.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(
+        str(folder),
+        use_fast=not job.tokenizer.tokenizer_not_use_fast,
+        trust_remote_code=job.tokenizer.trust_remote_code,
+    )
+
+
+def _check_save_folder(job: TrainJob) -> None:
+    """Finds out now, not after hours of training, that nothing can be saved."""
+    if job.checkpoint.save is None or job.runtime.dry_run:
+        return
+    folder = Path(job.checkpoint.save)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--save {folder}: cannot be made ({error.strerror}); choose another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Refused(f"--save {folder}: no permission to write there; choose another folder")

@@ -1,0 +1,183 @@
+"""The rows of a run: training and validation part of the prepared data, and their batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindspeed_lora.config.data import DataConfig
+from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.config.training import TrainingConfig
+from mindspeed_lora.data.batches import Batch, BatchShape, EvalBatches, Padding, StepBatches
+from mindspeed_lora.data.documents import split_documents
+from mindspeed_lora.data.gpt_dataset import GptDataset
+from mindspeed_lora.data.indexed_dataset import IndexedDataset
+from mindspeed_lora.data.prepared_info import PreparedInfo, check_tokenizer, read_info
+from mindspeed_lora.data.sampling import SampleOrder
+from mindspeed_lora.data.sft_dataset import SftDataset, count_documents
+from mindspeed_lora.errors import Refused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RowsDataset = SftDataset | GptDataset
+
+
+@dataclass(frozen=True)
+class EvaluationPasses:
+    """The evaluation rows as global batches; can be gone through again and again."""
+
+    batches: EvalBatches
+    micro_batches: int
+    """Of one rank in a global batch."""
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        remaining = iter(self.batches)
+        while chunk := list(itertools.islice(remaining, self.micro_batches)):
+            yield chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRows:
+    """Opened data, the same on every rank."""
+
+    train: RowsDataset
+    valid: RowsDataset | None
+    """None where nothing is evaluated."""
+    data: DataConfig
+    training: TrainingConfig
+    seq_length: int
+    pad_token_id: int
+    vocab_size: int
+    info: PreparedInfo | None
+    notices: tuple[str, ...]
+
+    def train_batches(self, dp_rank: int, dp_size: int, pad_to: int | None) -> StepBatches:
+        """The micro-batches of each step for one data-parallel rank."""
+        order = SampleOrder(len(self.train), self.training.seed, shuffle=not self.data.no_shuffle)
+        return StepBatches(self.train, order, self._batch_shape(dp_rank, dp_size), self._padding(pad_to))
+
+    def eval_batches(self, dp_rank: int, dp_size: int, pad_to: int | None) -> EvaluationPasses | None:
+        """The evaluation rows for one data-parallel rank: ``--eval-iters`` global batches, or all (−1)."""
+        if self.valid is None:
+            return None
+        iters, batch = self.training.eval_iters, self.training.global_batch_size
+        batches = EvalBatches(
+            self.valid,
+            self._padding(pad_to),
+            self.training.micro_batch_size,
+            dp_rank,
+            dp_size,
+            num_samples=None if iters < 0 else iters * batch,
+        )
+        return EvaluationPasses(batches, self._batch_shape(dp_rank, dp_size).num_micro_batches)
+
+    def tokenizer_writer(
+        self, tokenizer: PreTrainedTokenizerBase | None, keep_chat_template: bool
+    ) -> Callable[[Path], None]:
+        """A function that puts the tokenizer's files into a folder, with the template that was trained."""
+        template = self.info.chat_template if self.info is not None and not keep_chat_template else None
+
+        def write(folder: Path) -> None:
+            if tokenizer is None:
+                return
+            own = tokenizer.chat_template
+            try:
+                tokenizer.chat_template = template or own
+                tokenizer.save_pretrained(folder)
+            finally:
+                tokenizer.chat_template = own
+
+        return write
+
+    def _batch_shape(self, dp_rank: int, dp_size: int) -> BatchShape:
+        return BatchShape(
+            micro_batch_size=self.training.micro_batch_size,
+            global_batch_size=self.training.global_batch_size,
+            dp_rank=dp_rank,
+            dp_size=dp_size,
+        )
+
+    def _padding(self, pad_to: int | None) -> Padding:
+        return Padding(
+            pad_token_id=self.pad_token_id,
+            seq_length=self.seq_length if pad_to is None else None,
+            multiple_of=pad_to or 1,
+            vocab_size=self.vocab_size,
+        )
+
+
+def open_rows(
+    job: TrainJob, seq_length: int, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None
+) -> TrainingRows:
+    """Opens ``--data-path`` and the validation part.
+
+    Raises:
+        Refused: files are missing or damaged, no row is left, or they were prepared with another tokenizer.
+    """
+    data, training = job.data, job.training
+    prefix = data.data_path
+    assert prefix is not None, "checked with the flags"
+    info = read_info(prefix)
+    if tokenizer is not None:
+        check_tokenizer(info, tokenizer, prefix)
+    train_part, valid_part, _ = split_documents(_num_documents(job, prefix), data.split)
+    train = _open(job, prefix, seq_length, train_part)
+    if len(train) == 0:
+        raise Refused(f"--data-path {prefix}: no row is left for training (--split {data.split}); add rows")
+    return TrainingRows(
+        train=train,
+        valid=_open_valid(job, prefix, seq_length, valid_part),
+        data=data,
+        training=training,
+        seq_length=seq_length,
+        pad_token_id=_pad_token(info, tokenizer, vocab_size),
+        vocab_size=vocab_size,
+        info=info,
+        notices=_notices(train, seq_length, data.overlong),
+    )
+
+
+def _num_documents(job: TrainJob, prefix: str) -> int:
+    return count_documents(prefix) if job.training.stage == "sft" else len(IndexedDataset(prefix))
+
+
+def _open(job: TrainJob, prefix: str, seq_length: int, documents: range | None) -> RowsDataset:
+    if job.training.stage == "sft":
+        return SftDataset(prefix, seq_length, job.data.overlong, documents)
+    return GptDataset(prefix, seq_length, documents, job.training.seed, shuffle=not job.data.no_shuffle)
+
+
+def _open_valid(job: TrainJob, prefix: str, seq_length: int, part: range) -> RowsDataset | None:
+    if job.training.eval_iters == 0:
+        return None
+    if job.data.valid_data_path is not None:
+        valid = _open(job, job.data.valid_data_path, seq_length, None)
+    elif len(part):
+        valid = _open(job, prefix, seq_length, part)
+    else:
+        raise Refused(
+            f"--eval-iters {job.training.eval_iters}: there are no validation rows; give --valid-data-path, or a "
+            f"--split with a second share (found {job.data.split})"
+        )
+    return valid if len(valid) else None
+
+
+def _pad_token(info: PreparedInfo | None, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> int:
+    """What fills rows up; which token does not matter to any number, but it must be in the vocabulary."""
+    candidates = [info.pad_token_id if info else None]
+    if tokenizer is not None:
+        candidates += [tokenizer.pad_token_id, tokenizer.eos_token_id]
+    return next((token for token in candidates if token is not None and 0 <= token < vocab_size), 0)
+
+
+def _notices(train: RowsDataset, seq_length: int, overlong: str) -> tuple[str, ...]:
+    if not isinstance(train, SftDataset) or not (train.num_cut or train.num_dropped):
+        return ()
+    return (
+        f"rows longer than --seq-length {seq_length}: {train.num_cut} cut, {train.num_dropped} dropped "
+        f"(--overlong {overlong})",
+    )

@@ -1,0 +1,156 @@
+"""Saving a run's checkpoint from all ranks, crash-safe: the previous one stays whole until the new one is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mindspeed_lora.adapters.inject import AdapterSpec
+from mindspeed_lora.checkpoint.adapter import write_adapter
+from mindspeed_lora.checkpoint.atomic import StagedDirectory, atomic_link, atomic_text
+from mindspeed_lora.checkpoint.iteration import LATEST_FILE, iteration_folder
+from mindspeed_lora.config.checkpoint import CheckpointConfig
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.device import random_states, restore_random_states
+from mindspeed_lora.parallel.collectives import broadcast_object, gather_objects, together
+from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.optimizer import AdamW
+from mindspeed_lora.training.optimizer_files import ShardSlice, write_optimizer
+from mindspeed_lora.training.run_folder import ADAPTER_FOLDER, BEST_FOLDER, STATE_FILE, prune
+
+OPTIMIZER_FOLDER = "optimizer"
+RANDOM_FOLDER = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunWriter:
+    """Writes the checkpoints of a run; every rank has one and calls the same methods."""
+
+    save: Path
+    checkpoint: CheckpointConfig
+    groups: ParallelGroups
+    shape: ModelShape
+    optimizer: AdamW
+    adapter: AdapterSpec | None
+    adapter_dtype: torch.dtype
+    base_model_name: str | None
+    write_tokenizer: Callable[[Path], None]
+    """Puts the tokenizer files, with the template that was trained, into a folder."""
+    write_model: Callable[[Path, int], None] | None
+    """Writes this rank's file of the whole model, where that is saved too."""
+
+    def write(self, state: dict[str, Any]) -> tuple[Path, float]:
+        """Saves iteration ``state["iteration"]``; returns its folder and the seconds it took."""
+        started = time.perf_counter()
+        target = iteration_folder(self.save, state["iteration"])
+        self._write_folder(target, state)
+        together(self.groups, lambda: self._announce(target) if self.groups.is_main else None)
+        return target, time.perf_counter() - started
+
+    def write_best(self, state: dict[str, Any]) -> Path:
+        """Saves the state as ``<save>/best``, which ``--save-total-limit`` never deletes."""
+        self._write_folder(self.save / BEST_FOLDER, state)
+        return self.save / BEST_FOLDER
+
+    def _write_folder(self, target: Path, state: dict[str, Any]) -> None:
+        groups = self.groups
+        staging = together(
+            groups, lambda: StagedDirectory(target, overwrite=True) if groups.is_main else None
+        )
+        folder = broadcast_object(staging.path if staging is not None else Path(), groups)
+        try:
+            together(groups, lambda: self._write_own_files(folder, state["iteration"]))
+            factors = self._gather_factors() if self.adapter is not None else None
+            together(groups, lambda: self._finish(folder, state, factors, staging))
+        finally:
+            if staging is not None:
+                staging.discard()
+
+    def _write_own_files(self, folder: Path, iteration: int) -> None:
+        """What each rank writes by itself."""
+        if not self.checkpoint.no_save_optim:
+            (folder / OPTIMIZER_FOLDER).mkdir(exist_ok=True)
+            write_optimizer(folder / OPTIMIZER_FOLDER, self.optimizer, self.groups)
+        if not self.checkpoint.no_save_rng:
+            (folder / RANDOM_FOLDER).mkdir(exist_ok=True)
+            save_file(random_states(), folder / RANDOM_FOLDER / _random_file(self.groups.rank))
+        if self.write_model is not None and self.groups.dp_rank == 0:
+            self.write_model(folder, iteration)
+
+    def _finish(
+        self,
+        folder: Path,
+        state: dict[str, Any],
+        factors: dict[str, torch.Tensor] | None,
+        staging: StagedDirectory | None,
+    ) -> None:
+        if staging is None:
+            return
+        if factors is not None and self.adapter is not None:
+            self._write_adapter(folder / ADAPTER_FOLDER, self.adapter, factors)
+        (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        staging.commit()
+
+    def _write_adapter(self, folder: Path, spec: AdapterSpec, factors: dict[str, torch.Tensor]) -> None:
+        write_adapter(
+            folder,
+            self.shape,
+            spec.rank,
+            spec.alpha,
+            spec.dropout,
+            spec.target_modules,
+            self.base_model_name,
+            factors,
+            self.adapter_dtype,
+        )
+        self.write_tokenizer(folder)
+
+    def _gather_factors(self) -> dict[str, torch.Tensor] | None:
+        """All LoRA factors whole, in fp32 from the optimizer's masters, on rank 0.
+
+        An adapter is small beside the model: r (in + out) numbers a matrix.
+        """
+        groups, optimizer = self.groups, self.optimizer
+        mine = []
+        if groups.dp_rank == 0 or optimizer.distributed:
+            for owned in optimizer.slices:
+                if owned.parameter.is_adapter and owned.parameter.counted:
+                    piece = ShardSlice.of(owned.parameter, owned.start, owned.stop)
+                    mine.append((piece, owned.master.detach().cpu()))
+        gathered = gather_objects(mine, groups)
+        if gathered is None:
+            return None
+        factors: dict[str, torch.Tensor] = {}
+        for piece, values in (entry for entries in gathered for entry in entries):
+            whole = factors.setdefault(piece.name, torch.zeros(piece.shape))
+            whole.view(-1)[piece.index()] = values
+        return factors
+
+    def _announce(self, target: Path) -> None:
+        """Makes a written iteration the one that is found: the latest file and the link to the adapter."""
+        iteration = int(target.name.rpartition("_")[2])
+        atomic_text(self.save / LATEST_FILE, f"{iteration}")
+        if self.adapter is not None:
+            atomic_link(self.save / ADAPTER_FOLDER, f"{target.name}/{ADAPTER_FOLDER}")
+        if self.checkpoint.save_total_limit is not None:
+            prune(self.save, self.checkpoint.save_total_limit)
+
+
+def load_random_states(folder: Path, rank: int) -> bool:
+    """Restores this rank's generators from a checkpoint; False where that has no file of this rank."""
+    file = folder / RANDOM_FOLDER / _random_file(rank)
+    if not file.is_file():
+        return False
+    restore_random_states(load_file(file))
+    return True
+
+
+def _random_file(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"

@@ -1,0 +1,132 @@
+"""The live parts of a run on one rank: model, optimizer, batches, writer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+from mindspeed_lora import __version__
+from mindspeed_lora.checkpoint.load_model import build_model
+from mindspeed_lora.checkpoint.local_parameters import trainable
+from mindspeed_lora.data.batches import Batch
+from mindspeed_lora.device import compute_dtype
+from mindspeed_lora.models.transformer_config import transformer_config
+from mindspeed_lora.parallel.collectives import all_gather_objects, all_reduce_sum, together
+from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.gradients import GradientFinalizer
+from mindspeed_lora.training.optimizer import AdamW
+from mindspeed_lora.training.optimizer_files import read_optimizer
+from mindspeed_lora.training.plan import TrainPlan
+from mindspeed_lora.training.reporting import ParameterCounts
+from mindspeed_lora.training.saving import OPTIMIZER_FOLDER, RunWriter, load_random_states
+from mindspeed_lora.training.step import StepRunner
+
+_SAVE_DTYPES = {None: torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainingSession:
+    """Built from a plan on every rank; the loop drives it."""
+
+    def __init__(self, plan: TrainPlan, groups: ParallelGroups) -> None:
+        job = plan.job
+        self.plan = plan
+        self.groups = groups
+        self.notices: list[str] = []
+        self.dtype, notice = compute_dtype(job.training.bf16, job.training.fp16)
+        if notice:
+            self.notices.append(notice)
+        # Micro-batches differ in length, and the last one of an evaluation in rows, so stages tell each other.
+        self.config = transformer_config(
+            plan.shape, job.parallel, groups, self.dtype, job.training, variable_seq_lengths=True
+        )
+        divisible_by = job.model.make_vocab_size_divisible_by or 1
+        self.gpt, self.parameters = together(
+            groups,
+            lambda: build_model(
+                plan.shape, self.config, groups, plan.source, plan.adapter, vocab_divisible_by=divisible_by
+            ),
+        )
+        self.trained = trainable(self.parameters)
+        self.model = self._wrap()
+        self.optimizer = AdamW(self.model, self.trained, job.training, groups)
+        finalizer = GradientFinalizer(self.model, self.trained, groups)
+        self.config.finalize_model_grads_func = finalizer
+        if job.training.fp16:
+            self.config.grad_scale_func = lambda loss: loss * self.optimizer.loss_scale.scale
+        mean_of_micro_batches = job.training.loss_normalization == "micro-batch"
+        self.runner = StepRunner(self.model, finalizer, groups, mean_of_micro_batches)
+        self.batches = plan.rows.train_batches(groups.dp_rank, groups.dp_size, plan.pad_to)
+        self.evaluation: Iterable[list[Batch]] | None = plan.rows.eval_batches(
+            groups.dp_rank, groups.dp_size, plan.pad_to
+        )
+        self.restored_state: dict[str, Any] = {}
+        self._restore()
+        self.writer = self._writer()
+
+    def _wrap(self) -> DistributedDataParallel:
+        distributed = self.plan.job.parallel.use_distributed_optimizer and self.groups.dp_size > 1
+        ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed)
+        return DistributedDataParallel(config=self.config, ddp_config=ddp, module=self.gpt)
+
+    def _restore(self) -> None:
+        """Optimizer, loss scale and random state of the checkpoint that the run goes on from."""
+        start = self.plan.start
+        if start.run is None:
+            return
+        folder, self.restored_state = start.run.folder, start.run.state
+        optimizer_files = folder / OPTIMIZER_FOLDER
+        if start.load_optimizer and optimizer_files.is_dir():
+            updates = int(self.restored_state.get("updates_done", start.run.iteration))
+            together(self.groups, lambda: read_optimizer(optimizer_files, self.optimizer, updates))
+            self.optimizer.publish()
+            self.optimizer.loss_scale.restore(self.restored_state["loss_scale"])
+        if start.load_random_state and not load_random_states(folder, self.groups.rank):
+            self.notices.append(f"{folder} holds no random state of rank {self.groups.rank}; it starts from --seed")
+
+    def _writer(self) -> RunWriter | None:
+        job, plan = self.plan.job, self.plan
+        if job.checkpoint.save is None:
+            return None
+        spec = plan.adapter.spec if plan.adapter is not None else None
+        whole_model = spec is None or job.lora.lora_save_base
+        return RunWriter(
+            save=Path(job.checkpoint.save),
+            checkpoint=job.checkpoint,
+            groups=self.groups,
+            shape=plan.shape,
+            optimizer=self.optimizer,
+            adapter=spec,
+            adapter_dtype=_SAVE_DTYPES[job.lora.lora_save_dtype],
+            base_model_name=plan.base_model_name,
+            write_tokenizer=plan.rows.tokenizer_writer(plan.tokenizer, job.checkpoint.keep_chat_template),
+            write_model=None,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the session."""
+        groups, training = self.groups, self.plan.job.training
+        return {
+            "version": __version__,
+            "updates_done": self.optimizer.updates_done,
+            "loss_scale": self.optimizer.loss_scale.state(),
+            "global_batch_size": training.global_batch_size,
+            "seed": training.seed,
+            "layout": {"tp": groups.tp_size, "pp": groups.pp_size, "dp": groups.dp_size},
+            "base_model_name": self.plan.base_model_name,
+            "documents": len(self.plan.rows.train),
+        }
+
+    def parameter_counts(self) -> ParameterCounts:
+        """Trained and all parameters of the unsharded model, each counted once, and what each rank holds."""
+        counted = [p.param for p in self.parameters if p.counted]
+        counts = torch.tensor(
+            [sum(p.numel() for p in counted), sum(p.numel() for p in counted if p.requires_grad)]
+        )
+        all_reduce_sum(counts, self.groups.control_group)
+        total, trained = (counts // self.groups.dp_size).tolist()
+        held = all_gather_objects(sum(p.param.numel() for p in self.parameters), self.groups)
+        return ParameterCounts(total=total, trainable=trained, per_rank=tuple(held))

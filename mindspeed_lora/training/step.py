@@ -1,0 +1,121 @@
+"""One optimizer step's forward and backward passes, and the passes of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from mindspeed_lora.data.batches import Batch
+from mindspeed_lora.device import current_device
+from mindspeed_lora.parallel.collectives import all_reduce_sum, broadcast
+from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.gradients import GradientFinalizer
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Loss and token counts of a global batch."""
+
+    lm_loss: float
+    """Mean over all loss-carrying tokens, or the mean of micro-batch means."""
+    loss_tokens: int
+    tokens: int
+    """Real tokens, without padding."""
+
+
+class StepRunner:
+    """Runs the micro-batches of this rank through its stage by megatron-core's pipeline schedule."""
+
+    def __init__(
+        self,
+        model: DistributedDataParallel,
+        finalizer: GradientFinalizer,
+        groups: ParallelGroups,
+        mean_of_micro_batches: bool = False,
+    ) -> None:
+        self.model = model
+        self.finalizer = finalizer
+        self.groups = groups
+        self.mean_of_micro_batches = mean_of_micro_batches
+        self.schedule = get_forward_backward_func()
+
+    def train(self, batches: Sequence[Batch]) -> StepLoss:
+        """Forward and backward of all micro-batches; leaves the complete gradient in the buffers.
+
+        A global batch without any loss-carrying token computes nothing: ``loss_tokens`` is 0.
+        """
+        counts = self._count(batches)
+        if counts.loss_tokens == 0:
+            return StepLoss(0.0, 0, counts.tokens)
+        normaliser = counts.micro_batches if self.mean_of_micro_batches else counts.loss_tokens
+        self.finalizer.normaliser = float(normaliser)
+        self.model.train()
+        total = self._run(batches, self.mean_of_micro_batches, forward_only=False)
+        return StepLoss(total / normaliser, counts.loss_tokens, counts.tokens)
+
+    def evaluate(self, batches: Sequence[Batch]) -> StepLoss:
+        """Mean loss per loss-carrying token of one global batch of evaluation rows, without gradients."""
+        counts = self._count(batches)
+        if counts.loss_tokens == 0:
+            return StepLoss(0.0, 0, counts.tokens)
+        self.model.eval()
+        with torch.no_grad():
+            total = self._run(batches, mean_per_batch=False, forward_only=True)
+        return StepLoss(total / counts.loss_tokens, counts.loss_tokens, counts.tokens)
+
+    def _run(self, batches: Sequence[Batch], mean_per_batch: bool, forward_only: bool) -> float:
+        """Summed loss of the global batch, on every rank."""
+        widest = max(batch.tokens.size(1) for batch in batches)
+        outputs: list[torch.Tensor] = self.schedule(
+            forward_step_func=partial(self._forward_step, mean_per_batch=mean_per_batch),
+            data_iterator=iter(batches),
+            model=[self.model],
+            num_microbatches=len(batches),
+            seq_length=widest,
+            micro_batch_size=batches[0].tokens.size(0),
+            forward_only=forward_only,
+        )
+        total = torch.zeros(1, dtype=torch.float64, device=current_device())
+        for loss in outputs:
+            total += loss.double()
+        all_reduce_sum(total, self.groups.dp_group)
+        broadcast(total, self.groups.pp_group, source=self.groups.pp_size - 1)
+        return float(total)
+
+    def _forward_step(
+        self, batches: Iterator[Batch], model: DistributedDataParallel, mean_per_batch: bool
+    ) -> tuple[torch.Tensor, Any]:
+        batch = next(batches)
+        device = current_device()
+        labels = batch.labels.to(device, non_blocking=True) if self.groups.is_last_stage else None
+        output = model(batch.tokens.to(device, non_blocking=True), labels=labels)
+        divisor = max(batch.num_loss_tokens, 1) if mean_per_batch else 1
+        return output, partial(_loss_terms, divisor=divisor)
+
+    def _count(self, batches: Sequence[Batch]) -> _Counts:
+        """Counts over the global batch: every stage sees the same rows, so only DP is summed."""
+        with_loss = sum(batch.num_loss_tokens > 0 for batch in batches)
+        local = [sum(b.num_loss_tokens for b in batches), sum(b.num_tokens for b in batches), with_loss]
+        counts = torch.tensor(local, dtype=torch.int64, device=current_device())
+        all_reduce_sum(counts, self.groups.dp_group)
+        return _Counts(*counts.tolist())
+
+
+@dataclass(frozen=True)
+class _Counts:
+    loss_tokens: int
+    tokens: int
+    micro_batches: int
+    """Those that carry loss."""
+
+
+def _loss_terms(loss: torch.Tensor, divisor: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What megatron-core's schedule wants of a loss: its sum, a token count, and what to report."""
+    loss = loss / divisor if divisor != 1 else loss
+    return loss, torch.zeros((), dtype=torch.int, device=loss.device), loss.detach().reshape(1)
