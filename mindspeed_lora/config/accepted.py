@@ -21,13 +21,13 @@ _KERNELS_AND_DEVICE = """
 """
 
 _TRUE_HERE_ANYWAY = """
-    use-mcore-models use-rotary-position-embeddings use-kv-cache exit-signal-handler
-    enable-hf2mg-convert padded-samples full-shuffle-instruction-dataset cut-max-seqlen no-shared-storage
-    return-document-ids no-check-for-nan-in-loss-and-grad streaming save-layer-by-layer
-    load-hf-from-config no-checking
-    spec=* lora-register-forward-hook=+ attention-mask-type=1 num-workers=1 dataset-additional-keys=*
-    context-parallel-algo=1 cp-comm-type=+ max-batch-size=1 max-tokens-to-oom=1 mg-save-dir=1
-    ckpt-cfg-path=1 max-queue-size=1 loader=1 saver=1 megatron-path=1 n-subs=1 cache-dir=1 pad-vocab-size-to=1
+    use-mcore-models use-rotary-position-embeddings use-kv-cache exit-signal-handler enable-hf2mg-convert
+    padded-samples full-shuffle-instruction-dataset cut-max-seqlen no-shared-storage return-document-ids
+    no-check-for-nan-in-loss-and-grad streaming save-layer-by-layer load-hf-from-config no-checking
+    load-checkpoint-loosely spec=* dataset-additional-keys=* lora-register-forward-hook=+ cp-comm-type=+
+    attention-mask-type=1 num-workers=1 workers=1 model-type-hf=1 hf-cfg-dir=1 mg-save-dir=1 seed=1
+    make-vocab-size-divisible-by=1 pad-vocab-size-to=1 context-parallel-algo=1 max-batch-size=1
+    max-tokens-to-oom=1 ckpt-cfg-path=1 max-queue-size=1 loader=1 saver=1 megatron-path=1 n-subs=1 cache-dir=1
     log-timers-to-tensorboard log-validation-ppl-to-tensorboard log-memory-to-tensorboard
     tensorboard-log-interval=1 tensorboard-queue-size=1 timing-log-level=1
 """

@@ -10,6 +10,7 @@ import yaml
 
 from mindspeed_lora.config.flags import Section, options
 from mindspeed_lora.config.jobs import Job
+from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.parser import Grammar, unknown_flag
 from mindspeed_lora.errors import Refused
 
@@ -44,10 +45,10 @@ def _read(path: str) -> dict[Any, Any]:
 
 def _words(path: str, key: Any, value: Any, grammar: Grammar) -> list[str]:
     name = "--" + str(key).removeprefix("--")
-    if name not in set(grammar.names()):
+    if name not in grammar.names():
         name = name.replace("_", "-")
-    if name not in set(grammar.names()):
-        raise Refused(f"--config {path}: {unknown_flag(name, grammar.names())}")
+    if name not in grammar.names():
+        raise Refused(f"--config {path}: {unknown_flag(name, grammar)}")
     if name == "--config":
         raise Refused(f"--config {path}: a configuration file cannot name another one")
     if value is None or value is False:
@@ -66,6 +67,10 @@ def to_yaml(job: Job) -> str:
     for field in dataclasses.fields(job):
         section = getattr(job, field.name)
         if not isinstance(section, Section):
+            continue
+        if isinstance(section, LoraConfig) and not section.enabled:
+            # Its keys would switch LoRA on when the file is read again.
+            lines.append("# lora: off\n")
             continue
         values = {
             option.name.removeprefix("--"): _plain(getattr(section, option.dest))

@@ -84,7 +84,7 @@ NOT_BUILT: dict[str, Feature] = {
         "preference and reward training are not supported by this version",
         """is-pairwise-dataset dpo-loss-type=1 dpo-beta=1 dpo-label-smoothing=1 pref-ftx=1 ref-model=1
         refer-model-iter=1 simpo-beta=1 gamma-beta-ratio=1 simpo-loss-type=1 simpo-label-smoothing=1
-        reward-tokens=+ placeholder-token=1 reward-model=1 orm""",
+        reward-tokens=+ placeholder-token=1 reward-model=1 orm kl-coef=1 gamma=1 lam=1 max-prompt-length=1""",
     ),
     **_features(
         "multi-latent attention is not supported by this version",
@@ -125,8 +125,24 @@ NOT_BUILT: dict[str, Feature] = {
         "this kind of input is not supported by this version of preprocess_data.py",
         """hf-datasets-params=1 datasets=+ split-sentences interleave-probs=1 mix-strategy=1:concat
         dataset-dir=1 max-samples=1 script-data-dir=1 merge-group-keys=+ data-obfuscation obf-seed-content=1
-        reasoning-effort=1 drop-thinking keep-newlines prompt-type-path=1 enable-thinking=1:none
-        dataset-impl=1:mmap tokenizer-padding-side=1:right vocab-file=1 merge-file=1""",
+        keep-newlines dataset-impl=1:mmap pad-to-multiple-of=1:1""",
+    ),
+    **_features(
+        "only the built-in templates and the tokenizer's own are supported by this version",
+        """prompt-type-path=1:configs/finetune/templates.json,./configs/finetune/templates.json
+        enable-thinking=1:none reasoning-effort=1 drop-thinking tokenizer-padding-side=1:right""",
+    ),
+    **_features(
+        "tokenizers are read from a Hugging Face folder (--tokenizer-name-or-path)",
+        "vocab-file=1 merge-file=1",
+    ),
+    **_features(
+        "training reads prepared data; run preprocess_data.py first",
+        "handler-name=1 output-prefix=1 input=1 map-keys=1",
+    ),
+    **_features(
+        "only training has a dry run in this version",
+        "dry-run world-size=1 nnodes=1 nproc_per_node=1 nproc-per-node=1",
     ),
     **_features(
         "weights and biases and the like are not supported by this version; use --tensorboard-dir",

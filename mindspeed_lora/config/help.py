@@ -18,12 +18,17 @@ def help_text(command: str) -> str:
     described = COMMANDS[command]
     blocks = [f"usage: {described.script} [flags]\n\n{described.summary}"]
     for name, section in sections(described.job_type).items():
-        first_line = (inspect.getdoc(section) or "").splitlines()[0]
-        lines = [f"{name}: {first_line}", *(_describe(option) for option in options(section))]
+        summary = (inspect.getdoc(section) or "").splitlines()[0].replace("``", "")
+        lines = [f"{name}: {summary}", *(_describe(option) for option in options(section))]
         blocks.append("\n".join(lines))
     accepted = textwrap.fill(
-        ", ".join(sorted(NO_EFFECT)), _WIDTH, initial_indent="  ", subsequent_indent="  "
+        " ".join(sorted(NO_EFFECT)),
+        _WIDTH,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
     )
+    blocks.append("-h, --help: print this and leave")
     blocks.append(f"accepted without effect, as published scripts give them:\n{accepted}")
     return "\n\n".join(blocks)
 
@@ -35,7 +40,7 @@ def _describe(option: Option) -> str:
     text = option.flag.help
     if option.default is not None and option.default is not False:
         text += f" (default: {_default(option)})"
-    lines = textwrap.wrap(text, _WIDTH - _TEXT_COLUMN)
+    lines = textwrap.wrap(text, _WIDTH - _TEXT_COLUMN, break_on_hyphens=False)
     indent = " " * _TEXT_COLUMN
     if len(left) >= _TEXT_COLUMN:
         return "\n".join([left, *(indent + line for line in lines)])

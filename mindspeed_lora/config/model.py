@@ -13,7 +13,7 @@ _WHOLE_HEAD = Check(
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
-    """Shape flags; ``None`` is "as the checkpoint says" (``config.checks`` compares and resolves)."""
+    """Shape flags; what is left out is as the checkpoint says, what is given must agree with it."""
 
     num_layers: int | None = flag("number of transformer layers", check=AT_LEAST_ONE)
     hidden_size: int | None = flag("width of the residual stream", check=AT_LEAST_ONE)

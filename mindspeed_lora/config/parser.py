@@ -24,9 +24,9 @@ class Grammar:
     ignored: Mapping[str, Arity]
     """Flags of other commands that this one accepts without effect."""
 
-    def names(self) -> Iterable[str]:
+    def names(self) -> set[str]:
         """Every flag name, also those that have no effect or are refused."""
-        return [*self.options, *self.ignored, *NO_EFFECT, *NOT_BUILT]
+        return {*self.options, *self.ignored, *NO_EFFECT, *NOT_BUILT}
 
 
 @dataclass
@@ -67,15 +67,25 @@ def _split(argv: Sequence[str], grammar: Grammar) -> Iterable[tuple[str, list[st
         end = position + 1
         while end < len(argv) and not argv[end].startswith("--") and arity in ("+", "*"):
             end += 1
-        if arity == "1" and not equals and end < len(argv) and not argv[end].startswith("--"):
-            end += 1
+        if arity == "1" and not equals:
+            end = _end_of_value(argv, end)
         words = [*([attached] if equals else []), *argv[position + 1 : end]]
+        if arity == "1" and len(words) > 1:
+            words = [" ".join(words)]
         if arity == "0" and words:
             raise Refused(f"{name} is a switch and takes no value, but got {words[0]!r}")
         if arity in ("1", "+") and not words:
             raise Refused(f"{name} needs a value")
         yield name, words
         position = end
+
+
+def _end_of_value(argv: Sequence[str], start: int) -> int:
+    """Where the one value of a flag ends; an unquoted placeholder, ``your data path``, is one value."""
+    end = start
+    while end < len(argv) and not argv[end].startswith("--") and (end == start or argv[start] == "your"):
+        end += 1
+    return end
 
 
 def _arity(name: str, grammar: Grammar) -> Arity:
@@ -85,15 +95,17 @@ def _arity(name: str, grammar: Grammar) -> Arity:
         return NOT_BUILT[name].arity
     arity = NO_EFFECT.get(name) or grammar.ignored.get(name)
     if arity is None:
-        raise Refused(unknown_flag(name, grammar.names()))
+        raise Refused(unknown_flag(name, grammar))
     return arity
 
 
-def unknown_flag(name: str, known: Iterable[str]) -> str:
-    """The sentence for an unknown flag, with the nearest known ones."""
-    near = difflib.get_close_matches(name.replace("_", "-"), list(dict.fromkeys(known)), n=3, cutoff=0.7)
-    hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the known ones"
-    return f"unknown flag {name}; {hint}"
+def unknown_flag(name: str, grammar: Grammar) -> str:
+    """The sentence for an unknown flag, with the nearest of those that do something here, else of all."""
+    for known in (grammar.options, grammar.names()):
+        near = difflib.get_close_matches(name.replace("_", "-"), list(known), n=3, cutoff=0.7)
+        if near:
+            return f"unknown flag {name}; did you mean {' or '.join(near)}?"
+    return f"unknown flag {name}; --help lists the known ones"
 
 
 def _convert(option: Option, words: Sequence[str]) -> Any:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mindspeed_lora.config.commands import COMMANDS, parse
+from mindspeed_lora.config.config_file import to_yaml
+from mindspeed_lora.config.flags import Section
+from mindspeed_lora.config.jobs import Job
+from mindspeed_lora.errors import Refused
+
+LINES = {
+    "posttrain": "--data-path p --lora-r 8 --lora-target-modules linear_qkv --bf16 --split 9,1 --save s",
+    "pretrain": "--data-path p --train-iters 4 --lr 3e-4 --lr-warmup-iters 2",
+    "convert": "--load-dir a --save-dir b --save-model-type mg --target-tensor-parallel-size 2",
+    "preprocess": "--input i --output-prefix o --tokenizer-model t --json-keys text title",
+    "inference": "--load m --prompt hello",
+}
+
+
+def read(command: str, path: Path, *argv: str) -> Job:
+    job: Job = parse(command, ["--config", str(path), *argv], {})
+    return job
+
+
+def sections(job: Job) -> list[Section]:
+    return [
+        value
+        for field in dataclasses.fields(job)
+        if isinstance(value := getattr(job, field.name), Section) and field.name != "runtime"
+    ]
+
+
+def test_what_is_printed_is_covered_here() -> None:
+    assert LINES.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", LINES)
+def test_what_is_printed_can_be_read_again(command: str, tmp_path: Path) -> None:
+    job = parse(command, LINES[command].split(), {})
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(job))
+    assert sections(read(command, path)) == sections(job)
+
+
+def test_a_run_without_an_adapter_is_read_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(parse("posttrain", ["--data-path", "p"], {})))
+    assert not read("posttrain", path).lora.enabled  # type: ignore[attr-defined]
+
+
+def test_the_printed_configuration_is_resolved() -> None:
+    printed = yaml.safe_load(to_yaml(parse("posttrain", ["--data-path", "p", "--lora-r", "4"], {})))
+    assert printed["lora-alpha"] == 8
+    assert printed["epochs"] == 3.0
+    assert printed["load"] is None
+
+
+def test_the_command_line_wins(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "lora-r: 8\nlr: 1e-3\nbf16: true\nfinetune: false\nload: null\ndata_path: rows\n"
+        "lora-target-modules: [linear_qkv, linear_proj]\nuse-flash-attn: true\n"
+    )
+    for argv in (["--lora-r", "4"], ["--lora-r=4"]):
+        job = read("posttrain", path, *argv)
+        assert job.lora.lora_r == 4  # type: ignore[attr-defined]
+        assert job.lora.lora_target_modules == ("linear_qkv", "linear_proj")  # type: ignore[attr-defined]
+        assert job.training.lr == 1e-3 and job.training.bf16  # type: ignore[attr-defined]
+        assert job.data.data_path == "rows"  # type: ignore[attr-defined]
+        assert job.notices[0] == "no effect here: --use-flash-attn"
+        assert "finetune" not in job.given
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora-rank: 3", "unknown flag --lora-rank; did you mean --lora-r"),
+        ("- lora-r", "expected flags as keys"),
+        ("lora-r: [", "is not YAML"),
+        ("lora: {r: 3}", "unknown flag --lora"),
+        ("lora-r: {r: 3}", "lora-r has keys of its own"),
+        ("lora-r: x", "--lora-r x: expected an integer"),
+        ("num-experts: 8", "mixture-of-experts"),
+        ("config: other.yaml", "cannot name another"),
+        ("bf16: 3", "--bf16 is a switch"),
+    ],
+)
+def test_what_a_file_may_not_hold(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(Refused) as error:
+        read("posttrain", path)
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="No such file"):
+        read("posttrain", tmp_path / "none.yaml")

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mindspeed_lora.config.commands import grammar
+from mindspeed_lora.config.features import NOT_BUILT
+from mindspeed_lora.config.parser import Parsed, parse_words
+from mindspeed_lora.errors import Refused
+
+PUBLISHED = (Path(__file__).parent / "published_flags.txt").read_text().splitlines()
+
+
+def parse(line: str, command: str = "posttrain") -> Parsed:
+    return parse_words(line.split(), grammar(command))
+
+
+def test_values_have_the_types_of_their_fields() -> None:
+    parsed = parse("--lora-r 16 --lr 5e-5 --bf16 --lora-target-modules linear_qkv linear_proj --load=a=b")
+    assert parsed.values == {
+        "lora_r": 16,
+        "lr": 5e-5,
+        "bf16": True,
+        "lora_target_modules": ("linear_qkv", "linear_proj"),
+        "load": "a=b",
+    }
+
+
+def test_the_last_of_a_repeated_flag_wins() -> None:
+    assert parse("--lora-r 8 --log-throughput --lora-r 16 --log-throughput").values["lora_r"] == 16
+
+
+def test_other_names_of_a_flag_mean_the_same() -> None:
+    assert parse("--no-pad-to-seq-lengths").values == parse("--variable-seq-lengths").values
+
+
+def test_negative_and_dashed_values() -> None:
+    assert parse("--eval-iters -1 --save -run").values == {"eval_iters": -1, "save": "-run"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--lora-rank 3", "unknown flag --lora-rank; did you mean --lora-r"),
+        ("--lora_alpha 3", "unknown flag --lora_alpha; did you mean --lora-alpha"),
+        ("--num-expert 3", "did you mean --num-experts"),
+        ("--zzzzzzzz", "unknown flag --zzzzzzzz; --help lists"),
+        ("--lora", "unknown flag --lora;"),
+        ("--lora-r", "--lora-r needs a value"),
+        ("--lora-r --bf16", "--lora-r needs a value"),
+        ("--lora-target-modules --bf16", "--lora-target-modules needs a value"),
+        ("--lora-r x", "--lora-r x: expected an integer"),
+        ("--lr 1e-4x", "--lr 1e-4x: expected a number"),
+        ("--lora-r 0", "--lora-r 0: expected an integer of at least 1"),
+        ("--bf16=yes", "--bf16 is a switch and takes no value, but got 'yes'"),
+        ("--bf16 yes", "unexpected word 'yes' after --bf16"),
+        ("train", "unexpected word 'train'"),
+        ("--lr-decay-style WSD", "expected one of cosine, linear, constant"),
+        ("--split 0,1,2", "--split 0,1,2: expected one to three numbers"),
+        ("--split a", "--split a: expected"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(line: str, message: str) -> None:
+    with pytest.raises(Refused) as error:
+        parse(line)
+    assert message in str(error.value)
+
+
+def test_flags_without_effect_are_listed_once_each() -> None:
+    parsed = parse(
+        "--use-flash-attn --shape-order BNSD --use-flash-attn --spec a.b layer_spec --local-rank=0"
+    )
+    assert parsed.values == {}
+    assert parsed.without_effect == ["--use-flash-attn", "--shape-order", "--spec", "--local-rank"]
+
+
+def test_training_flags_have_no_effect_in_inference() -> None:
+    parsed = parse("--lr 1 --micro-batch-size 4 --num-layers 2 --fp16", "inference")
+    assert parsed.values == {"num_layers": 2, "fp16": True}
+    assert parsed.without_effect == ["--lr", "--micro-batch-size"]
+
+
+def test_features_that_are_not_there_are_refused_by_name() -> None:
+    with pytest.raises(Refused, match="--num-experts 8, --moe-grouped-gemm: mixture-of-experts models"):
+        parse("--num-experts 8 --moe-grouped-gemm")
+    with pytest.raises(Refused, match="--context-parallel-size 2: context parallelism"):
+        parse("--context-parallel-size 1 --context-parallel-size 2")
+
+
+def test_values_that_leave_a_feature_off_are_fine() -> None:
+    parsed = parse("--context-parallel-size 1 --expert-model-parallel-size 1 --ckpt-format torch")
+    assert parsed == Parsed()
+
+
+def test_unquoted_placeholders_of_published_scripts_are_one_value() -> None:
+    assert parse("--load your model ckpt path --bf16").values == {
+        "load": "your model ckpt path",
+        "bf16": True,
+    }
+
+
+@pytest.mark.parametrize("line", PUBLISHED)
+def test_every_flag_of_the_published_scripts_is_known(line: str) -> None:
+    name = line.split()[0]
+    try:
+        parsed = parse(line)
+    except Refused as error:
+        assert name in NOT_BUILT or line in ("--rope-scaling-type yarn",), str(error)
+    else:
+        assert parsed.values or parsed.without_effect or name in NOT_BUILT

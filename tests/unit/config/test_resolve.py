@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mindspeed_lora.config.commands import parse
+from mindspeed_lora.errors import Refused
+
+
+def refusal(command: str, line: str, environ: dict[str, str] | None = None) -> str:
+    with pytest.raises(Refused) as error:
+        parse(command, line.split(), environ or {})
+    return str(error.value)
+
+
+def test_generation_without_a_prompt_asks_the_published_one() -> None:
+    job: Any = parse("inference", ["--load", "m"], {})
+    assert job.inference.task == ("greedy",)
+    assert job.inference.prompt == ("how are you?",)
+    assert len(job.notices) == 2
+    assert parse("inference", ["--load", "m", "--task", "chat"], {}).inference.prompt is None
+
+
+@pytest.mark.parametrize(
+    ("given", "tasks"), [("greedy_search", ("greedy",)), ("do_sample greedy", ("do_sample", "greedy"))]
+)
+def test_tasks_have_other_names(given: str, tasks: tuple[str, ...]) -> None:
+    assert parse("inference", f"--load m --prompt hi --task {given}".split(), {}).inference.task == tasks
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--task beam_search", "--task beam_search: beam search is not supported"),
+        ("--task dance", "--task dance: expected one of greedy"),
+        ("--prompt a --prompt-file b", "--prompt and --prompt-file"),
+        ("--lora-r 16", "without --lora-load"),
+        ("--bf16 --fp16", "--bf16 and --fp16"),
+        ("--tensor-model-parallel-size 2", "world size 1 is not divisible"),
+        ("--exit-on-missing-checkpoint", "without --load"),
+        ("--load your model directory path", "--load is still the placeholder"),
+        ("--temperature 0", "--temperature 0.0: expected a number above 0"),
+        ("--dry-run", "only training has a dry run"),
+    ],
+)
+def test_refused_generations(line: str, message: str) -> None:
+    assert message in refusal("inference", line)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--save-dir b --save-model-type hf", "--load-dir is missing"),
+        ("--load-dir a --save-model-type hf", "--save-dir is missing"),
+        ("--load-dir a --save-dir b", "--save-model-type is missing"),
+        ("--load-dir a --save-dir ./a/ --save-model-type mg", "--save-dir ./a/ is the --load-dir"),
+        ("--load-dir a --save-dir b --save-model-type mg --save-lora-to-hf", "--save-lora-to-hf"),
+        (
+            "--load-dir a --save-dir b --save-model-type hf --target-pipeline-parallel-size 2",
+            "--target-pipeline-parallel-size 2: --save-model-type hf",
+        ),
+        (
+            "--load-dir a --save-dir b --save-model-type mg --target-expert-parallel-size 2",
+            "mixture-of-experts",
+        ),
+        ("--load-dir a --save-dir b --save-model-type mg --qlora-nf4", "quantised base models"),
+    ],
+)
+def test_refused_conversions(line: str, message: str) -> None:
+    assert message in refusal("convert", line)
+
+
+def test_a_conversion_back_may_write_beside_its_source() -> None:
+    job: Any = parse("convert", ["--load-dir", "a", "--save-dir", "a", "--save-model-type", "hf"], {})
+    assert job.conversion.target_tensor_parallel_size == 1
+
+
+def test_an_adapter_alone_is_written_in_hugging_face_form() -> None:
+    job: Any = parse("convert", ["--load-dir", "a", "--save-dir", "b", "--save-lora-to-hf"], {})
+    assert job.conversion.save_model_type == "hf"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--output-prefix o --tokenizer-name-or-path t", "--input is missing"),
+        ("--input i --tokenizer-name-or-path t", "--output-prefix is missing"),
+        ("--input i --output-prefix o", "--tokenizer-name-or-path is missing"),
+        (
+            "--input i --output-prefix o --tokenizer-model t --map-keys [1]",
+            "--map-keys [1]: expected a JSON object",
+        ),
+        ("--input i --output-prefix o --tokenizer-model t --pack", "packed rows"),
+        (
+            "--input i --output-prefix o --tokenizer-model t --prompt-type qwen --hf-chat-template",
+            "--prompt-type qwen and --hf-chat-template",
+        ),
+    ],
+)
+def test_refused_preparations(line: str, message: str) -> None:
+    assert message in refusal("preprocess", line)
+
+
+@pytest.mark.parametrize("command", ["convert", "preprocess", "posttrain"])
+def test_printing_the_configuration_needs_no_paths(command: str) -> None:
+    assert parse(command, ["--print-config"], {"WORLD_SIZE": "3"}).runtime.print_config
