@@ -26,6 +26,11 @@ class Console:
         self.is_terminal = _is_terminal(self._output) if is_terminal is None else is_terminal
         self._live = ""
 
+    @property
+    def width(self) -> int:
+        """Columns that the live line may have."""
+        return max(1, shutil.get_terminal_size().columns - 1)
+
     def line(self, text: str) -> None:
         """Print a line (or several), above the live line if there is one."""
         self._write(self._output, f"{self._clear()}{text}\n{self._live}")
@@ -41,9 +46,8 @@ class Console:
     def live(self, text: str) -> None:
         """Replace the live line; only on a terminal, cut to its width so that it never wraps."""
         if self.is_terminal:
-            width = shutil.get_terminal_size().columns - 1
             clear = self._clear() or "\r"
-            self._live = text[: max(width, 1)]
+            self._live = text[: self.width]
             self._write(self._output, clear + self._live)
 
     def close(self) -> None:

@@ -53,6 +53,10 @@ class MetricsFile:
     def append(self, record: dict[str, Any]) -> OSError | None:
         """Write a line; the error, if it and those that wait could not be written."""
         self._waiting.append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        return self.flush()
+
+    def flush(self) -> OSError | None:
+        """Write the lines that wait; the error, if there still is one."""
         try:
             while self._waiting:
                 self._write(self._waiting[0])

@@ -14,7 +14,7 @@ ON_TERMINAL_SECONDS = 0.1
 """Least time between two drawings of the live line."""
 
 _WINDOW = 50
-_BAR = 24
+_BAR = 16
 
 
 class Progress:
@@ -53,8 +53,8 @@ class Progress:
         (first, begin), (last, end) = self._moments[0], self._moments[-1]
         return max(0.0, (end - begin) / max(1, last - first) * (self._total - last))
 
-    def text(self, now: float) -> str:
-        """The progress line: a bar on a terminal, words off it."""
+    def text(self, now: float, width: int | None = None) -> str:
+        """The progress line, with a bar on a terminal; of its fields as many as ``width`` has room for."""
         if self._last is None:
             return ""
         share = min(1.0, self._last.iteration / max(1, self._total))
@@ -62,12 +62,14 @@ class Progress:
         head = f"[{'#' * filled}{'-' * (_BAR - filled)}]" if self._is_terminal else "progress"
         fields = [
             f" {head} {self._last.iteration}/{self._total} {share:4.0%}",
+            f"ETA {clock_time(self.remaining_seconds())}",
             f"loss {self._last.lm_loss:.4f}",
             f"{self._last.tokens_per_second:,.0f} tokens/s",
             f"{self._last.peak_memory_bytes / GIB:.2f} GiB",
             f"{clock_time(now - self._begin)} gone",
-            f"ETA {clock_time(self.remaining_seconds())}",
         ]
+        while width is not None and len(fields) > 1 and len(" | ".join(fields)) > width:
+            fields.pop()
         return " | ".join(fields)
 
 

@@ -54,7 +54,7 @@ class StepRecord:
         return line | {"skipped": True} if self.skipped else line
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EvaluationRecord:
     """One evaluation after a step."""
 

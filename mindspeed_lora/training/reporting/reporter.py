@@ -17,7 +17,7 @@ from mindspeed_lora.training.reporting.model_flops import ModelFlops, tflops_per
 from mindspeed_lora.training.reporting.plot import draw_loss
 from mindspeed_lora.training.reporting.progress import Progress
 from mindspeed_lora.training.reporting.records import EvaluationRecord, StepRecord
-from mindspeed_lora.training.reporting.tensorboard import TensorboardEvents
+from mindspeed_lora.training.reporting.tensorboard import TensorboardEvents, tensorboard_installed
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -82,8 +82,7 @@ class Reporter:
         now = self._clock()
         self._progress.step(record, now)
         if self._progress.due(now):
-            text = self._progress.text(now)
-            (self._console.live if self._console.is_terminal else self._console.line)(text)
+            self._show_progress(now)
 
     def evaluation(self, record: EvaluationRecord) -> None:
         """Report an evaluation: metrics, events, Megatron's line."""
@@ -123,7 +122,7 @@ class Reporter:
             self._events.close()
             self._events = None
         if self._metrics is not None:
-            if self._metrics.waiting:
+            if self._metrics.flush() is not None:
                 self.notice(f"{self._metrics.path} lacks its last {self._metrics.waiting} lines")
             self._metrics.close()
             self._metrics = None
@@ -137,11 +136,20 @@ class Reporter:
         self.close()
 
     def _open_events(self, save: Path | None, resumed_iteration: int) -> TensorboardEvents | None:
-        folder = self._logging.tensorboard_dir
-        if folder is None and save is None:
+        """Events where they were asked for; else under --save, where tensorboard is installed."""
+        if self._logging.tensorboard_dir is not None:
+            folder = Path(self._logging.tensorboard_dir)
+        elif save is not None and tensorboard_installed():
+            folder = save / TENSORBOARD_FOLDER
+        else:
             return None
-        path = Path(folder) if folder is not None else Path(save or "") / TENSORBOARD_FOLDER
-        return TensorboardEvents(path, resumed_iteration, self._global_batch_size, self.notice)
+        return TensorboardEvents(folder, resumed_iteration, self._global_batch_size, self.notice)
+
+    def _show_progress(self, now: float) -> None:
+        if self._console.is_terminal:
+            self._console.live(self._progress.text(now, self._console.width))
+        else:
+            self._console.line(self._progress.text(now))
 
     def _print_interval(self) -> None:
         tflops = None

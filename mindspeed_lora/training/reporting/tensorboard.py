@@ -5,12 +5,18 @@ A logger must never stop a run: the first error switches it off, with one notice
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mindspeed_lora.training.reporting.iteration_line import perplexity
 from mindspeed_lora.training.reporting.records import EvaluationRecord, StepRecord
+
+
+def tensorboard_installed() -> bool:
+    """Whether the package is there; nothing is imported."""
+    return importlib.util.find_spec("tensorboard") is not None
 
 
 class TensorboardEvents:
