@@ -51,7 +51,7 @@ class TrainRuntimeConfig(RuntimeConfig):
     def _launched(self, world_size: int) -> int:
         if self.world_size not in (None, world_size):
             raise Refused(
-                f"--world-size {self.world_size}: {world_size} processes were started; start as many with "
+                f"--world-size {self.world_size}: the world has {world_size}; start as many processes with "
                 "torchrun, or add --dry-run to plan for another number"
             )
         return world_size

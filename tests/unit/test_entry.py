@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mindspeed_lora.entry import run
-from mindspeed_lora.errors import Failed, Refused
+from mindspeed_lora.errors import Failed, PeerFailure, Refused
 
 ROOT = Path(__file__).parents[2]
 ARGV = ["--load-dir", "a", "--save-dir", "b", "--save-model-type", "mg"]
@@ -97,6 +97,11 @@ def test_another_error_names_its_rank(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert status_of(raising(Failed("damaged"))) == 1
     assert capsys.readouterr().err == "error: rank 1: damaged\n"
+
+
+def test_a_rank_whose_peer_failed_leaves_silently(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(raising(PeerFailure(1))) == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_notices_go_to_standard_error(

@@ -97,7 +97,7 @@ def test_full_recompute_alone_takes_each_layer() -> None:
             ["--global-batch-size 3", "data-parallel size 1 = 2", "4"],
         ),
         ("--tensor-model-parallel-size 2", ["world size 1", "size 2 x", "= 2"]),
-        ("--world-size 4", ["--world-size 4: 1 processes"]),
+        ("--world-size 4", ["--world-size 4: the world has 1"]),
     ],
 )
 def test_contradictions_are_refused(line: str, parts: list[str]) -> None:
