@@ -1,0 +1,207 @@
+"""The Jinja chat template that renders the tokens which a prompt template gives.
+
+A prompt template tokenises piece by piece, a chat template the whole text. Tokenizers that put a blank before
+each piece (SentencePiece) need it written out where two pieces meet; which ones do is found by trying. What
+cannot be rendered is a piece that would be merged with its neighbour, such as an answer that begins with
+white space behind a header that ends with a line feed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mindspeed_lora.data.conversation import Turns
+from mindspeed_lora.data.prompt_template import (
+    BOS,
+    CONTENT,
+    END,
+    PromptTemplate,
+    prompt_template,
+    user_slots,
+)
+from mindspeed_lora.data.tokenizer import encode_batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Joints:
+    """What has to be written before a piece of text so that it is tokenised as if it stood alone."""
+
+    after_text: str = ""
+    after_special: str = ""
+    special_texts: tuple[str, ...] = ()
+    """Texts that become one special token wherever they stand."""
+
+    def starts_special(self, text: str) -> bool:
+        """Whether a text begins with a special token, which needs nothing before it."""
+        return text.startswith(self.special_texts) if self.special_texts else False
+
+    def ends_special(self, text: str) -> bool:
+        """Whether a text ends with a special token."""
+        return text.endswith(self.special_texts) if self.special_texts else False
+
+
+def find_joints(tokenizer: PreTrainedTokenizerBase) -> Joints:
+    """Try what this tokenizer needs between two pieces of text and behind a special token."""
+    end = tokenizer.eos_token
+    special_texts = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.content)
+    trials = ["]", "a", "] a", "]a"]
+    if end is not None:
+        trials += [end + "a", end + " a"]
+    bracket, letter, apart, _, *behind = encode_batch(tokenizer, trials)
+    after_text = " " if apart == bracket + letter else ""
+    after_special = ""
+    if behind and behind[0][1:] != letter and behind[1][1:] == letter:
+        after_special = " "
+    return Joints(after_text, after_special, special_texts)
+
+
+def chat_template(prompt_type: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+    """The chat template that renders what ``--prompt-type prompt_type`` gives.
+
+    Without a tokenizer it is the one for tokenizers that put no blank before a piece (byte-level ones).
+    """
+    template = prompt_template(prompt_type)
+    joints = find_joints(tokenizer) if tokenizer is not None else Joints()
+    own_end = template.end_token is not None and (
+        tokenizer is None or template.end_token in tokenizer.get_vocab()
+    )
+    end = json.dumps(template.end_token) if own_end else "eos_token"
+    return _Writer(template, joints, end).write()
+
+
+def to_messages(turns: Turns) -> list[dict[str, str]]:
+    """Turns as the messages that a chat template is rendered with."""
+    messages = [{"role": "system", "content": turns.system}] if turns.system else []
+    for question, answer in zip(turns.questions, turns.answers, strict=True):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return messages
+
+
+_START, _TEXT, _SPECIAL = "start", "text", "special"
+
+
+class _Writer:
+    """Writes the Jinja text; what stands before a piece decides whether a joint is needed."""
+
+    def __init__(self, template: PromptTemplate, joints: Joints, end: str) -> None:
+        self.template = template
+        self.joints = joints
+        self.end = end
+
+    def write(self) -> str:
+        template = self.template
+        after_prefix = self._after(template.prefix, _START)
+        system_slots: Sequence[str] = () if template.system_in_first_user else template.system
+        with_system = self._slots(system_slots, "system", after_prefix)
+        first_user = self._user("question", after_prefix)
+        if system_slots:
+            # Whether system text stands before the first question is known only when rendering.
+            behind_system = self._user("question", self._after(system_slots, after_prefix))
+            if behind_system != first_user:
+                first_user = "{%- if system %}" + behind_system + "{%- else %}" + first_user + "{%- endif %}"
+        after_answer = self._after(template.assistant, _TEXT)
+        further_user = self._slots(template.separator, "", after_answer) + self._user(
+            "question", self._after(template.separator, after_answer)
+        )
+        parts = [
+            "{%- set system = " + json.dumps(template.default_system, ensure_ascii=False) + " %}",
+            "{%- set turns = messages %}",
+            "{%- if messages and messages[0]['role'] == 'system' %}",
+            "{%- set turns = messages[1:] %}",
+            "{%- if messages[0]['content'] %}{%- set system = messages[0]['content'] %}{%- endif %}",
+            "{%- endif %}",
+            self._slots(template.prefix, "", _START),
+            "{%- if system %}" + with_system + "{%- endif %}" if with_system else "",
+            "{%- for message in turns %}",
+            "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) "
+            "or message['role'] not in ['user', 'assistant'] %}",
+            "{{- raise_exception('the roles after the system message must be user and assistant in turn') }}",
+            "{%- endif %}",
+            "{%- if message['role'] == 'user' %}",
+            "{%- set question = message['content'] %}",
+            "{%- if loop.first %}",
+            self._fold_system(),
+            first_user,
+            "{%- else %}",
+            further_user,
+            "{%- endif %}",
+            self._header(),
+            "{%- else %}",
+            self._slots(template.assistant, "message['content']", self._after_question()),
+            "{%- endif %}",
+            "{%- endfor %}",
+        ]
+        return "".join(parts)
+
+    def _fold_system(self) -> str:
+        if not self.template.system_in_first_user:
+            return ""
+        before, _, behind = "".join(self.template.system).partition(CONTENT)
+        text = f"{_quote(before)} + system + {_quote(behind)} + question"
+        return "{%- if system %}{%- set question = " + text + " %}{%- endif %}"
+
+    def _user(self, content: str, before: str) -> str:
+        return self._slots(self.template.user, content, before)
+
+    def _header(self) -> str:
+        """The answer's header, when an answer follows or is asked for; the empty thought with it."""
+        template = self.template
+        inner = "{{- " + _quote(template.answer_header) + " }}" if template.answer_header else ""
+        if template.empty_thought:
+            start, _, end = template.empty_thought.partition("\n\n")
+            inner += (
+                "{%- if loop.last or (" + _quote(start) + " not in loop.nextitem['content'] and "
+                f"{_quote(end.strip())} not in loop.nextitem['content']) %}}"
+                "{{- " + _quote(template.empty_thought) + " }}{%- endif %}"
+            )
+        return "{%- if not loop.last or add_generation_prompt %}" + inner + "{%- endif %}" if inner else ""
+
+    def _after_question(self) -> str:
+        return self._after(user_slots(self.template), _START)
+
+    def _slots(self, slots: Sequence[str], content: str, before: str) -> str:
+        written = ""
+        for slot in slots:
+            if slot in (BOS, END):
+                written += "{{- bos_token }}" if slot == BOS else "{{- " + self.end + " }}"
+            elif slot == CONTENT:
+                written += "{%- if " + content + " %}" + self._text(slot, content, before) + "{%- endif %}"
+            else:
+                written += self._text(slot, content, before)
+            before = self._after([slot], before)
+        return written
+
+    def _text(self, slot: str, content: str, before: str) -> str:
+        joint = "" if self.joints.starts_special(slot) else self._joint(before)
+        head, has_content, tail = slot.partition(CONTENT)
+        if not has_content:
+            return "{{- " + _quote(joint + head) + " }}"
+        parts = [
+            _quote(joint + head) if joint + head else "",
+            content,
+            _quote(tail) if tail else "",
+        ]
+        return "{{- " + " + ".join(part for part in parts if part) + " }}"
+
+    def _joint(self, before: str) -> str:
+        if before == _START:
+            return ""
+        return self.joints.after_special if before == _SPECIAL else self.joints.after_text
+
+    def _after(self, slots: Sequence[str], before: str) -> str:
+        if not slots:
+            return before
+        if slots[-1] in (BOS, END) or self.joints.ends_special(slots[-1]):
+            return _SPECIAL
+        return _TEXT
+
+
+def _quote(text: str) -> str:
+    """A Jinja string literal."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"

@@ -1,0 +1,109 @@
+"""Tokenizers of Hugging Face folders: loading without network and without foreign code, identity, batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mindspeed_lora.errors import Refused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROBE = "The 3 quick-brown foxes\n\n\tjump,  über Zäune… 你好世界 x²=4; don't STOP <|im_end|></s>\n"
+"""Text whose tokens tell two tokenizers with the same vocabulary but other rules apart."""
+
+
+def tokenizer_folder(path: str | Path) -> Path:
+    """The folder that ``path`` names, itself or by one of its files (``…/tokenizer.model``)."""
+    folder = Path(path)
+    if folder.is_file():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise Refused(
+            f"tokenizer {path}: no such folder; expected a folder with tokenizer.json or tokenizer.model"
+        )
+    return folder
+
+
+def load_tokenizer(
+    path: str | Path, use_fast: bool = True, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder.
+
+    Raises:
+        Refused: there is no tokenizer, or it is code of the folder and ``trust_remote_code`` is off.
+    """
+    folder = tokenizer_folder(path)
+    if not trust_remote_code:
+        _refuse_code(folder)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), use_fast=use_fast, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        lines = str(error).strip().splitlines()
+        found = ", ".join(sorted(file.name for file in folder.glob("*token*"))) or "no tokenizer file"
+        raise Refused(
+            f"tokenizer {path}: cannot be loaded ({lines[0] if lines else type(error).__name__}); found {found}"
+        ) from error
+
+
+def _refuse_code(folder: Path) -> None:
+    """Refuse a tokenizer that is a class in a ``.py`` file, which loading would run."""
+    for name in ("tokenizer_config.json", "config.json"):
+        try:
+            auto_map = json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map", {})
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, AttributeError) as error:
+            raise Refused(f"{folder / name}: not readable as JSON ({error})") from error
+        # Old folders have a bare list: the slow class and the fast one.
+        classes = auto_map.get("AutoTokenizer", []) if isinstance(auto_map, dict) else auto_map
+        for reference in [classes] if isinstance(classes, str) else classes:
+            if reference:
+                module = reference.rpartition("--")[2].partition(".")[0]
+                raise Refused(
+                    f"{folder / (module + '.py')}: the tokenizer is code of its folder, which runs only with "
+                    "--trust-remote-code"
+                )
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the vocabulary, merges, added tokens and rules; the same wherever the files lie."""
+    content: dict[str, Any] = {
+        "vocab": sorted((str(token), int(number)) for token, number in tokenizer.get_vocab().items()),
+        "added": sorted(
+            (number, token.content, token.special) for number, token in tokenizer.added_tokens_decoder.items()
+        ),
+        "probe": tokenizer(_PROBE, add_special_tokens=False)["input_ids"],
+    }
+    if tokenizer.is_fast:
+        model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        content["merges"] = [
+            merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []
+        ]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
+
+
+def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, without special tokens around it."""
+    if not texts:
+        return []
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id to pad with: the tokenizer's, else its end token, else 0; padding never carries loss."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
