@@ -72,13 +72,11 @@ def _infer(job: Any) -> None:
 
 def run(command: str, argv: Sequence[str], function: Callable[[Any], int | None]) -> NoReturn:
     """Run a command and end the process: 0 done, the function's own status, 2 refused, 1 failed."""
-    status = _FAILED
-    try:
-        status = _status(command, argv, function)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Nobody reads standard output any more; without this the interpreter complains about it at exit.
+    status = _status(command, argv, function)
+    if _nobody_reads():
+        # Without this the interpreter complains at exit that it cannot flush standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = status or _FAILED
     sys.exit(status)
 
 
@@ -95,8 +93,6 @@ def _status(command: str, argv: Sequence[str], function: Callable[[Any], int | N
         for notice in job.notices:
             _say(sys.stderr, f"notice: {notice}")
         return function(job) or 0
-    except BrokenPipeError:
-        raise
     except Refused as error:
         _trace(argv)
         _say(sys.stderr, f"error: {error}")
@@ -109,6 +105,8 @@ def _status(command: str, argv: Sequence[str], function: Callable[[Any], int | N
         _say(sys.stderr, "error: interrupted")
         return _FAILED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return _FAILED
         _trace(argv)
         where = "" if "--debug" in argv else " (--debug tells where)"
         print(f"error: {_speaker()}{_sentence(error, where)}", file=sys.stderr, flush=True)
@@ -119,6 +117,15 @@ def _say(stream: Any, text: str) -> None:
     """Print by rank 0 alone: what every rank finds before there are peers to speak for it."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=stream, flush=True)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output has left (``| head``)."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _trace(argv: Sequence[str]) -> None:

@@ -61,6 +61,7 @@ def test_the_function_gets_the_job() -> None:
         ),
         (PermissionError(errno.EACCES, "Permission denied", "out"), 1, "error: permission denied: out"),
         (OSError(errno.EIO, "Input/output error"), 1, "error: Input/output error"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "error: Broken pipe"),
         (MemoryError(), 1, "error: out of memory"),
         (ValueError("two\nlines"), 1, "error: ValueError: two lines (--debug tells where)"),
         (KeyError(), 1, "error: KeyError: no message (--debug tells where)"),
