@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -122,10 +123,12 @@ def _say(stream: Any, text: str) -> None:
 def _nobody_reads() -> bool:
     """Whether the reader of standard output has left (``| head``)."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+        written = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    watch = select.poll()
+    watch.register(written, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in watch.poll(0))
 
 
 def _trace(argv: Sequence[str]) -> None:
