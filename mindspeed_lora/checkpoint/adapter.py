@@ -142,6 +142,7 @@ def write_adapter(
     base_model_name: str | None,
     tensors: Mapping[str, torch.Tensor] | Callable[[str], torch.Tensor],
     dtype: torch.dtype = torch.float32,
+    use_rslora: bool = False,
 ) -> None:
     """Write a PEFT folder from canonical factors, one at a time.
 
@@ -165,7 +166,7 @@ def write_adapter(
             for name, part in zip(names, parts, strict=True):
                 writer.write(factor_name(name, "a"), lora_a)
                 writer.write(factor_name(name, "b"), part)
-    config = peft_config(shape, r, alpha, dropout, target_modules, base_model_name)
+    config = peft_config(shape, r, alpha, dropout, target_modules, base_model_name, use_rslora)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -176,6 +177,7 @@ def peft_config(
     dropout: float,
     target_modules: Sequence[str],
     base_model_name: str | None,
+    use_rslora: bool = False,
 ) -> dict[str, object]:
     """The ``adapter_config.json`` of an adapter on the linears of Megatron's names ``target_modules``."""
     family = FAMILIES[shape.family]
@@ -193,7 +195,7 @@ def peft_config(
         "r": r,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": dropout,
-        "use_rslora": False,
+        "use_rslora": use_rslora,
         "target_modules": targets,
         "bias": "none",
         "fan_in_fan_out": False,

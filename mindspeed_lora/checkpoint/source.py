@@ -111,15 +111,29 @@ class CheckpointSource:
         raise NotImplementedError
 
 
-def open_source(path: str | Path) -> Source:
-    """Open a checkpoint, whatever its format: a Hugging Face folder or a Megatron one."""
-    folder = Path(path)
-    if not folder.exists():
-        raise Refused(f"{folder}: no such folder.")
-    if not folder.is_dir():
-        raise Refused(f"{folder} is a file; give the checkpoint's folder.")
-    from mindspeed_lora.checkpoint import hf
+def open_source(path: str | Path, kind: str | None = None, config_dir: Path | None = None) -> Source:
+    """Open a checkpoint: a Hugging Face folder or a Megatron one, as ``kind`` says or as is found.
 
-    if (folder / "config.json").is_file():
+    ``config_dir`` is a folder whose config.json describes a Megatron checkpoint that keeps none beside it.
+    """
+    # The formats build on this module.
+    from mindspeed_lora.checkpoint import hf, mcore
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise Refused(f"{folder}: {'is a file; give its folder' if folder.exists() else 'no such folder'}.")
+    is_hf = (folder / "config.json").is_file()
+    is_mg = mcore.find_iteration(folder) is not None
+    if kind == "hf" or (kind is None and is_hf):
+        if not is_hf:
+            raise Refused(f"{folder}: not a Hugging Face model (no config.json).")
         return hf.HfSource(folder)
-    raise Refused(f"{folder}: neither a Hugging Face model (no config.json) nor a Megatron checkpoint.")
+    if kind == "mg" or is_mg:
+        return mcore.McoreSource(folder, config_dir)
+    if next(folder.glob("**/adapter_config.json"), None):
+        raise Refused(
+            f"{folder}: holds an adapter only; give it to --lora-load and its base model to --load."
+        )
+    raise Refused(
+        f"{folder}: neither a Hugging Face model (config.json) nor a Megatron checkpoint (iter_*/mp_rank_*)."
+    )

@@ -1,0 +1,196 @@
+"""The ``args`` namespace of Megatron checkpoints, in Megatron-LM's and MindSpeed-LLM's names, both ways."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mindspeed_lora.config.shape import ModelShape, RopeScaling
+from mindspeed_lora.errors import Refused
+from mindspeed_lora.models.families import FAMILIES
+
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "normalization": (None, "RMSNorm"),
+    "position_embedding_type": (None, "rope"),
+    "rotary_percent": (None, 1.0),
+    "num_experts": (None,),
+    "multi_latent_attention": (None, False),
+    "multi_head_latent_attention": (None, False),
+    "expert_model_parallel_size": (None, 1),
+    "swiglu": (None, True),
+}
+"""Attributes that change the model, with the values that are built here."""
+
+_UNTOLD = {
+    "norm_epsilon": "norm_epsilon",
+    "rotary_base": "rotary_base",
+    "rope_scaling": "rope_scaling_type",
+    "sliding_window": "sliding_window",
+}
+"""Fields of the shape that no tensor shows, with the attribute of ``args`` that tells them."""
+
+_REQUIRED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "max_position_embeddings")
+
+
+def args_from_shape(
+    shape: ModelShape, tp_size: int, pp_size: int, padded_vocab_size: int, iteration: int = 1
+) -> argparse.Namespace:
+    """The namespace that goes into every rank's file of a checkpoint of this layout."""
+    dtype = getattr(torch, shape.params_dtype)
+    values = {
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "ffn_hidden_size": shape.ffn_hidden_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "group_query_attention": shape.num_query_groups != shape.num_attention_heads,
+        "num_query_groups": shape.num_query_groups,
+        "kv_channels": shape.kv_channels,
+        "seq_length": shape.max_position_embeddings,
+        "max_position_embeddings": shape.max_position_embeddings,
+        "position_embedding_type": "rope",
+        "use_rotary_position_embeddings": True,
+        "rotary_base": shape.rotary_base,
+        "rotary_percent": 1.0,
+        "normalization": "RMSNorm",
+        "norm_epsilon": shape.norm_epsilon,
+        "swiglu": True,
+        "add_bias_linear": shape.add_mlp_bias,
+        "add_qkv_bias": shape.add_qkv_bias,
+        "add_dense_bias": shape.add_proj_bias,
+        "qk_layernorm": shape.qk_layernorm,
+        "untie_embeddings_and_output_weights": shape.untie_embeddings_and_output_weights,
+        "vocab_size": shape.vocab_size,
+        "padded_vocab_size": padded_vocab_size,
+        "make_vocab_size_divisible_by": 1,
+        "hidden_dropout": shape.hidden_dropout,
+        "attention_dropout": shape.attention_dropout,
+        "sliding_window": shape.sliding_window,
+        "model_type_hf": shape.family,
+        "params_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "tensor_model_parallel_size": tp_size,
+        "pipeline_model_parallel_size": pp_size,
+        "virtual_pipeline_model_parallel_size": None,
+        "expert_model_parallel_size": 1,
+        "use_mcore_models": True,
+        "transformer_impl": "local",
+        "iteration": iteration,
+        "consumed_train_samples": 0,
+        "consumed_valid_samples": 0,
+        **_rope_args(shape.rope_scaling),
+    }
+    return argparse.Namespace(**values)
+
+
+def _rope_args(scaling: RopeScaling | None) -> dict[str, Any]:
+    if scaling is None:
+        return {"rope_scaling_type": None, "use_rope_scaling": False}
+    return {
+        "rope_scaling_type": scaling.rope_type,
+        "use_rope_scaling": scaling.rope_type == "llama3",
+        "rope_scaling_factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
+    }
+
+
+def with_untold(shape: ModelShape, args: argparse.Namespace, known: ModelShape) -> ModelShape:
+    """The shape from ``args``, completed by a known one where ``args`` is silent and no tensor shows it."""
+    silent = [field for field, name in _UNTOLD.items() if getattr(args, name, None) is None]
+    return dataclasses.replace(shape, **{field: getattr(known, field) for field in silent})
+
+
+def shape_from_args(args: argparse.Namespace, local_names: Collection[str], path: Path) -> ModelShape:
+    """The architecture that a checkpoint's ``args`` and its parameter names tell; ``path`` is for messages.
+
+    Biases and norms are what the parameters have. A vocabulary that is only known with its padding is taken
+    with it.
+    """
+    values = vars(args)
+    for name, supported in _UNSUPPORTED.items():
+        if values.get(name) not in supported:
+            raise Refused(f"{path}: args.{name} is {values[name]!r}, which is not supported.")
+    missing = [name for name in _REQUIRED if not values.get(name)]
+    if missing:
+        raise Refused(f"{path}: args lacks {', '.join(missing)}.")
+    heads = values["num_attention_heads"]
+    grouped = values.get("group_query_attention", False)
+    vocabulary = values.get("true_vocab_size") or values.get("vocab_size") or values.get("padded_vocab_size")
+    if not vocabulary:
+        raise Refused(f"{path}: args lacks vocab_size and padded_vocab_size.")
+    present = _present(local_names)
+    return ModelShape(
+        family=_family(values, present),
+        num_layers=values["num_layers"],
+        hidden_size=values["hidden_size"],
+        ffn_hidden_size=values["ffn_hidden_size"],
+        num_attention_heads=heads,
+        num_query_groups=(values.get("num_query_groups") or heads) if grouped else heads,
+        kv_channels=values.get("kv_channels") or values["hidden_size"] // heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=values["max_position_embeddings"],
+        norm_epsilon=values.get("norm_epsilon") or 1e-5,
+        rotary_base=float(values.get("rotary_base") or 10000.0),
+        rope_scaling=_rope_scaling(values, path),
+        untie_embeddings_and_output_weights=bool(
+            values.get("untie_embeddings_and_output_weights", "output_layer.weight" in local_names)
+        ),
+        sliding_window=values.get("sliding_window"),
+        hidden_dropout=float(values.get("hidden_dropout") or 0.0),
+        attention_dropout=float(values.get("attention_dropout") or 0.0),
+        add_qkv_bias=present["add_qkv_bias"],
+        add_proj_bias=present["add_proj_bias"],
+        add_mlp_bias=present["add_mlp_bias"],
+        qk_layernorm=present["qk_layernorm"],
+    )
+
+
+def _present(local_names: Collection[str]) -> dict[str, bool]:
+    """The switches that the names of the parameters tell."""
+
+    def has(ending: str) -> bool:
+        return any(name.endswith(ending) for name in local_names)
+
+    return {
+        "add_qkv_bias": has("linear_qkv.bias"),
+        "add_proj_bias": has("linear_proj.bias"),
+        "add_mlp_bias": has("linear_fc1.bias"),
+        "qk_layernorm": has("q_layernorm.weight"),
+    }
+
+
+def _family(values: dict[str, Any], present: dict[str, bool]) -> str:
+    """The family whose Hugging Face form has these switches; ``model_type_hf`` decides where several do."""
+    named = next((one.name for one in FAMILIES.values() if values.get("model_type_hf") in one.aliases), None)
+    if present["qk_layernorm"]:
+        return "qwen3"
+    if present["add_qkv_bias"] and not present["add_proj_bias"]:
+        return "qwen2"
+    if named in ("llama", "mistral"):
+        return named
+    return "mistral" if values.get("sliding_window") else "llama"
+
+
+def _rope_scaling(values: dict[str, Any], path: Path) -> RopeScaling | None:
+    kind = values.get("rope_scaling_type") or ("llama3" if values.get("use_rope_scaling") else None)
+    if kind in (None, "default"):
+        return None
+    if kind not in ("llama3", "linear"):
+        raise Refused(
+            f"{path}: args.rope_scaling_type '{kind}' is not supported; supported are linear and llama3."
+        )
+    original = values.get("original_max_position_embeddings")
+    return RopeScaling(
+        rope_type=kind,
+        factor=float(values.get("rope_scaling_factor") or 8.0),
+        low_freq_factor=float(values.get("low_freq_factor") or 1.0),
+        high_freq_factor=float(values.get("high_freq_factor") or 4.0),
+        original_max_position_embeddings=int(original or 8192),
+    )

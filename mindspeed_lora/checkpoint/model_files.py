@@ -1,0 +1,73 @@
+"""The files beside a model's weights: configuration, tokenizer, and the note on where a model comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+from mindspeed_lora.checkpoint.hf import read_json
+from mindspeed_lora.checkpoint.source import Origin
+
+HF_CONFIG_FOLDER = "hf_config"
+SOURCE_FILE = "source.json"
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
+_OTHER_FILES = ("config.json", "generation_config.json", "*.py", "LICENSE*", "NOTICE*", "*POLICY*")
+_TEMPLATE_FOLDER = "additional_chat_templates"
+
+
+def copy_model_files(source: Path, target: Path) -> None:
+    """Copy configuration, tokenizer, chat templates, code and licence, not the weights."""
+    _copy(source, target, (*TOKENIZER_FILES, *_OTHER_FILES))
+
+
+def copy_tokenizer_files(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files and chat templates."""
+    _copy(source, target, TOKENIZER_FILES)
+
+
+def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in patterns):
+            shutil.copyfile(file, target / file.name)
+    if (source / _TEMPLATE_FOLDER).is_dir():
+        shutil.copytree(source / _TEMPLATE_FOLDER, target / _TEMPLATE_FOLDER, dirs_exist_ok=True)
+
+
+def keep_hf_config(config_dir: Path, origin: Origin | None, checkpoint: Path) -> None:
+    """Keep a model's configuration and tokenizer files, and its origin, in a Megatron checkpoint's folder."""
+    folder = checkpoint / HF_CONFIG_FOLDER
+    copy_model_files(config_dir, folder)
+    if origin is not None:
+        note = json.dumps(dataclasses.asdict(origin), indent=2)
+        (folder / SOURCE_FILE).write_text(note + "\n", encoding="utf-8")
+
+
+def kept_hf_config(checkpoint: Path) -> Path | None:
+    """The ``hf_config`` folder of a Megatron checkpoint, given the checkpoint or one of its iterations."""
+    for folder in (checkpoint / HF_CONFIG_FOLDER, checkpoint.parent / HF_CONFIG_FOLDER):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def kept_origin(config_dir: Path) -> Origin | None:
+    """The origin noted in an ``hf_config`` folder."""
+    file = config_dir / SOURCE_FILE
+    if not file.is_file():
+        return None
+    note = read_json(file)
+    return Origin(str(note.get("path")), note.get("hub_id"), note.get("revision"))

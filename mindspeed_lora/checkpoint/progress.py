@@ -1,0 +1,77 @@
+"""What a conversion tells while it runs, and its count of values that are not finite."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from mindspeed_lora.checkpoint.canonical import canonical_tensors
+from mindspeed_lora.checkpoint.safetensors_writer import spec_bytes
+from mindspeed_lora.checkpoint.source import Source
+
+_INTERVAL_SECONDS = 10.0
+_TERMINAL_INTERVAL_SECONDS = 0.2
+
+
+class Progress:
+    """Counts the tensors that pass and prints a line: in place on a terminal, else every 10 s."""
+
+    def __init__(self, source: Source) -> None:
+        sizes = canonical_tensors(source.shape)
+        self.total_bytes = sum(spec_bytes((source.dtype(name), size)) for name, size in sizes.items())
+        self.total_tensors = len(sizes)
+        self.not_finite: dict[str, int] = {}
+        """Number of NaN or infinite values by canonical name."""
+        self._done: set[str] = set()
+        self._done_bytes = 0
+        self._started = self._printed = time.monotonic()
+        self._terminal = sys.stdout.isatty()
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> None:
+        """Note a tensor that was read and is about to be written."""
+        if name in self._done:
+            return
+        self._done.add(name)
+        self._done_bytes += tensor.numel() * tensor.elementreadable_size()
+        finite = torch.isfinite(tensor)
+        if not bool(finite.all()):
+            self.not_finite[name] = int(tensor.numel() - finite.sum())
+        now = time.monotonic()
+        if now - self._printed >= (_TERMINAL_INTERVAL_SECONDS if self._terminal else _INTERVAL_SECONDS):
+            self._printed = now
+            self._print(now - self._started)
+
+    def finish(self, path: object) -> None:
+        """Print the last line, and a warning where values are not finite."""
+        seconds = time.monotonic() - self._started
+        if self.not_finite:
+            first, count = next(iter(self.not_finite.items()))
+            total = sum(self.not_finite.values())
+            print(
+                f"warning: {total} NaN or infinite values in {len(self.not_finite)} tensors, copied as they "
+                f"are ({count} in {first})",
+                file=sys.stderr,
+            )
+        clear = "\r\x1b[K" if self._terminal else ""
+        size = readable_size(self.total_bytes)
+        print(f"{clear}wrote {path}: {self.total_tensors} tensors, {size}, {seconds:.1f} s", flush=True)
+
+    def _print(self, seconds: float) -> None:
+        rate = self._done_bytes / seconds
+        remaining = max(0, self.total_bytes - self._done_bytes) / rate if rate else 0.0
+        line = (
+            f"{len(self._done)}/{self.total_tensors} tensors, {readable_size(self._done_bytes)} of "
+            f"{readable_size(self.total_bytes)}, {readable_size(rate)}/s, {remaining:.0f} s left"
+        )
+        print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", flush=True)
+
+
+def readable_size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
