@@ -22,7 +22,7 @@ import os
 
 
 def prepare_metadata_for_build_wheel(directory, config_settings=None):
-    folder = "{name}-{version}.dist-info"
+    folder = "{module}-{version}.dist-info"
     os.makedirs(os.path.join(directory, folder))
     with open(os.path.join(directory, folder, "METADATA"), "w") as metadata:
         metadata.write("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
@@ -89,7 +89,8 @@ def _write_stand_in(package: PackageFile, folder: Path) -> Path:
     module = folder.joinpath(*package.build_backend.split("."))
     module.parent.mkdir(parents=True)
     (module.parent / "__init__.py").touch()
-    module.with_suffix(".py").write_text(STAND_IN_BACKEND.format(name=package.name, version=package.version))
+    values = {"name": package.name, "module": package.name.replace("-", "_"), "version": package.version}
+    module.with_suffix(".py").write_text(STAND_IN_BACKEND.format(**values))
     return folder.resolve()
 
 
