@@ -73,6 +73,8 @@ class StagedDirectory:
     """
 
     def __init__(self, target: Path, overwrite: bool = False) -> None:
+        # A link is followed, so that the folder behind it is replaced and not the link.
+        target = target.resolve() if target.is_symlink() else target
         self.target = target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

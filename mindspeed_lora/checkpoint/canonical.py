@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass
 
 from mindspeed_lora.config.shape import ModelShape
-from mindspeed_lora.errors import Refused
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
@@ -138,25 +137,6 @@ def shard_ranges(rule: TensorRule, size: int, tp_rank: int, tp_size: int) -> lis
         (index * block + tp_rank * width, index * block + (tp_rank + 1) * width)
         for index in range(rule.blocks)
     ]
-
-
-def check_layout(shape: ModelShape, tp_size: int, pp_size: int) -> None:
-    """Refuse a TP or PP degree that the model cannot be cut into."""
-    for name, count in (
-        ("attention heads", shape.num_attention_heads),
-        ("KV heads (query groups)", shape.num_query_groups),
-        ("ffn_hidden_size", shape.ffn_hidden_size),
-    ):
-        if count % tp_size:
-            raise Refused(
-                f"tensor parallel size {tp_size} does not divide the model's {name} ({count}); "
-                f"choose a divisor of {count}."
-            )
-    if shape.num_layers % pp_size:
-        raise Refused(
-            f"pipeline parallel size {pp_size} does not divide the model's {shape.num_layers} layers; "
-            f"choose a divisor of {shape.num_layers}."
-        )
 
 
 def stage_layers(num_layers: int, pp_size: int, pp_rank: int) -> range:

@@ -10,20 +10,20 @@ from pathlib import Path
 import torch
 
 from mindspeed_lora.checkpoint.atomic import atomic_directory, check_target
-from mindspeed_lora.checkpoint.canonical import check_layout
 from mindspeed_lora.checkpoint.export_adapter import check_lora_flags, export_adapter
 from mindspeed_lora.checkpoint.hf import shape_of
 from mindspeed_lora.checkpoint.hf_writer import write_hf
 from mindspeed_lora.checkpoint.mcore import McoreSource, check_same_shape
 from mindspeed_lora.checkpoint.mcore_writer import write_mcore
 from mindspeed_lora.checkpoint.merge import CastSource, MergedSource
-from mindspeed_lora.checkpoint.model_files import HF_CONFIG_FOLDER, copy_tokenizer_files
+from mindspeed_lora.checkpoint.model_files import HF_CONFIG_FOLDER, replace_tokenizer_files
 from mindspeed_lora.checkpoint.peft import PeftAdapter
 from mindspeed_lora.checkpoint.progress import Progress, readable_size
 from mindspeed_lora.checkpoint.source import Source, open_source
 from mindspeed_lora.config.checks import reconcile
 from mindspeed_lora.config.conversion import ConversionConfig
 from mindspeed_lora.config.jobs import ConversionJob
+from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import check_model_type_hf
 
@@ -64,7 +64,7 @@ def convert(job: ConversionJob) -> None:
             assert plan.config_dir is not None
             write_hf(plan.source, plan.config_dir, folder, observe=progress)
             if plan.adapter is not None:
-                copy_tokenizer_files(plan.adapter.path, folder)
+                replace_tokenizer_files(plan.adapter.path, folder)
     progress.finish(target)
 
 
@@ -100,11 +100,7 @@ def open_conversion(job: ConversionJob) -> Conversion:
     if conversion.params_dtype is not None:
         source = CastSource(source, _DTYPES[conversion.params_dtype])
     if conversion.save_model_type == "mg":
-        check_layout(
-            source.shape,
-            conversion.target_tensor_parallel_size or 1,
-            conversion.target_pipeline_parallel_size or 1,
-        )
+        _check_layout(conversion, source.shape)
     return Conversion(source, adapter, config_dir)
 
 
@@ -144,6 +140,21 @@ def _check_family(conversion: ConversionConfig, source: Source) -> None:
     check_model_type_hf(conversion.model_type_hf, source.shape.family)
 
 
+def _check_layout(conversion: ConversionConfig, shape: ModelShape) -> None:
+    """Refuse a TP or PP degree that the model cannot be cut into."""
+    for flag, size, what, count in (
+        ("tensor", conversion.target_tensor_parallel_size, "attention heads", shape.num_attention_heads),
+        ("tensor", conversion.target_tensor_parallel_size, "KV heads (query groups)", shape.num_query_groups),
+        ("tensor", conversion.target_tensor_parallel_size, "ffn_hidden_size", shape.ffn_hidden_size),
+        ("pipeline", conversion.target_pipeline_parallel_size, "layers", shape.num_layers),
+    ):
+        if count % (size or 1):
+            raise Refused(
+                f"--target-{flag}-parallel-size {size} does not divide the model's {what} ({count}); "
+                f"choose a divisor of {count}."
+            )
+
+
 def _protect_inputs(job: ConversionJob, target: Path) -> None:
     """Refuse a target that holds something that is read: replacing it would delete the input."""
     inputs = {
@@ -169,7 +180,7 @@ def _write_mg(job: ConversionJob, plan: Conversion, folder: Path, progress: Prog
         observe=progress,
     )
     if plan.adapter is not None and source.config_dir is not None:
-        copy_tokenizer_files(plan.adapter.path, folder / HF_CONFIG_FOLDER)
+        replace_tokenizer_files(plan.adapter.path, folder / HF_CONFIG_FOLDER)
 
 
 def _export(job: ConversionJob, target: Path) -> None:

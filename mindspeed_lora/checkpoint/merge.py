@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -79,6 +80,7 @@ class CastSource(DerivedSource):
 
     def __init__(self, base: Source, dtype: torch.dtype) -> None:
         super().__init__(base)
+        self.shape = dataclasses.replace(base.shape, params_dtype=str(dtype).removeprefix("torch."))
         self._dtype = dtype
 
     def dtype(self, name: str) -> torch.dtype:

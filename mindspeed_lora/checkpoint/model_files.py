@@ -38,10 +38,25 @@ def copy_tokenizer_files(source: Path, target: Path) -> None:
     _copy(source, target, TOKENIZER_FILES)
 
 
+def replace_tokenizer_files(source: Path, target: Path) -> None:
+    """Replace a folder's tokenizer by that of another one; a mere chat template replaces the template."""
+    patterns = TOKENIZER_FILES if (source / "tokenizer_config.json").is_file() else ("chat_template*",)
+    if not any(file.is_file() and _is_one_of(file, patterns) for file in source.iterdir()):
+        return
+    for file in list(target.iterdir()):
+        if file.is_file() and _is_one_of(file, patterns):
+            file.unlink()
+    _copy(source, target, patterns)
+
+
+def _is_one_of(file: Path, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(file.name, pattern) for pattern in patterns)
+
+
 def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
-        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in patterns):
+        if file.is_file() and _is_one_of(file, patterns):
             shutil.copyfile(file, target / file.name)
     if (source / _TEMPLATE_FOLDER).is_dir():
         shutil.copytree(source / _TEMPLATE_FOLDER, target / _TEMPLATE_FOLDER, dirs_exist_ok=True)

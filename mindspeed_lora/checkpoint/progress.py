@@ -34,7 +34,7 @@ class Progress:
         if name in self._done:
             return
         self._done.add(name)
-        self._done_bytes += tensor.numel() * tensor.elementreadable_size()
+        self._done_bytes += tensor.numel() * tensor.element_size()
         finite = torch.isfinite(tensor)
         if not bool(finite.all()):
             self.not_finite[name] = int(tensor.numel() - finite.sum())

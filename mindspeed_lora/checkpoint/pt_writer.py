@@ -11,6 +11,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -123,5 +124,9 @@ class PtWriter:
     ) -> None:
         if kind is None:
             self.close()
-        else:
+            return
+        # An archive that is not closed complains when it is collected.
+        with suppress(OSError, ValueError):
+            self._archive.close()
+        with suppress(OSError):
             self._file.close()
