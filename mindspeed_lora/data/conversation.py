@@ -1,4 +1,4 @@
-"""A conversation as rows give it, and as prompt templates take it: system text, then question and answer in turn."""
+"""A conversation as rows give it, and as prompt templates take it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 Message = Mapping[str, Any]
-"""``role`` and ``content`` (text), as in OpenAI's messages; other keys are for chat templates that know them."""
+"""``role`` and ``content`` (text) as OpenAI has them; other keys are for chat templates that know them."""
 
 
 class UnusableRow(Exception):
-    """The row is well formed but nothing can be trained with it; its message is the reason for dropping it."""
+    """The row is well formed, but there is nothing to train in it; the message is why it is dropped."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mindspeed_lora.data.conversation import Turns
 from mindspeed_lora.errors import Refused
@@ -64,13 +64,14 @@ class PromptTemplate:
 def prompt_templates() -> dict[str, PromptTemplate]:
     """All templates by name."""
     text = resources.files("mindspeed_lora.data").joinpath("templates.json").read_text(encoding="utf-8")
-    return {
-        name: PromptTemplate(
-            name=name,
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in slots.items()},
-        )
-        for name, slots in json.loads(text).items()
+    return {name: _from_json(name, slots) for name, slots in json.loads(text).items()}
+
+
+def _from_json(name: str, slots: dict[str, Any]) -> PromptTemplate:
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in slots.items()
     }
+    return PromptTemplate(name=name, **fields)
 
 
 def prompt_template(prompt_type: str) -> PromptTemplate:
@@ -94,7 +95,7 @@ class SpecialTokens:
 
 
 def special_tokens(template: PromptTemplate, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-    """``{end}`` is the template's own end token where the vocabulary has it, else the tokenizer's end token."""
+    """``{end}`` is the template's end token where the vocabulary has it, else the tokenizer's."""
     end = tokenizer.eos_token_id
     if template.end_token is not None:
         end = tokenizer.get_vocab().get(template.end_token, end)
@@ -109,7 +110,7 @@ def missing_end_token(template: PromptTemplate, tokenizer: PreTrainedTokenizerBa
 
 
 def pieces(template: PromptTemplate, turns: Turns, special: SpecialTokens) -> Iterator[Piece]:
-    """The pieces of a conversation in order; empty texts and special tokens that do not exist are left out."""
+    """The pieces of a conversation in order, without empty texts and special tokens that do not exist."""
     system = turns.system or template.default_system
     yield from _slots(template.prefix, "", special, PROMPT)
     if system and not template.system_in_first_user:

@@ -50,7 +50,8 @@ def load_tokenizer(
         lines = str(error).strip().splitlines()
         found = ", ".join(sorted(file.name for file in folder.glob("*token*"))) or "no tokenizer file"
         raise Refused(
-            f"tokenizer {path}: cannot be loaded ({lines[0] if lines else type(error).__name__}); found {found}"
+            f"tokenizer {path}: cannot be loaded ({lines[0] if lines else type(error).__name__}); "
+            f"found {found}"
         ) from error
 
 
