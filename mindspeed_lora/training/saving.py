@@ -21,6 +21,7 @@ from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.device import random_states, restore_random_states
 from mindspeed_lora.parallel.collectives import broadcast_object, gather_objects, together
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.model_files import ModelFiles
 from mindspeed_lora.training.optimizer import AdamW
 from mindspeed_lora.training.optimizer_files import ShardSlice, write_optimizer
 from mindspeed_lora.training.run_folder import ADAPTER_FOLDER, BEST_FOLDER, STATE_FILE, prune
@@ -43,8 +44,8 @@ class RunWriter:
     base_model_name: str | None
     write_tokenizer: Callable[[Path], None]
     """Puts the tokenizer files, with the template that was trained, into a folder."""
-    write_model: Callable[[Path, int], None] | None
-    """Writes this rank's file of the whole model, where that is saved too."""
+    model_files: ModelFiles | None
+    """The whole model's, where that is saved too."""
 
     def write(self, state: dict[str, Any]) -> tuple[Path, float]:
         """Saves iteration ``state["iteration"]``; returns its folder and the seconds it took."""
@@ -81,8 +82,8 @@ class RunWriter:
         if not self.checkpoint.no_save_rng:
             (folder / RANDOM_FOLDER).mkdir(exist_ok=True)
             save_file(random_states(), folder / RANDOM_FOLDER / _random_file(self.groups.rank))
-        if self.write_model is not None and self.groups.dp_rank == 0:
-            self.write_model(folder, iteration)
+        if self.model_files is not None and self.groups.dp_rank == 0:
+            self.model_files.write(folder, iteration)
 
     def _finish(
         self,

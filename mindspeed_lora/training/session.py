@@ -10,6 +10,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
 from mindspeed_lora import __version__
+from mindspeed_lora.checkpoint.canonical import padded_vocab_size
 from mindspeed_lora.checkpoint.load_model import build_model
 from mindspeed_lora.checkpoint.local_parameters import trainable
 from mindspeed_lora.data.batches import Batch
@@ -18,6 +19,7 @@ from mindspeed_lora.models.transformer_config import transformer_config
 from mindspeed_lora.parallel.collectives import all_gather_objects, all_reduce_sum, together
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.gradients import GradientFinalizer
+from mindspeed_lora.training.model_files import ModelFiles
 from mindspeed_lora.training.optimizer import AdamW
 from mindspeed_lora.training.optimizer_files import read_optimizer
 from mindspeed_lora.training.plan import TrainPlan
@@ -103,7 +105,17 @@ class TrainingSession:
             adapter_dtype=_SAVE_DTYPES[job.lora.lora_save_dtype],
             base_model_name=plan.base_model_name,
             write_tokenizer=plan.rows.tokenizer_writer(plan.tokenizer, job.checkpoint.keep_chat_template),
-            write_model=None,
+            model_files=self._model_files() if whole_model else None,
+        )
+
+    def _model_files(self) -> ModelFiles:
+        divisible_by = self.plan.job.model.make_vocab_size_divisible_by or 1
+        return ModelFiles(
+            shape=self.plan.shape,
+            source=self.plan.source,
+            parameters=self.parameters,
+            padded_vocab_size=padded_vocab_size(self.plan.shape, divisible_by, self.groups.tp_size),
+            groups=self.groups,
         )
 
     def state(self) -> dict[str, Any]:
