@@ -52,17 +52,27 @@ class LoraPart(torch.nn.Module):
     """One pair of factors: ``lora_a [r, in]`` and ``lora_b [rows, r]``, local shards, and their scaling."""
 
     def __init__(
-        self, rank: int, in_features: int, rows: RowBlock, scaling: float, dtype: torch.dtype, device: torch.device
+        self,
+        rank: int,
+        in_features: int,
+        rows: RowBlock,
+        scaling: float,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         super().__init__()
         self.rows = rows
         self.scaling = scaling
         self.lora_a = torch.nn.Parameter(torch.empty(rank, in_features, dtype=dtype, device=device))
-        self.lora_b = torch.nn.Parameter(torch.zeros(rows.stop - rows.start, rank, dtype=dtype, device=device))
+        self.lora_b = torch.nn.Parameter(
+            torch.zeros(rows.stop - rows.start, rank, dtype=dtype, device=device)
+        )
 
     def extra_repr(self) -> str:
         """Rank, rows and scaling, for the printed module tree."""
-        return f"rank={self.lora_a.size(0)}, rows={self.rows.start}:{self.rows.stop}, scaling={self.scaling:g}"
+        return (
+            f"rank={self.lora_a.size(0)}, rows={self.rows.start}:{self.rows.stop}, scaling={self.scaling:g}"
+        )
 
 
 class ParallelLoraLinear(torch.nn.Module):
@@ -91,10 +101,13 @@ class ParallelLoraLinear(torch.nn.Module):
         """
         output, bias = self.base_layer(x)
         dropped = self._drop(x)
-        parts = [self._part_output(dropped, part) for part in self.parts]
-        if len(parts) == 1 and parts[0].size(-1) == output.size(-1):
-            return output + parts[0], bias
-        return output + self._assemble(parts, output), bias
+        parts = [(part.rows, self._part_output(dropped, part)) for part in self._parts()]
+        if len(parts) == 1 and parts[0][1].size(-1) == output.size(-1):
+            return output + parts[0][1], bias
+        return output + _assemble(parts, output), bias
+
+    def _parts(self) -> list[LoraPart]:
+        return [part for part in self.parts if isinstance(part, LoraPart)]
 
     def _drop(self, x: Tensor) -> Tensor:
         if self.dropout == 0.0 or not self.training:
@@ -102,18 +115,19 @@ class ParallelLoraLinear(torch.nn.Module):
         with self._dropout_stream():
             return F.dropout(x, self.dropout)
 
-    def _assemble(self, outputs: Sequence[Tensor], like: Tensor) -> Tensor:
-        """The parts' outputs ``[…, rows_p]`` at their rows of ``[…, out]``; zero where no part stands."""
-        total = torch.zeros_like(like)
-        for part, output in zip(self.parts, outputs, strict=True):
-            total[..., part.rows.start : part.rows.stop] += output
-        return total
-
     def _part_output(self, x: Tensor, part: LoraPart) -> Tensor:
         raise AssertionError("a parallel linear is column- or row-parallel")
 
     def _dropout_stream(self) -> AbstractContextManager[None]:
         raise AssertionError("a parallel linear is column- or row-parallel")
+
+
+def _assemble(parts: Sequence[tuple[RowBlock, Tensor]], like: Tensor) -> Tensor:
+    """The parts' outputs ``[…, rows]`` at their rows of ``[…, out]``; zero where no part stands."""
+    total = torch.zeros_like(like)
+    for rows, output in parts:
+        total[..., rows.start : rows.stop] += output
+    return total
 
 
 class ColumnParallelLora(ParallelLoraLinear):

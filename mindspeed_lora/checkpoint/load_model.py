@@ -70,7 +70,9 @@ def _read_factor(parameter: LocalParameter, adapter: AdapterPlan) -> torch.Tenso
     whole = initial_lora_a(adapter.seed, parameter.name, rank, in_features)
     if parameter.axis is None:
         return whole
-    return torch.cat([whole.narrow(parameter.axis, a, b - a) for a, b in parameter.ranges], dim=parameter.axis)
+    return torch.cat(
+        [whole.narrow(parameter.axis, a, b - a) for a, b in parameter.ranges], dim=parameter.axis
+    )
 
 
 def _set_parameter(model: GPTModel, parameter: LocalParameter, value: torch.Tensor) -> None:

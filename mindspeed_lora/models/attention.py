@@ -20,8 +20,8 @@ class KeyValueCache(Protocol):
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Adds ``[s, b, g, d]`` keys and values.
 
-        Returns all keys and values so far ``[t, b, g, d]``, and a boolean mask ``[b, 1, s, t]`` (True: may be
-        attended), or None where plain causal attention over ``s == t`` is meant.
+        Returns the keys and values to attend to ``[t, b, g, d]``, and a boolean mask ``[b, 1, s, t]`` (True: may
+        be attended), or None for plain causal attention over ``s == t``, or of one token over all ``t``.
         """
         ...
 
@@ -72,7 +72,7 @@ class CoreAttention(torch.nn.Module):
             value.permute(1, 2, 0, 3),
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None,
+            is_causal=mask is None and query.size(0) > 1,
             scale=self.scale,
             enable_gqa=query.size(2) != key.size(2),
         )

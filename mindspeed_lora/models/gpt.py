@@ -59,7 +59,7 @@ class GPTModel(MegatronGPTModel):
                 weight.shared_embedding = True
                 weight.shared = not self.pre_process
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         tokens: Tensor,
         labels: Tensor | None = None,

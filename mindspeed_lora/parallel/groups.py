@@ -87,7 +87,9 @@ def _join(backend: str, timeout: timedelta, device: torch.device) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         if world_size == 1 and "MASTER_PORT" not in os.environ:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(
+                backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1, timeout=timeout
+            )
         else:
             rank = int(os.environ.get("RANK", "0"))
             device_id = device if backend == "nccl" else None

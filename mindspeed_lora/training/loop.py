@@ -80,7 +80,9 @@ class TrainingLoop:
         scale = session.optimizer.loss_scale.scale
         grad_norm, skipped = 0.0, True
         if loss.loss_tokens == 0:
-            self.reporter.notice(f"iteration {step}: no row of the global batch carries loss; nothing is updated")
+            self.reporter.notice(
+                f"iteration {step}: no row of the global batch carries loss; nothing is updated"
+            )
         else:
             outcome = session.optimizer.step(lr)
             grad_norm, skipped = outcome.grad_norm, outcome.skipped

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from pathlib import Path
 
+import torch
+
 from mindspeed_lora.config.jobs import TrainJob
-from mindspeed_lora.device import current_device
+from mindspeed_lora.device import compute_dtype, has_accelerator
 from mindspeed_lora.parallel.collectives import together
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from mindspeed_lora.training.loop import TrainingLoop
 from mindspeed_lora.training.plan import TrainPlan, plan_training
-from mindspeed_lora.training.reporting import ModelFlops, Reporter, layout_rows
+from mindspeed_lora.training.reporting import ModelFlops, Reporter, layout_lines, layout_rows
 from mindspeed_lora.training.run_folder import clear_run
 from mindspeed_lora.training.session import TrainingSession
 from mindspeed_lora.training.signals import StopRequest
@@ -26,6 +30,9 @@ def train(job: TrainJob) -> int:
     """
     started = time.monotonic()
     plan = plan_training(job)
+    if job.runtime.dry_run:
+        _tell_plan(plan)
+        return 0
     with StopRequest(job.training.exit_duration_in_mins, started) as stop:
         groups, notices = initialize_groups(job.parallel, job.training.seed)
         try:
@@ -61,17 +68,33 @@ def _reporter(session: TrainingSession, save: Path | None) -> Reporter:
         global_batch_size=plan.job.training.global_batch_size,
         resumed_iteration=plan.start.iteration,
         world_size=groups.world_size,
-        model_flops=ModelFlops.of(plan.shape, spec.rank if spec else None, spec.target_modules if spec else ()),
+        model_flops=ModelFlops.of(
+            plan.shape, spec.rank if spec else None, spec.target_modules if spec else ()
+        ),
     )
+
+
+def _tell_plan(plan: TrainPlan) -> None:
+    """What ``--dry-run`` prints: the table of the layout, without parameter counts."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    world_size = plan.job.runtime.resolve_world_size(plan.job.parallel, os.environ)
+    dtype, notice = compute_dtype(plan.job.training.bf16, plan.job.training.fp16)
+    for text in (*plan.notices, *([notice] if notice else [])):
+        print(f"notice: {text}", file=sys.stderr)
+    print("\n".join(layout_lines(_layout(plan, world_size, dtype), None)))
+    print("dry run: everything checked, nothing written")
 
 
 def _describe(session: TrainingSession, reporter: Reporter) -> None:
     """The layout and the number of parameters."""
-    plan, groups, job = session.plan, session.groups, session.plan.job
-    counts = session.parameter_counts()
-    dtype = str(session.dtype).removeprefix("torch.")
-    device = current_device().type
-    rows = layout_rows(job.parallel, job.training, groups.world_size, device, dtype)
+    rows = _layout(session.plan, session.groups.world_size, session.dtype)
+    reporter.layout(rows, session.parameter_counts())
+
+
+def _layout(plan: TrainPlan, world_size: int, dtype: torch.dtype) -> list[tuple[str, str]]:
+    job, device = plan.job, "cuda" if has_accelerator() else "cpu"
+    rows = layout_rows(job.parallel, job.training, world_size, device, str(dtype).removeprefix("torch."))
     rows += [
         ("model", f"{plan.shape.family}, {plan.shape.num_layers} layers, hidden {plan.shape.hidden_size}"),
         ("weights", str(plan.source.path)),
@@ -81,4 +104,4 @@ def _describe(session: TrainingSession, reporter: Reporter) -> None:
     if plan.adapter is not None:
         spec = plan.adapter.spec
         rows.append(("adapter", f"r {spec.rank}, alpha {spec.alpha:g}, on {' '.join(spec.target_modules)}"))
-    reporter.layout(rows, counts)
+    return rows

@@ -68,9 +68,7 @@ class AdamW:
         self.distributed: bool = model.ddp_config.use_distributed_optimizer
         owned = _owned_ranges(model, groups) if self.distributed else _whole_ranges(parameters)
         by_param = {id(p.param): p for p in parameters}
-        self.slices = [
-            _own(by_param[id(param)], start, stop) for param, start, stop in owned if start < stop
-        ]
+        self.slices = [_own(by_param[id(param)], start, stop) for param, start, stop in owned if start < stop]
         decayed = [s.master for s in self.slices if _is_decayed(s.parameter)]
         others = [s.master for s in self.slices if not _is_decayed(s.parameter)]
         self.adam = torch.optim.AdamW(
@@ -137,7 +135,9 @@ class AdamW:
     def state_of(self, owned: OwnedSlice) -> dict[str, torch.Tensor]:
         """Master and both moments ``[stop − start]`` float32 of an owned slice; zeros before the first step."""
         state = self.adam.state.get(owned.master, {})
-        moments = {key: state[key] if key in state else torch.zeros_like(owned.master.data) for key in MOMENTS}
+        moments = {
+            key: state[key] if key in state else torch.zeros_like(owned.master.data) for key in MOMENTS
+        }
         return {"master": owned.master.data, **moments}
 
     def restore(self, owned: OwnedSlice, state: dict[str, torch.Tensor], steps_done: int) -> None:

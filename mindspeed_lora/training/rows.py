@@ -12,6 +12,7 @@ from mindspeed_lora.config.data import DataConfig
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.data.batches import Batch, BatchShape, EvalBatches, Padding, StepBatches
+from mindspeed_lora.data.chat_template import chat_template
 from mindspeed_lora.data.documents import split_documents
 from mindspeed_lora.data.gpt_dataset import GptDataset
 from mindspeed_lora.data.indexed_dataset import IndexedDataset
@@ -52,7 +53,8 @@ class TrainingRows:
     seq_length: int
     pad_token_id: int
     vocab_size: int
-    info: PreparedInfo | None
+    chat_template: str | None
+    """Renders the very tokens that the rows have; None where that is not known."""
     notices: tuple[str, ...]
 
     def train_batches(self, dp_rank: int, dp_size: int, pad_to: int | None) -> StepBatches:
@@ -79,7 +81,7 @@ class TrainingRows:
         self, tokenizer: PreTrainedTokenizerBase | None, keep_chat_template: bool
     ) -> Callable[[Path], None]:
         """A function that puts the tokenizer's files into a folder, with the template that was trained."""
-        template = self.info.chat_template if self.info is not None and not keep_chat_template else None
+        template = None if keep_chat_template else self.chat_template
 
         def write(folder: Path) -> None:
             if tokenizer is None:
@@ -136,7 +138,7 @@ def open_rows(
         seq_length=seq_length,
         pad_token_id=_pad_token(info, tokenizer, vocab_size),
         vocab_size=vocab_size,
-        info=info,
+        chat_template=_chat_template(job, info, tokenizer),
         notices=_notices(train, seq_length, data.overlong),
     )
 
@@ -164,6 +166,23 @@ def _open_valid(job: TrainJob, prefix: str, seq_length: int, part: range) -> Row
             f"--split with a second share (found {job.data.split})"
         )
     return valid if len(valid) else None
+
+
+def _chat_template(
+    job: TrainJob, info: PreparedInfo | None, tokenizer: PreTrainedTokenizerBase | None
+) -> str | None:
+    """The prepared data's template; for data that tell none, that of ``--prompt-type``."""
+    prompt_type = job.tokenizer.prompt_type
+    if info is None:
+        if prompt_type is None or tokenizer is None:
+            return None
+        return chat_template(prompt_type, tokenizer)
+    if prompt_type is not None and info.prompt_type is not None and prompt_type != info.prompt_type:
+        raise Refused(
+            f"--prompt-type {prompt_type} contradicts --data-path {job.data.data_path}, which was prepared with "
+            f"{info.prompt_type}; leave it out, or prepare the data again"
+        )
+    return info.chat_template
 
 
 def _pad_token(info: PreparedInfo | None, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> int:

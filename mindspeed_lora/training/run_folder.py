@@ -75,7 +75,9 @@ def find_saved_run(path: Path) -> SavedRun | None:
         state = json.loads(file.read_text(encoding="utf-8"))
         int(state["iteration"])
     except (ValueError, KeyError, TypeError) as error:
-        raise Refused(f"{file}: not the state of a run ({error}); load an older iter_* folder instead") from error
+        raise Refused(
+            f"{file}: not the state of a run ({error}); load an older iter_* folder instead"
+        ) from error
     return SavedRun(folder, state)
 
 

@@ -87,7 +87,9 @@ class TrainingSession:
             self.optimizer.publish()
             self.optimizer.loss_scale.restore(self.restored_state["loss_scale"])
         if start.load_random_state and not load_random_states(folder, self.groups.rank):
-            self.notices.append(f"{folder} holds no random state of rank {self.groups.rank}; it starts from --seed")
+            self.notices.append(
+                f"{folder} holds no random state of rank {self.groups.rank}; it starts from --seed"
+            )
 
     def _writer(self) -> RunWriter | None:
         job, plan = self.plan.job, self.plan

@@ -4,7 +4,7 @@ The training loop of rank 0 has a :class:`Reporter`, the other ranks have :meth:
 ends with a :class:`StepRecord`, each evaluation with an :class:`EvaluationRecord`.
 """
 
-from mindspeed_lora.training.reporting.layout import ParameterCounts, layout_rows
+from mindspeed_lora.training.reporting.layout import ParameterCounts, layout_lines, layout_rows
 from mindspeed_lora.training.reporting.model_flops import ModelFlops
 from mindspeed_lora.training.reporting.records import EvaluationRecord, StepRecord
 from mindspeed_lora.training.reporting.reporter import Reporter
@@ -15,5 +15,6 @@ __all__ = [
     "ParameterCounts",
     "Reporter",
     "StepRecord",
+    "layout_lines",
     "layout_rows",
 ]

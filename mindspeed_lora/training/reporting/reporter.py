@@ -95,8 +95,6 @@ class Reporter:
         """Report a checkpoint that is whole on the disk, and bring the metrics there too."""
         if self._metrics is not None:
             self._tell_of_metrics(self._metrics.sync())
-        if self._events is not None:
-            self._events.flush()
         self._console.line(
             f"  successfully saved checkpoint from iteration {self._iteration:7d} to {path} ({seconds:.1f} s)"
         )

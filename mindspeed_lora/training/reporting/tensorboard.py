@@ -1,12 +1,16 @@
 """Tensorboard events under the names that Megatron gives them.
 
-A logger must never stop a run: the first error switches it off, with one notice.
+A logger must never stop a run: the first error switches it off, with one notice. So the events are written
+here and at once, not by the thread of a summary writer, whose errors cannot be caught where they happen.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +33,12 @@ class TensorboardEvents:
         self._notice = notice
         self._global_batch_size = global_batch_size
         self._consumed_samples = resumed_iteration * global_batch_size
-        self._writer: Any = None
+        # Events of steps that an earlier process did and this one does again are hidden; a fresh run hides
+        # all of the folder's.
+        purge_step = resumed_iteration + 1 if resumed_iteration > 0 else 0
+        self._file: EventFile | None = None
         try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Events of steps that an earlier process did and this one does again are hidden; a fresh run
-            # hides all of the folder's.
-            purge = resumed_iteration + 1 if resumed_iteration > 0 else 0
-            self._writer = SummaryWriter(str(folder), purge_step=purge)
+            self._file = EventFile(folder, purge_step)
         except Exception as error:
             self._switch_off(error)
 
@@ -46,11 +48,11 @@ class TensorboardEvents:
         loss = {} if record.skipped else {"lm loss": record.lm_loss}
         by_both = {"learning-rate": record.learning_rate, "grad-norm": record.grad_norm, **loss}
         by_iteration = {
-            "batch-size": self._global_batch_size,
+            "batch-size": float(self._global_batch_size),
             "loss-scale": record.loss_scale,
             "iteration-time": record.elapsed_ms / 1000.0,
             "tokens-per-second": record.tokens_per_second,
-            "mem-max-allocated-bytes": record.peak_memory_bytes,
+            "mem-max-allocated-bytes": float(record.peak_memory_bytes),
         }
         self._write(by_both, by_iteration, record.iteration)
 
@@ -60,35 +62,61 @@ class TensorboardEvents:
         by_both = {"lm loss validation": loss, "lm loss validation ppl": perplexity(loss)}
         self._write(by_both, {}, record.iteration)
 
-    def flush(self) -> None:
-        """Bring the events to the disk."""
-        self._guarded(lambda writer: writer.flush())
-
     def close(self) -> None:
-        """Bring the events to the disk and close the file."""
-        self._guarded(lambda writer: writer.close())
-        self._writer = None
+        """Close the file; harmless when closed or switched off."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _write(self, by_both: dict[str, float], by_iteration: dict[str, float], iteration: int) -> None:
         """Write scalars over the iteration, and the first ones over the consumed samples too."""
-
-        def add(writer: Any) -> None:
-            for tag, value in {**by_both, **by_iteration}.items():
-                writer.add_scalar(tag, value, iteration)
-            for tag, value in by_both.items():
-                writer.add_scalar(f"{tag} vs samples", value, self._consumed_samples)
-
-        self._guarded(add)
-
-    def _guarded(self, action: Callable[[Any], None]) -> None:
-        if self._writer is None:
+        if self._file is None:
             return
         try:
-            action(self._writer)
+            self._file.scalars({**by_both, **by_iteration}, iteration)
+            by_samples = {f"{tag} vs samples": value for tag, value in by_both.items()}
+            self._file.scalars(by_samples, self._consumed_samples)
         except Exception as error:
             self._switch_off(error)
 
     def _switch_off(self, error: Exception) -> None:
-        self._writer = None
+        self.close()
         reason = " ".join(str(error).split()) or type(error).__name__
         self._notice(f"no more tensorboard events are written: {reason}")
+
+
+class EventFile:
+    """One event file; each event is in it, whole, when the call that wrote it returns."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        """Make the file; what earlier files of the folder have from ``purge_step`` on is hidden."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event: Any = Event
+        self._summary: Any = Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        # The reader takes the files of a folder in the order of their names: the time goes first.
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (folder / name).open("xb", buffering=0)
+        self._records: Any = RecordWriter(self._file)
+        try:
+            self._add(file_version="brain.Event:2")
+            self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+        except BaseException:
+            self.close()
+            raise
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write the values of a step, by tag."""
+        entries = [self._summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]
+        self._add(step=int(step), summary=self._summary(value=entries))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _add(self, **fields: Any) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
