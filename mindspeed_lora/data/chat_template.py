@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mindspeed_lora.data.conversation import Turns
+from mindspeed_lora.data.conversation import Message, Turns, UnusableRow, to_turns
+from mindspeed_lora.data.encoding import TemplateEncoder
 from mindspeed_lora.data.prompt_template import (
     BOS,
     CONTENT,
@@ -81,6 +82,21 @@ def to_messages(turns: Turns) -> list[dict[str, str]]:
     for question, answer in zip(turns.questions, turns.answers, strict=True):
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return messages
+
+
+def count_differing(
+    encoder: TemplateEncoder, template: str, conversations: Sequence[Sequence[Message]]
+) -> int:
+    """For how many conversations the chat template renders other tokens than the encoder gives."""
+    differing = 0
+    for conversation, row in zip(conversations, encoder.encode(conversations), strict=True):
+        if isinstance(row, UnusableRow):
+            continue
+        rendered = encoder.tokenizer.apply_chat_template(
+            to_messages(to_turns(conversation)), chat_template=template, return_dict=False
+        )
+        differing += rendered != row.input_ids.tolist()
+    return differing
 
 
 _START, _TEXT, _SPECIAL = "start", "text", "special"

@@ -1,0 +1,170 @@
+"""From the flags of ``preprocess_data.py`` to what its workers do and what is written beside the tokens."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindspeed_lora.config.jobs import PreprocessJob
+from mindspeed_lora.config.tokenizer import TokenizerConfig
+from mindspeed_lora.data.chat_template import chat_template, count_differing
+from mindspeed_lora.data.conversation import Message, UnusableRow
+from mindspeed_lora.data.encoding import ConversationEncoder, TemplateEncoder
+from mindspeed_lora.data.handlers import (
+    InstructionHandler,
+    TextHandler,
+    guess_handler,
+    make_handler,
+)
+from mindspeed_lora.data.hf_template import HfTemplateEncoder
+from mindspeed_lora.data.prepared_info import PreparedInfo
+from mindspeed_lora.data.prompt_template import missing_end_token, prompt_template, special_tokens
+from mindspeed_lora.data.readers import read_rows
+from mindspeed_lora.data.row_work import InstructionWork, TextWork, Work
+from mindspeed_lora.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
+from mindspeed_lora.errors import Refused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ROWS_CHECKED = 64
+"""So many rows are rendered by the chat template too, to see that it gives the same tokens."""
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done with each row, and the information on it, still without counts."""
+
+    work: Work
+    info: PreparedInfo
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """How conversations are encoded."""
+
+    encoder: ConversationEncoder
+    loss_on: str
+    prompt_type: str | None
+    chat_template: str
+    end_token_id: int | None
+
+
+def prepare(job: PreprocessJob, files: list[Path], notice: Notice) -> Preparation:
+    """Load the tokenizer, choose handler and template, and try them on the first rows."""
+    config = job.preprocess
+    folder = job.tokenizer.tokenizer_name_or_path or job.tokenizer.tokenizer_model
+    assert folder is not None, "checked when the flags were parsed"
+    tokenizer = load_tokenizer(
+        folder,
+        use_fast=not job.tokenizer.tokenizer_not_use_fast,
+        trust_remote_code=job.tokenizer.trust_remote_code,
+    )
+    name = config.handler_name
+    if name is None:
+        name = guess_handler(next(iter(read_rows(files[0]))), config.map_keys)
+        notice(f"default taken: --handler-name {name}")
+    handler = make_handler(name, config.map_keys, config.json_keys)
+    if isinstance(handler, TextHandler):
+        return _prepare_text(job, name, handler, tokenizer, notice)
+    encoding = _encoding(job, tokenizer, notice)
+    if isinstance(encoding.encoder, TemplateEncoder):
+        _check_chat_template(encoding.encoder, encoding.chat_template, handler, files[0], notice)
+    work = InstructionWork(
+        handler=handler,
+        encoder=encoding.encoder,
+        end_token_id=_appended(job.tokenizer, encoding.end_token_id, tokenizer),
+        seq_length=config.seq_length,
+        overlong=config.overlong,
+    )
+    info = PreparedInfo(
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        handler_name=name,
+        prompt_type=encoding.prompt_type,
+        chat_template=encoding.chat_template,
+        seq_length=config.seq_length,
+        overlong=config.overlong,
+        loss_on=encoding.loss_on,
+        append_eod=job.tokenizer.append_eod,
+        pad_token_id=pad_token_id(tokenizer),
+        eos_token_id=encoding.end_token_id,
+    )
+    return Preparation(work, info)
+
+
+def _prepare_text(
+    job: PreprocessJob, name: str, handler: TextHandler, tokenizer: PreTrainedTokenizerBase, notice: Notice
+) -> Preparation:
+    if job.preprocess.seq_length is not None:
+        notice("--seq-length has no effect on plain text, which training cuts into windows")
+    work = TextWork(
+        handler=handler,
+        tokenizer=tokenizer,
+        end_token_id=_appended(job.tokenizer, tokenizer.eos_token_id, tokenizer),
+    )
+    info = PreparedInfo(
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        handler_name=name,
+        loss_on="all",
+        append_eod=job.tokenizer.append_eod,
+        pad_token_id=pad_token_id(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return Preparation(work, info)
+
+
+def _appended(
+    config: TokenizerConfig, end_token_id: int | None, tokenizer: PreTrainedTokenizerBase
+) -> int | None:
+    """The token that ``--append-eod`` puts at the end."""
+    if not config.append_eod:
+        return None
+    if end_token_id is None:
+        raise Refused(f"--append-eod: the tokenizer {tokenizer.name_or_path} has no end token; leave it out")
+    return end_token_id
+
+
+def _encoding(job: PreprocessJob, tokenizer: PreTrainedTokenizerBase, notice: Notice) -> _Encoding:
+    loss_on = getattr(job.preprocess, "loss_on", "assistant")
+    prompt_type = job.tokenizer.prompt_type
+    if prompt_type is None:
+        if not job.tokenizer.hf_chat_template:
+            prompt_type = None if tokenizer.chat_template else "default"
+            taken = "--hf-chat-template" if prompt_type is None else f"--prompt-type {prompt_type}"
+            notice(f"default taken: {taken}")
+        if prompt_type is None:
+            own = HfTemplateEncoder(tokenizer, loss_on)
+            return _Encoding(own, loss_on, None, tokenizer.get_chat_template(), tokenizer.eos_token_id)
+    template = prompt_template(prompt_type)
+    lacking = missing_end_token(template, tokenizer)
+    if lacking is not None:
+        notice(
+            f"the tokenizer has no token {lacking}, which --prompt-type {prompt_type} uses: it is written as "
+            "ordinary text, and answers end with the tokenizer's own end token"
+        )
+    encoder = TemplateEncoder(tokenizer, template, loss_on)
+    end = special_tokens(template, tokenizer).end
+    return _Encoding(encoder, loss_on, prompt_type, chat_template(prompt_type, tokenizer), end)
+
+
+def _check_chat_template(
+    encoder: TemplateEncoder, template: str, handler: InstructionHandler, file: Path, notice: Notice
+) -> None:
+    conversations: list[list[Message]] = []
+    for row in itertools.islice(read_rows(file), _ROWS_CHECKED):
+        try:
+            conversations.append(handler.messages(row))
+        except UnusableRow:
+            continue
+    differing = count_differing(encoder, template, conversations)
+    if differing:
+        notice(
+            f"for {differing} of the first {len(conversations)} rows the chat template that is kept for "
+            "generation gives other tokens than were trained, because this tokenizer merges the beginning of "
+            "the answer with the end of the prompt"
+        )

@@ -1,0 +1,149 @@
+"""``preprocess_data.py``: rows of text become indexed data sets, with the information on how they were made.
+
+All files of a run are written beside their targets and renamed together at the end, so that an interrupted
+run leaves an earlier set as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mindspeed_lora.config.jobs import PreprocessJob
+from mindspeed_lora.data.atomic_output import prepare_folder, publish, remove_stale, temporary_sibling
+from mindspeed_lora.data.indexed_dataset import IndexedDatasetBuilder
+from mindspeed_lora.data.preparation import Preparation, prepare
+from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, text_info_path, to_json
+from mindspeed_lora.data.progress import Progress
+from mindspeed_lora.data.readers import Row, input_files, read_rows
+from mindspeed_lora.data.row_work import InstructionWork, Outcome
+from mindspeed_lora.data.sft_dataset import packed_prefix
+from mindspeed_lora.data.summary import Summary
+from mindspeed_lora.data.worker_pool import ordered_map
+from mindspeed_lora.errors import Refused
+
+_ROWS_A_CHUNK = 128
+
+
+def preprocess(job: PreprocessJob) -> Summary:
+    """Prepare the rows of ``--input`` and print the summary.
+
+    Raises:
+        Refused: input or flags are wrong; nothing is written then.
+    """
+    for text in job.notices:
+        _notice(text)
+    assert job.preprocess.input is not None and job.preprocess.output_prefix is not None
+    files = input_files(job.preprocess.input, _notice)
+    preparation = prepare(job, files, _notice)
+    prepare_folder(Path(job.preprocess.output_prefix).parent)
+    output = _Output(job.preprocess.output_prefix, preparation)
+    progress = Progress(job.preprocess.log_interval)
+    try:
+        summary = _run(job, preparation, files, output, progress)
+        output.publish(summary)
+    except BaseException:
+        output.discard()
+        raise
+    finally:
+        progress.close()
+    print(summary.text(progress.seconds))
+    print("written       " + "\n              ".join(str(path) for path in output.prefixes))
+    return summary
+
+
+def _run(
+    job: PreprocessJob, preparation: Preparation, files: list[Path], output: _Output, progress: Progress
+) -> Summary:
+    summary = Summary()
+    fractions: list[float] = []
+    chunks = _chunks(files, fractions)
+    for number, outcomes in enumerate(ordered_map(preparation.work, chunks, job.preprocess.workers)):
+        tokens = sum(summary.add(outcome) for outcome in outcomes)
+        for outcome in outcomes:
+            output.add(outcome)
+        progress.update(len(outcomes), tokens, fractions[number])
+    if summary.kept == 0:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in summary.dropped.most_common())
+        raise Refused(f"--input {job.preprocess.input}: none of {summary.read} rows can be used ({reasons})")
+    return summary
+
+
+def _chunks(files: Sequence[Path], fractions: list[float]) -> Iterator[list[Row]]:
+    """Rows in order, many at a time; ``fractions`` gets how much of the input each chunk reaches to."""
+    sizes = [file.stat().st_size for file in files]
+    total = max(sum(sizes), 1)
+    before = 0
+    for file, size in zip(files, sizes, strict=True):
+        for rows in _batched(read_rows(file)):
+            fractions.append((before + rows[-1].fraction * size) / total)
+            yield rows
+        before += size
+
+
+def _batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(itertools.islice(rows, _ROWS_A_CHUNK)):
+        yield chunk
+
+
+class _Output:
+    """The files of a run: one indexed data set a key, and the information on them."""
+
+    def __init__(self, prefix: str, preparation: Preparation) -> None:
+        self._info = preparation.info
+        keys = preparation.work.keys
+        if isinstance(preparation.work, InstructionWork):
+            self.prefixes = [packed_prefix(prefix, key) for key in keys]
+            self._info_paths = [info_path(prefix)]
+        else:
+            self.prefixes = [f"{prefix}_{key}_document" for key in keys]
+            self._info_paths = [text_info_path(path) for path in self.prefixes]
+        remove_stale(self._info_paths)
+        self._builders = [IndexedDatasetBuilder(path) for path in self.prefixes]
+
+    def add(self, outcome: Outcome) -> None:
+        """Append the documents of a row that is kept."""
+        if outcome.reason is None:
+            for builder, document in zip(self._builders, outcome.documents, strict=True):
+                builder.add_document(document)
+
+    def publish(self, summary: Summary) -> None:
+        """Give all files their names, the information last."""
+        pairs = [pair for builder in self._builders for pair in builder.finish()]
+        one_info = len(self._info_paths) == 1
+        for number, path in enumerate(self._info_paths):
+            own = pairs if one_info else pairs[2 * number : 2 * number + 2]
+            sizes = {target.name: temporary.stat().st_size for temporary, target in own}
+            self._write_info(path, self._with_counts(summary, sizes))
+        publish([*pairs, *((temporary_sibling(path), path) for path in self._info_paths)])
+
+    def _with_counts(self, summary: Summary, sizes: dict[str, int]) -> PreparedInfo:
+        return dataclasses.replace(
+            self._info,
+            num_documents=summary.kept,
+            num_tokens=summary.tokens,
+            num_loss_tokens=summary.loss_tokens,
+            longest=summary.longest,
+            files=sizes,
+        )
+
+    def _write_info(self, path: Path, info: PreparedInfo) -> None:
+        with temporary_sibling(path).open("w", encoding="utf-8") as stream:
+            stream.write(to_json(info))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def discard(self) -> None:
+        """Remove what is unfinished."""
+        for builder in self._builders:
+            builder.discard()
+        for path in self._info_paths:
+            temporary_sibling(path).unlink(missing_ok=True)
+
+
+def _notice(text: str) -> None:
+    print(f"notice: {text}", file=sys.stderr)

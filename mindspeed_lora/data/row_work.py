@@ -1,0 +1,144 @@
+"""What a worker does with a chunk of rows: read their columns, tokenise, label, cut to length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mindspeed_lora.data.conversation import Message, UnusableRow
+from mindspeed_lora.data.encoding import ConversationEncoder, TokenRow, with_end
+from mindspeed_lora.data.handlers import InstructionHandler, TextHandler
+from mindspeed_lora.data.overlong import kept_positions
+from mindspeed_lora.data.readers import Row
+from mindspeed_lora.data.sample import IGNORE_INDEX, carries_loss
+from mindspeed_lora.errors import Refused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one row."""
+
+    documents: tuple[np.ndarray[Any, Any], ...] = ()
+    """int32 ``[n]`` for each data set that is written; none for a dropped row."""
+    num_loss_tokens: int = 0
+    was_cut: bool = False
+    reason: str | None = None
+    """Why the row was dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionWork:
+    """Conversations become tokens and labels."""
+
+    handler: InstructionHandler
+    encoder: ConversationEncoder
+    end_token_id: int | None = None
+    """Appended to each row when given."""
+    seq_length: int | None = None
+    overlong: str = "truncate"
+
+    keys = ("input_ids", "attention_mask", "labels")
+
+    def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
+        """One outcome a row, in order."""
+        conversations = [self._messages(row) for row in rows]
+        usable = [
+            (row, conversation)
+            for row, conversation in zip(rows, conversations, strict=True)
+            if not isinstance(conversation, UnusableRow)
+        ]
+        encoded = iter(self._encode(usable))
+        results = (
+            conversation if isinstance(conversation, UnusableRow) else next(encoded)
+            for conversation in conversations
+        )
+        return [self._outcome(result) for result in results]
+
+    def _messages(self, row: Row) -> list[Message] | UnusableRow:
+        try:
+            return self.handler.messages(row)
+        except UnusableRow as reason:
+            return reason
+
+    def _encode(self, usable: Sequence[tuple[Row, list[Message]]]) -> list[TokenRow | UnusableRow]:
+        try:
+            return self.encoder.encode([conversation for _, conversation in usable])
+        except Refused:
+            # Again one by one, to name the row.
+            for row, conversation in usable:
+                try:
+                    self.encoder.encode([conversation])
+                except Refused as error:
+                    raise Refused(f"{row.where}: {error}") from error
+            raise
+
+    def _outcome(self, row: TokenRow | UnusableRow) -> Outcome:
+        if isinstance(row, UnusableRow):
+            return Outcome(reason=str(row))
+        if self.end_token_id is not None:
+            row = with_end(row, self.end_token_id)
+        if not carries_loss(row.labels):
+            return Outcome(reason="no token carries loss")
+        was_cut = self.seq_length is not None and len(row.input_ids) > self.seq_length
+        if self.seq_length is not None and was_cut:
+            kept = kept_positions(row.labels, self.seq_length, self.overlong)
+            if kept is None:
+                left = "" if self.overlong == "drop" else ", and without loss when cut"
+                return Outcome(reason=f"longer than --seq-length{left}")
+            row = TokenRow(row.input_ids[kept], row.labels[kept])
+        return Outcome(
+            documents=(row.input_ids, np.ones_like(row.input_ids), row.labels),
+            num_loss_tokens=int((row.labels[1:] != IGNORE_INDEX).sum()),
+            was_cut=was_cut,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextWork:
+    """Texts become tokens, with the special tokens that the tokenizer puts around a text."""
+
+    handler: TextHandler
+    tokenizer: PreTrainedTokenizerBase
+    end_token_id: int | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the data sets that are written."""
+        return self.handler.keys
+
+    def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
+        """One outcome a row, in order."""
+        texts = [self._texts(row) for row in rows]
+        flat = [text for row in texts if not isinstance(row, UnusableRow) for text in row]
+        token_ids = iter(self.tokenizer(flat)["input_ids"] if flat else [])
+        return [
+            Outcome(reason=str(row))
+            if isinstance(row, UnusableRow)
+            else self._outcome([next(token_ids) for _ in row])
+            for row in texts
+        ]
+
+    def _texts(self, row: Row) -> tuple[str, ...] | UnusableRow:
+        try:
+            texts = self.handler.texts(row)
+        except UnusableRow as reason:
+            return reason
+        return texts if all(texts) else UnusableRow("the text is empty")
+
+    def _outcome(self, token_ids: Sequence[list[int]]) -> Outcome:
+        documents = []
+        for ids in token_ids:
+            tokens = np.array(ids, dtype=np.int32)
+            if self.end_token_id is not None:
+                tokens = with_end(TokenRow(tokens, tokens), self.end_token_id).input_ids
+            documents.append(tokens)
+        return Outcome(tuple(documents), num_loss_tokens=sum(len(tokens) for tokens in documents))
+
+
+Work = InstructionWork | TextWork

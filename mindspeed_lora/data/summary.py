@@ -1,0 +1,82 @@
+"""What preparing a data set came to: rows, tokens, lengths."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from mindspeed_lora.data.row_work import Outcome
+
+_BAR_WIDTH = 40
+_BARS = 12
+
+
+@dataclass
+class Summary:
+    """Counts over all rows of a run."""
+
+    read: int = 0
+    kept: int = 0
+    cut: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Number of dropped rows by reason."""
+    tokens: int = 0
+    loss_tokens: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Number of kept rows by length."""
+
+    def add(self, outcome: Outcome) -> int:
+        """Count one row; returns its tokens."""
+        self.read += 1
+        if outcome.reason is not None:
+            self.dropped[outcome.reason] += 1
+            return 0
+        length = len(outcome.documents[0])
+        self.kept += 1
+        self.cut += outcome.was_cut
+        self.tokens += length
+        self.loss_tokens += outcome.num_loss_tokens
+        self.lengths[length] += 1
+        return length
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest kept row."""
+        return max(self.lengths, default=0)
+
+    def text(self, seconds: float) -> str:
+        """The summary as lines for people."""
+        lines = [f"rows read     {self.read:>12,}", f"rows kept     {self.kept:>12,}"]
+        if self.cut:
+            lines.append(f"  of them cut {self.cut:>12,}  to --seq-length")
+        lines.append(f"rows dropped  {sum(self.dropped.values()):>12,}")
+        lines += [f"              {count:>12,}  {reason}" for reason, count in self.dropped.most_common()]
+        lines.append(f"tokens        {self.tokens:>12,}  {self.tokens / max(self.kept, 1):,.1f} a row")
+        share = self.loss_tokens / max(self.tokens, 1)
+        lines.append(f"  with loss   {self.loss_tokens:>12,}  {share:.1%}")
+        rate = self.tokens / max(seconds, 1e-9)
+        lines.append(f"time          {seconds:>11,.1f}s  {rate:,.0f} tokens/s")
+        return "\n".join([*lines, *self._histogram()])
+
+    def _histogram(self) -> list[str]:
+        if not self.lengths:
+            return []
+        step = _round_step(self.longest / _BARS)
+        bars: Counter[int] = Counter()
+        for length, count in self.lengths.items():
+            bars[(length - 1) // step] += count
+        most = max(bars.values())
+        lines = ["rows by length in tokens"]
+        for number in range(max(bars) + 1):
+            label = f"{number * step + 1:,}-{(number + 1) * step:,}"
+            bar = "#" * -(-bars[number] * _BAR_WIDTH // most)
+            lines.append(f"{label:>14}  {bars[number]:>11,}  {bar}".rstrip())
+        return lines
+
+
+def _round_step(exact: float) -> int:
+    """The next of 1, 2, 4, 8, … that gives no more bars than wanted."""
+    step = 1
+    while step < exact:
+        step *= 2
+    return step
