@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+
+from mindspeed_lora.checkpoint.canonical import (
+    LINEARS,
+    TensorRule,
+    adapter_modules,
+    adapter_tensors,
+    canonical_tensors,
+    padded_vocab_size,
+    shard_ranges,
+    stage_layers,
+    tensor_rule,
+    to_canonical,
+    to_local,
+)
+from mindspeed_lora.config.shape import ModelShape
+
+SHAPE = ModelShape(
+    family="qwen2",
+    num_layers=2,
+    hidden_size=16,
+    ffn_hidden_size=24,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=8,
+    vocab_size=11,
+    max_position_embeddings=32,
+    add_qkv_bias=True,
+    qk_layernorm=True,
+)
+
+
+def test_names_and_shapes_of_a_model():
+    tensors = canonical_tensors(SHAPE)
+    assert tensors["embedding.word_embeddings.weight"] == (11, 16)
+    assert tensors["decoder.layers.1.self_attention.linear_qkv.weight"] == ((4 + 2 * 2) * 8, 16)
+    assert tensors["decoder.layers.1.self_attention.linear_qkv.bias"] == (64,)
+    assert tensors["decoder.layers.0.self_attention.linear_proj.weight"] == (16, 32)
+    assert tensors["decoder.layers.0.self_attention.q_layernorm.weight"] == (8,)
+    assert tensors["decoder.layers.0.mlp.linear_fc1.weight"] == (48, 16)
+    assert tensors["decoder.layers.0.mlp.linear_fc2.weight"] == (16, 24)
+    assert tensors["output_layer.weight"] == (11, 16)
+    assert "decoder.layers.0.self_attention.linear_proj.bias" not in tensors
+    assert list(tensors)[0] == "embedding.word_embeddings.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("embedding.word_embeddings.weight", TensorRule(0)),
+        ("output_layer.weight", TensorRule(0)),
+        ("decoder.layers.3.self_attention.linear_qkv.bias", TensorRule(0)),
+        ("decoder.layers.3.mlp.linear_fc1.weight", TensorRule(0, 2)),
+        ("decoder.layers.3.mlp.linear_fc1.bias", TensorRule(0, 2)),
+        ("decoder.layers.3.mlp.linear_fc2.weight", TensorRule(1)),
+        ("decoder.layers.3.mlp.linear_fc2.bias", TensorRule(None)),
+        ("decoder.layers.3.self_attention.linear_proj.weight", TensorRule(1)),
+        ("decoder.layers.3.self_attention.q_layernorm.weight", TensorRule(None)),
+        ("decoder.final_layernorm.weight", TensorRule(None)),
+        ("decoder.layers.3.mlp.linear_fc1.lora_a", TensorRule(None)),
+        ("decoder.layers.3.mlp.linear_fc1.lora_b", TensorRule(0, 2)),
+        ("decoder.layers.3.self_attention.linear_proj.lora_a", TensorRule(1)),
+        ("decoder.layers.3.self_attention.linear_proj.lora_b", TensorRule(None)),
+    ],
+)
+def test_rules(name: str, rule: TensorRule):
+    assert tensor_rule(name) == rule
+
+
+def test_every_tensor_of_a_model_has_a_rule():
+    for name in canonical_tensors(SHAPE):
+        tensor_rule(name)
+
+
+def test_stacked_blocks_are_cut_one_by_one():
+    assert shard_ranges(TensorRule(0, 2), 16, 1, 4) == [(2, 4), (10, 12)]
+    assert shard_ranges(TensorRule(0), 16, 1, 4) == [(4, 8)]
+    assert shard_ranges(TensorRule(None), 16, 1, 4) == [(0, 16)]
+
+
+def test_sizes_that_do_not_divide_are_an_error():
+    with pytest.raises(ValueError, match="size 10 does not divide into 2 blocks over 2"):
+        shard_ranges(TensorRule(0, 2), 10, 0, 2)
+
+
+def test_padded_vocabulary():
+    assert padded_vocab_size(SHAPE, 1, 1) == 11
+    assert padded_vocab_size(SHAPE, 1, 4) == 12
+    assert padded_vocab_size(SHAPE, 8, 2) == 16
+
+
+def test_layers_of_a_stage():
+    assert list(stage_layers(8, 4, 2)) == [4, 5]
+
+
+def test_local_names():
+    local = "module.module.decoder.layers.1.mlp.linear_fc1.base_layer.weight"
+    assert to_canonical(local, 4) == "decoder.layers.5.mlp.linear_fc1.weight"
+    assert to_canonical("embedding.word_embeddings.weight", 4) == "embedding.word_embeddings.weight"
+    assert to_local("decoder.layers.5.mlp.linear_fc1.weight", 4) == "decoder.layers.1.mlp.linear_fc1.weight"
+
+
+def test_adapter_modules_and_factors():
+    modules = adapter_modules(SHAPE, ("linear_fc1", "linear_qkv"))
+    assert modules[:2] == ["decoder.layers.0.self_attention.linear_qkv", "decoder.layers.0.mlp.linear_fc1"]
+    assert len(modules) == 4
+    assert len(adapter_modules(SHAPE, tuple(LINEARS))) == 8
+    assert adapter_tensors(SHAPE, modules[1], 3) == {
+        "decoder.layers.0.mlp.linear_fc1.lora_a": (3, 16),
+        "decoder.layers.0.mlp.linear_fc1.lora_b": (48, 3),
+    }
