@@ -80,7 +80,7 @@ def _per_rank(counts: Sequence[int]) -> str:
     if len(set(counts)) == 1:
         return f"{counts[0]:,}"
     if len(counts) <= _RANKS_SHOWN:
-        return ", ".join(f"{count:,}" for count in counts)
+        return " / ".join(f"{count:,}" for count in counts)
     return f"{min(counts):,} to {max(counts):,}"
 
 

@@ -93,7 +93,7 @@ class MetricsFile:
 
 def _cut(path: Path, resumed_iteration: int) -> None:
     """Keep the lines up to the resumed iteration."""
-    if not path.exists():
+    if not path.is_file():
         return
     old = path.read_bytes()
     lines = old.splitlines(keepends=True) if resumed_iteration > 0 else []
