@@ -184,7 +184,9 @@ def test_virtual_pipeline_and_uneven_stages(source, tmp_path: Path):
         }
         stages[number % 2][f"model{number // 2}"] = chunk
         first += count
-    stages[0]["model0"]["embedding.word_embeddings.weight"] = whole["model"]["embedding.word_embeddings.weight"]
+    stages[0]["model0"]["embedding.word_embeddings.weight"] = whole["model"][
+        "embedding.word_embeddings.weight"
+    ]
     for name in ("decoder.final_layernorm.weight", "output_layer.weight"):
         stages[1]["model1"][name] = whole["model"][name]
     whole["args"].pipeline_model_parallel_size = 2

@@ -23,9 +23,7 @@ from mindspeed_lora.errors import Refused
 
 def shards(source: Source, name: str, size: int, tp_size: int) -> list[torch.Tensor]:
     rule = tensor_rule(name)
-    return [
-        source.read(name, rule.axis, shard_ranges(rule, size, rank, tp_size)) for rank in range(tp_size)
-    ]
+    return [source.read(name, rule.axis, shard_ranges(rule, size, rank, tp_size)) for rank in range(tp_size)]
 
 
 @pytest.mark.parametrize("tp_size", [1, 2, 4])

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mindspeed_lora.checkpoint.peft_config import AdapterConfig, parse_adapter_config
+from mindspeed_lora.errors import Refused
+
+MINIMAL: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+Q3 = "model.layers.3.self_attn.q_proj"
+
+
+def parse(**values: Any) -> AdapterConfig:
+    return parse_adapter_config(Path("adapter_config.json"), {**MINIMAL, **values})
+
+
+def test_scaling():
+    assert parse().scaling == 2.0
+    assert parse(use_rslora=True).scaling == 4.0
+
+
+def test_what_peft_itself_writes_is_accepted(tmp_path: Path):
+    import json
+
+    from peft import LoraConfig
+
+    LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM").save_pretrained(tmp_path)
+    config = parse_adapter_config(tmp_path, json.loads((tmp_path / "adapter_config.json").read_text()))
+    assert (config.r, config.alpha, config.target_modules) == (4, 8.0, ("q_proj",))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True),
+        ("use_qalora", True),
+        ("rank_pattern", {"q_proj": 2}),
+        ("alpha_pattern", {"q_proj": 2}),
+        ("modules_to_save", ["lm_head"]),
+        ("trainable_token_indices", [1, 2]),
+        ("layer_replication", [[0, 2]]),
+        ("fan_in_fan_out", True),
+        ("lora_bias", True),
+        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+        ("alora_invocation_tokens", [1]),
+        ("megatron_config", {"a": 1}),
+        ("a_switch_of_tomorrow", True),
+        ("a_number_of_tomorrow", 0.5),
+        ("bias", "all"),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "loftq"),
+    ],
+)
+def test_keys_that_are_refused_by_name(key: str, value: Any):
+    with pytest.raises(Refused, match=f"adapter_config.json: {key} "):
+        parse(**{key: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"use_dora": False, "rank_pattern": {}, "modules_to_save": None, "layer_replication": None},
+        {"a_switch_of_tomorrow": False, "a_list_of_tomorrow": []},
+        {"inference_mode": True, "peft_version": "0.21.2", "revision": "main", "auto_mapping": {"a": 1}},
+        {"loftq_config": {"bits": 4}, "eva_config": {"rho": 2}, "init_lora_weights": "eva"},
+        {"lora_dropout": 0.1, "init_lora_weights": "gaussian", "megatron_core": "megatron.core"},
+    ],
+)
+def test_keys_without_effect(values: dict[str, Any]):
+    assert parse(**values).r == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'; expected 'LORA'"),
+        ({"r": 0}, "r is 0; expected a positive whole number"),
+        ({"r": "4"}, "r is '4'"),
+        ({"lora_alpha": "much"}, "unexpected type"),
+        ({"target_modules": None}, "target_modules is missing or empty"),
+        ({"target_modules": []}, "target_modules is missing or empty"),
+    ],
+)
+def test_values_that_are_wrong(values: dict[str, Any], message: str):
+    with pytest.raises(Refused, match=message):
+        parse(**values)
+
+
+def test_missing_rank():
+    values = {key: value for key, value in MINIMAL.items() if key != "r"}
+    with pytest.raises(Refused, match="adapter_config.json: r is missing"):
+        parse_adapter_config(Path("adapter_config.json"), values)
+
+
+@pytest.mark.parametrize(
+    ("values", "hits"),
+    [
+        ({"target_modules": ["q_proj"]}, True),
+        ({"target_modules": ["proj"]}, False),
+        ({"target_modules": [Q3]}, True),
+        ({"target_modules": ["self_attn.q_proj"]}, True),
+        ({"target_modules": r".*\.(q|v)_proj"}, True),
+        ({"target_modules": "q_proj"}, False),
+        ({"target_modules": "all-linear"}, True),
+        ({"layers_to_transform": [3]}, True),
+        ({"layers_to_transform": 2}, False),
+        ({"layers_to_transform": [3], "layers_pattern": "layers"}, True),
+        ({"layers_to_transform": [3], "layers_pattern": ["blocks"]}, False),
+        ({"exclude_modules": ["q_proj"]}, False),
+        ({"exclude_modules": r".*layers\.3\..*"}, False),
+        ({"exclude_modules": ["k_proj"]}, True),
+    ],
+)
+def test_which_modules_are_targeted(values: dict[str, Any], hits: bool):
+    assert parse(**values).targets(Q3) is hits
+
+
+def test_all_linear_leaves_the_vocabulary_out():
+    config = parse(target_modules="all-linear")
+    assert not config.targets("lm_head") and not config.targets("model.embed_tokens")
