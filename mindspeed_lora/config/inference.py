@@ -34,6 +34,7 @@ class InferenceConfig(Section):
     prompt: tuple[str, ...] | None = flag("the prompt; several are answered in turn", metavar="TEXT")
     prompt_file: str | None = flag("file of prompts: one a line, or JSONL with a key prompt", metavar="FILE")
     output_file: str | None = flag("write JSONL with prompt, text and token_ids here", metavar="FILE")
+    micro_batch_size: int = flag("prompts that are answered at once", 1, check=AT_LEAST_ONE)
     max_new_tokens: int = flag("most tokens to generate", 128, check=AT_LEAST_ONE)
     max_length: int | None = flag("most tokens of prompt and answer together", check=AT_LEAST_ONE)
     top_k: int = flag(

@@ -1,0 +1,95 @@
+"""The keys and values of earlier tokens: preallocated, so that a decode step computes its own token only.
+
+Letters: b rows of the batch, s new tokens, t tokens so far, g local key/value heads, d width of a head.
+Rows of unequal length are padded on the left; slot j of a row with p padding slots holds its position j − p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mindspeed_lora.models.attention import CoreAttention
+from mindspeed_lora.models.gpt import GPTModel
+
+Tensor = torch.Tensor
+
+
+class KeyValueCache:
+    """The cache of one batch on this rank: its layers, how far it is filled, and what may be attended.
+
+    Args:
+        padding: number of padding slots before each row, ``[b]`` int64 on the model's device.
+        capacity: most slots that a row will need, padding included.
+    """
+
+    def __init__(self, padding: Tensor, capacity: int) -> None:
+        self.padding = padding
+        self.padded = bool(padding.any())
+        self.capacity = capacity
+        self.start = 0
+        self.stop = 0
+        self.mask: Tensor | None = None
+
+    def advance(self, new: int) -> Tensor:
+        """Makes room for ``new`` tokens per row; returns their positions, ``[s]`` or ``[b, s]`` int64."""
+        self.start, self.stop = self.stop, self.stop + new
+        assert self.stop <= self.capacity, f"{self.stop} tokens for a cache of {self.capacity}"
+        slots = torch.arange(self.start, self.stop, device=self.padding.device)
+        if not self.padded:
+            return slots
+        self.mask = self._mask(slots)
+        # Padding slots take position 0; nothing attends to them.
+        return (slots - self.padding.unsqueeze(1)).clamp(min=0)
+
+    def _mask(self, slots: Tensor) -> Tensor:
+        """``[b, 1, s, t]``: earlier slots of the row that hold a token.
+
+        A padding slot attends to itself: a softmax over nothing would be NaN, and NaN times the weight 0 that
+        others give it is NaN.
+        """
+        queries, keys = slots.unsqueeze(1), torch.arange(self.stop, device=slots.device).unsqueeze(0)
+        is_token = keys.unsqueeze(0) >= self.padding.view(-1, 1, 1)
+        return ((keys <= queries) & (is_token | (keys == queries))).unsqueeze(1)
+
+    @contextmanager
+    def attached(self, model: GPTModel) -> Iterator[None]:
+        """The model's attention reads and fills this cache inside of the block."""
+        attentions = [module for module in model.modules() if isinstance(module, CoreAttention)]
+        for attention in attentions:
+            attention.cache = LayerCache(self, attention.sliding_window)
+        try:
+            yield
+        finally:
+            for attention in attentions:
+                attention.cache = None
+
+
+class LayerCache:
+    """The keys and values of one layer, ``[b, g, capacity, d]`` each."""
+
+    def __init__(self, batch: KeyValueCache, sliding_window: int | None) -> None:
+        self.batch = batch
+        self.sliding_window = sliding_window
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Adds ``[s, b, g, d]``; see :class:`mindspeed_lora.models.attention.KeyValueCache`.
+
+        One new token of a layer with a window of w gets the last w slots only.
+        """
+        batch = self.batch
+        if self.keys is None or self.values is None:
+            size = (key.size(1), key.size(2), batch.capacity, key.size(3))
+            self.keys, self.values = key.new_empty(size), value.new_empty(size)
+        new = slice(batch.start, batch.stop)
+        self.keys[:, :, new] = key.permute(1, 2, 0, 3)
+        self.values[:, :, new] = value.permute(1, 2, 0, 3)
+        windowed = self.sliding_window is not None and key.size(0) == 1
+        first = max(0, batch.stop - self.sliding_window) if windowed and self.sliding_window else 0
+        seen = slice(first, batch.stop)
+        mask = None if batch.mask is None else batch.mask[..., first:]
+        return self.keys[:, :, seen].permute(2, 0, 1, 3), self.values[:, :, seen].permute(2, 0, 1, 3), mask

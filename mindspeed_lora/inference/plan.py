@@ -1,0 +1,199 @@
+"""Everything that is decided before processes join: model, adapter, tokenizer, prompts, and where answers end.
+
+It is the same on every rank, so that what is wrong is refused before any process group exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
+from mindspeed_lora.checkpoint.load_model import AdapterPlan
+from mindspeed_lora.checkpoint.source import Source, open_source
+from mindspeed_lora.config.checks import check_layout, reconcile
+from mindspeed_lora.config.inference import InferenceConfig
+from mindspeed_lora.config.jobs import InferenceJob
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.data.tokenizer import load_tokenizer
+from mindspeed_lora.errors import Refused
+from mindspeed_lora.inference.generation_config import GenerationDefaults, read_generation_defaults
+from mindspeed_lora.inference.generator import Request
+from mindspeed_lora.inference.lengths import LengthLimit
+from mindspeed_lora.inference.prompts import PromptEncoder, read_prompts
+from mindspeed_lora.inference.sampling import TokenChoice
+from mindspeed_lora.inference.stopping import StopRule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHAT = "chat"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of the job."""
+
+    text: str
+    request: Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferencePlan:
+    """A job, resolved."""
+
+    job: InferenceJob
+    shape: ModelShape
+    source: Source
+    adapter: AdapterPlan | None
+    tokenizer: PreTrainedTokenizerBase
+    encoder: PromptEncoder
+    chat_encoder: PromptEncoder
+    stop: StopRule
+    limit: LengthLimit
+    defaults: GenerationDefaults
+    prompts: tuple[Prompt, ...]
+    """What greedy and do_sample answer."""
+    notices: tuple[str, ...]
+
+    def choice(self, task: str) -> TokenChoice:
+        """How the tokens of a task are chosen."""
+        penalty = self.defaults.repetition_penalty
+        if task == "greedy":
+            return TokenChoice(do_sample=False, repetition_penalty=penalty)
+        inference = self.job.inference
+        return TokenChoice(
+            do_sample=True,
+            temperature=inference.temperature,
+            top_k=inference.top_k,
+            top_p=inference.top_p,
+            repetition_penalty=penalty,
+            seed=inference.seed,
+        )
+
+
+def plan_inference(job: InferenceJob) -> InferencePlan:
+    """Resolves a job.
+
+    Raises:
+        Refused: something contradicts, is missing or cannot be.
+    """
+    notices: list[str] = []
+    source = _source(job)
+    shape = reconcile(job.model, source.shape)
+    check_layout(shape, job.parallel)
+    adapter = plan_adapter(job.lora, shape, job.inference.seed)
+    tokenizer = _tokenizer(job, source)
+    encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token)
+    chat_encoder = _chat_encoder(job, encoder, notices)
+    limit = LengthLimit.of(job.inference, shape.max_position_embeddings, job.given)
+    _check_output_file(job.inference)
+    if job.parallel.sequence_parallel:
+        notices.append("--sequence-parallel has no effect on generation")
+    defaults = read_generation_defaults(source.config_dir)
+    if defaults.not_applied:
+        notices.append(f"generation_config.json: not applied: {', '.join(defaults.not_applied)}")
+    if defaults.repetition_penalty != 1.0:
+        notices.append(
+            f"generation_config.json: repetition_penalty {defaults.repetition_penalty:g} is applied"
+        )
+    return InferencePlan(
+        job=job,
+        shape=shape,
+        source=source,
+        adapter=adapter,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        chat_encoder=chat_encoder,
+        stop=_stop_rule(job, defaults, encoder, chat_encoder),
+        limit=limit,
+        defaults=defaults,
+        prompts=_prompts(job.inference, encoder, limit, shape.vocab_size),
+        notices=tuple(notices),
+    )
+
+
+def _source(job: InferenceJob) -> Source:
+    if job.checkpoint.load is None:
+        raise Refused(
+            "--load is missing: random weights have nothing to say; name a Hugging Face folder or a Megatron "
+            "checkpoint"
+        )
+    return open_source(job.checkpoint.load)
+
+
+def _tokenizer(job: InferenceJob, source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer of the flags, else the one beside the weights."""
+    config = job.tokenizer
+    path = config.tokenizer_name_or_path or config.tokenizer_model or source.config_dir
+    if path is None:
+        raise Refused(
+            f"{source.path} holds no tokenizer files; name their folder with --tokenizer-name-or-path"
+        )
+    return load_tokenizer(
+        path, use_fast=not config.tokenizer_not_use_fast, trust_remote_code=config.trust_remote_code
+    )
+
+
+def _chat_encoder(job: InferenceJob, encoder: PromptEncoder, notices: list[str]) -> PromptEncoder:
+    """A conversation without a template says nothing to a model, so chat takes the tokenizer's own."""
+    if CHAT not in job.inference.task or not encoder.is_raw:
+        return encoder
+    if not encoder.tokenizer.chat_template:
+        notices.append("chat without a template: give --prompt-type if the model was trained with one")
+        return encoder
+    notices.append("default taken: chat uses the tokenizer's chat template (--hf-chat-template)")
+    config = dataclasses.replace(job.tokenizer, hf_chat_template=True)
+    return PromptEncoder(encoder.tokenizer, config, job.inference.add_eos_token)
+
+
+def _stop_rule(
+    job: InferenceJob, defaults: GenerationDefaults, encoder: PromptEncoder, chat_encoder: PromptEncoder
+) -> StopRule:
+    stops = [(token,) for token in defaults.eos_token_ids] + encoder.stop_sequences()
+    if CHAT in job.inference.task:
+        stops += chat_encoder.stop_sequences()
+    end = encoder.tokenizer.eos_token_id
+    if not stops and end is not None:
+        stops.append((int(end),))
+    return StopRule(tuple(dict.fromkeys(stops)))
+
+
+def _prompts(
+    inference: InferenceConfig, encoder: PromptEncoder, limit: LengthLimit, vocab_size: int
+) -> tuple[Prompt, ...]:
+    if set(inference.task) == {CHAT}:
+        if inference.prompt is not None or inference.prompt_file is not None:
+            raise Refused(
+                "--task chat reads what you say from standard input; leave out --prompt and --prompt-file"
+            )
+        return ()
+    prompts = []
+    for number, text in enumerate(read_prompts(inference), 1):
+        tokens = encoder.encode(text)
+        if max(tokens) >= vocab_size:
+            raise Refused(
+                f"the tokenizer {encoder.tokenizer.name_or_path} gives token {max(tokens)}, but the model has "
+                f"{vocab_size} words; give the model's own tokenizer"
+            )
+        room = limit.checked_room(len(tokens), f"prompt {number}")
+        prompts.append(Prompt(text, Request(tuple(tokens), room, stream=number - 1)))
+    return tuple(prompts)
+
+
+def _check_output_file(inference: InferenceConfig) -> None:
+    """Finds out now, not after hours of generation, that nothing can be written."""
+    if inference.output_file is None:
+        return
+    if set(inference.task) == {CHAT}:
+        raise Refused("--output-file is for greedy and do_sample; leave it out with --task chat")
+    path = Path(inference.output_file)
+    if path.is_dir():
+        raise Refused(f"--output-file {path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise Refused(f"--output-file {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise Refused(f"--output-file {path}: no permission to write to {path.parent}; choose another folder")
