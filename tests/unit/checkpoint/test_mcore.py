@@ -103,6 +103,30 @@ def test_layout_of_the_files(models, tmp_path: Path):
     assert not last["model"]["output_layer.weight"][50:].any()
 
 
+def test_contents_of_a_rank_are_megatrons(models, tmp_path: Path):
+    """Against the Hugging Face tensors themselves, so that no error of ours cancels out."""
+    model = models("llama-biased")
+    folder = written(open_source(model.path), tmp_path / "mg", tp_size=2, pp_size=2)
+    rank = load(folder / "iter_0000001" / "mp_rank_01_001" / "model_optim_rng.pt")["model"]
+    hf = {
+        name.removeprefix("model.layers.3."): tensor
+        for name, tensor in model.tensors.items()
+        if name.startswith("model.layers.3.")
+    }
+    for kind in ("weight", "bias"):
+        q, k, v = (hf[f"self_attn.{name}_proj.{kind}"] for name in "qkv")
+        rows = [part for g in (2, 3) for part in (q[8 * g :][:8], k[4 * g :][:4], v[4 * g :][:4])]
+        assert torch.equal(rank[f"decoder.layers.1.self_attention.linear_qkv.{kind}"], torch.cat(rows))
+        gate, up = (hf[f"mlp.{name}_proj.{kind}"] for name in ("gate", "up"))
+        assert torch.equal(rank[f"decoder.layers.1.mlp.linear_fc1.{kind}"], torch.cat([gate[24:], up[24:]]))
+    proj, down = (hf[f"{name}.weight"] for name in ("self_attn.o_proj", "mlp.down_proj"))
+    assert torch.equal(rank["decoder.layers.1.self_attention.linear_proj.weight"], proj[:, 16:])
+    assert torch.equal(rank["decoder.layers.1.mlp.linear_fc2.weight"], down[:, 24:])
+    assert torch.equal(rank["decoder.layers.1.mlp.linear_fc2.bias"], hf["mlp.down_proj.bias"])
+    norm = hf["post_attention_layernorm.weight"]
+    assert torch.equal(rank["decoder.layers.1.pre_mlp_layernorm.weight"], norm)
+
+
 def test_tied_embeddings_on_one_stage_have_no_output_layer(models, tmp_path: Path):
     folder = written(open_source(models("llama-tied").path), tmp_path / "mg")
     assert "output_layer.weight" not in load(rank_files(folder)[0])["model"]
