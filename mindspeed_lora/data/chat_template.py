@@ -1,20 +1,20 @@
 """The Jinja chat template that renders the tokens which a prompt template gives.
 
-A prompt template tokenises piece by piece, a chat template the whole text. Tokenizers that put a blank before
-each piece (SentencePiece) need it written out where two pieces meet; which ones do is found by trying. What
-cannot be rendered is a piece that would be merged with its neighbour, such as an answer that begins with
-white space behind a header that ends with a line feed.
+It writes out the blanks that the tokenizer needs between pieces of text. What it cannot render is an answer
+that the tokenizer merges with the end of the prompt (one that begins with white space behind a line feed,
+say): answers are tokenised alone, the rendered text as a whole. What is rendered as the prompt of an answer
+is always the same.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mindspeed_lora.data.conversation import Message, Turns, UnusableRow, to_turns
 from mindspeed_lora.data.encoding import TemplateEncoder
+from mindspeed_lora.data.joints import Joints, find_joints
 from mindspeed_lora.data.prompt_template import (
     BOS,
     CONTENT,
@@ -23,43 +23,9 @@ from mindspeed_lora.data.prompt_template import (
     prompt_template,
     user_slots,
 )
-from mindspeed_lora.data.tokenizer import encode_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Joints:
-    """What has to be written before a piece of text so that it is tokenised as if it stood alone."""
-
-    after_text: str = ""
-    after_special: str = ""
-    special_texts: tuple[str, ...] = ()
-    """Texts that become one special token wherever they stand."""
-
-    def starts_special(self, text: str) -> bool:
-        """Whether a text begins with a special token, which needs nothing before it."""
-        return text.startswith(self.special_texts) if self.special_texts else False
-
-    def ends_special(self, text: str) -> bool:
-        """Whether a text ends with a special token."""
-        return text.endswith(self.special_texts) if self.special_texts else False
-
-
-def find_joints(tokenizer: PreTrainedTokenizerBase) -> Joints:
-    """Try what this tokenizer needs between two pieces of text and behind a special token."""
-    end = tokenizer.eos_token
-    special_texts = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.content)
-    trials = ["]", "a", "] a", "]a"]
-    if end is not None:
-        trials += [end + "a", end + " a"]
-    bracket, letter, apart, _, *behind = encode_batch(tokenizer, trials)
-    after_text = " " if apart == bracket + letter else ""
-    after_special = ""
-    if behind and behind[0][1:] != letter and behind[1][1:] == letter:
-        after_special = " "
-    return Joints(after_text, after_special, special_texts)
 
 
 def chat_template(prompt_type: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mindspeed_lora.data.conversation import Message, UnusableRow, to_turns
+from mindspeed_lora.data.joints import find_joints
 from mindspeed_lora.data.prompt_template import PROMPT, Piece, PromptTemplate, pieces, special_tokens
 from mindspeed_lora.data.sample import IGNORE_INDEX
 from mindspeed_lora.data.tokenizer import encode_batch
@@ -63,7 +64,7 @@ def with_end(row: TokenRow, end_token_id: int) -> TokenRow:
 
 
 class TemplateEncoder:
-    """Encodes by a prompt template, piece by piece."""
+    """Encodes by a prompt template: the pieces of a prompt together, each answer on its own."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, loss_on: str = "assistant"
@@ -72,6 +73,7 @@ class TemplateEncoder:
         self.template = template
         self.loss_on = loss_on
         self._special = special_tokens(template, tokenizer)
+        self._joints = find_joints(tokenizer)
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[TokenRow | UnusableRow]:
         """One result a conversation, in order: the row, or why there is none."""
@@ -89,9 +91,17 @@ class TemplateEncoder:
 
     def _render(self, conversation: Sequence[Message]) -> list[Piece] | UnusableRow:
         try:
-            return list(pieces(self.template, to_turns(conversation), self._special))
+            turns = to_turns(conversation)
         except UnusableRow as reason:
             return reason
+        joined: list[Piece] = []
+        for content, answer in pieces(self.template, turns, self._special):
+            before = joined[-1][0] if joined and joined[-1][1] == answer == PROMPT else None
+            if isinstance(content, str) and isinstance(before, str):
+                joined[-1] = self._joints.join(before, content), PROMPT
+            else:
+                joined.append((content, answer))
+        return joined
 
     def _assemble(self, row: list[Piece], token_ids: dict[str, list[int]]) -> TokenRow:
         input_ids: list[int] = []

@@ -1,8 +1,8 @@
 """Prompt templates as data (``templates.json``): how system text, questions and answers become pieces of
 text.
 
-Each piece is tokenised on its own, as MindSpeed-LLM and LLaMA-Factory do it, so that an answer's first token
-never depends on the prompt. Keys of a template: ``prefix`` (before everything), ``system``, ``user``,
+What stands before an answer is tokenised together, each answer on its own, so that its first token does not
+depend on the prompt. Keys of a template: ``prefix`` (before everything), ``system``, ``user``,
 ``assistant`` and ``separator`` (before every further question) are lists of pieces; in them ``{content}``
 stands for the text of the message, and the pieces ``{bos}`` and ``{end}`` for special tokens.
 ``answer_header`` follows each question within its piece. ``default_system`` is used where a row has no system

@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tests.unit.data.made_tokenizers import KINDS, make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    """One tokenizer of each kind; do not change them."""
+    return {kind: make_tokenizer(kind) for kind in KINDS}
