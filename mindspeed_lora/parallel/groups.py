@@ -70,7 +70,8 @@ def initialize_groups(parallel: ParallelConfig, seed: int) -> tuple[ParallelGrou
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        distributed_timeout_minutes=int(parallel.distributed_timeout_minutes),
+        # megatron-core makes a timedelta of it, which takes a fraction; an int would make 0.5 a time-out of 0.
+        distributed_timeout_minutes=parallel.distributed_timeout_minutes,
         create_gloo_process_groups=False,
     )
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
