@@ -2,8 +2,8 @@
 
 It writes out the blanks that the tokenizer needs between pieces of text. What it cannot render is an answer
 that the tokenizer merges with the end of the prompt (one that begins with white space behind a line feed,
-say): answers are tokenised alone, the rendered text as a whole. What is rendered as the prompt of an answer
-is always the same.
+say): answers are tokenised alone, the rendered text as a whole. The prompt of a first answer is
+always rendered to the same tokens.
 """
 
 from __future__ import annotations

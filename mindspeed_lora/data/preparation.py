@@ -166,5 +166,5 @@ def _check_chat_template(
         notice(
             f"for {differing} of the first {len(conversations)} rows the chat template that is kept for "
             "generation gives other tokens than were trained, because this tokenizer merges the beginning of "
-            "the answer with the end of the prompt"
+            "the answer with the end of the prompt; prompts by themselves are the same"
         )
