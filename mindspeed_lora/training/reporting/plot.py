@@ -88,7 +88,7 @@ def _label(axes: Any) -> None:
     axes.set_xlabel("iteration")
     axes.set_ylabel("loss per token (nats)")
     axes.set_title("Loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(True, alpha=0.3)
     axes.legend()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 
@@ -89,9 +90,17 @@ sys.exit(75)
 """
 
 
+# Without a buffer nothing is left over that fails once more when the interpreter ends.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def test_a_reader_that_goes_away_does_not_stop_the_run() -> None:
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=BUFFERED,
     )
     assert writer.stdout is not None and writer.stderr is not None
     assert writer.stdout.readline() == "line 0\n"
@@ -103,6 +112,8 @@ def test_a_reader_that_goes_away_does_not_stop_the_run() -> None:
 
 def test_a_full_disk_behind_standard_output_does_not_stop_the_run() -> None:
     with open("/dev/full", "w") as full:
-        ended = subprocess.run([sys.executable, "-c", WRITER], stdout=full, stderr=subprocess.PIPE, text=True)
+        ended = subprocess.run(
+            [sys.executable, "-c", WRITER], stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED
+        )
     assert ended.returncode == 75
     assert ended.stderr == ""
