@@ -9,6 +9,7 @@ from typing import Any
 from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape, RopeScaling
+from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused
 
 _COMPARED = {
@@ -55,6 +56,18 @@ def check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
         raise Refused(
             f"--pipeline-model-parallel-size {pp} does not divide the model's {shape.num_layers} layers; "
             f"use {_divisors(shape.num_layers)}"
+        )
+
+
+def check_recompute(shape: ModelShape, parallel: ParallelConfig, training: TrainingConfig) -> None:
+    """Refuse chunks of layers to recompute that do not divide the layers of a stage: megatron-core needs that."""
+    chunk = training.recompute_num_layers or 1
+    layers = shape.num_layers // parallel.pipeline_model_parallel_size
+    uniform = training.recompute_granularity == "full" and training.recompute_method in (None, "uniform")
+    if uniform and layers % chunk:
+        raise Refused(
+            f"--recompute-num-layers {chunk} does not divide the {layers} layers of a pipeline stage, which "
+            f"--recompute-method uniform needs; use {_divisors(layers)}"
         )
 
 

@@ -17,7 +17,7 @@ from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
 from mindspeed_lora.checkpoint.load_model import AdapterPlan
 from mindspeed_lora.checkpoint.random_weights import RandomSource
 from mindspeed_lora.checkpoint.source import Source, open_source
-from mindspeed_lora.config.checks import check_layout, reconcile, shape_from_flags
+from mindspeed_lora.config.checks import check_layout, check_recompute, reconcile, shape_from_flags
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
@@ -61,6 +61,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
     start = find_start(job)
     source, shape = _model(job, start, notices)
     check_layout(shape, job.parallel)
+    check_recompute(shape, job.parallel, job.training)
     adapter = _adapter(job, start, shape)
     seq_length = _seq_length(job, shape, notices)
     tokenizer = _tokenizer(job, source)

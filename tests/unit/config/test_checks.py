@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from mindspeed_lora.config.checks import check_layout, reconcile, shape_from_flags
+from mindspeed_lora.config.checks import check_layout, check_recompute, reconcile, shape_from_flags
 from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape, RopeScaling
+from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused
 
 SHAPE = ModelShape(
@@ -53,6 +54,18 @@ def test_degrees_that_do_not_divide(tp: int, pp: int, changes: dict[str, Any], m
             ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp),
         )
     assert message in str(error.value)
+
+
+def test_chunks_of_recomputation_divide_a_stage() -> None:
+    two_stages = ParallelConfig(pipeline_model_parallel_size=2)
+    uniform = {"recompute_granularity": "full", "recompute_method": "uniform"}
+    check_recompute(SHAPE, two_stages, TrainingConfig(**uniform, recompute_num_layers=5))
+    block = TrainingConfig(recompute_granularity="full", recompute_method="block", recompute_num_layers=4)
+    check_recompute(SHAPE, two_stages, block)
+    with pytest.raises(Refused) as error:
+        check_recompute(SHAPE, two_stages, TrainingConfig(**uniform, recompute_num_layers=4))
+    assert "--recompute-num-layers 4 does not divide the 15 layers" in str(error.value)
+    assert "use 1, 3, 5 or 15" in str(error.value)
 
 
 def test_degrees_that_divide() -> None:
