@@ -13,6 +13,7 @@ from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.device import compute_dtype, has_accelerator
 from mindspeed_lora.parallel.collectives import together
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from mindspeed_lora.parallel.voice import speak_or_leave
 from mindspeed_lora.training.loop import TrainingLoop
 from mindspeed_lora.training.plan import TrainPlan, plan_training
 from mindspeed_lora.training.reporting import ModelFlops, Reporter, layout_lines, layout_rows
@@ -36,9 +37,11 @@ def train(job: TrainJob) -> int:
     with StopRequest(job.training.exit_duration_in_mins, started) as stop:
         groups, notices = initialize_groups(job.parallel, job.training.seed)
         try:
-            return _train(plan, groups, stop, notices)
-        finally:
-            destroy_groups()
+            status = _train(plan, groups, stop, notices)
+        except Exception as error:
+            raise speak_or_leave(error, groups) from error
+        destroy_groups()
+        return status
 
 
 def _train(plan: TrainPlan, groups: ParallelGroups, stop: StopRequest, notices: list[str]) -> int:

@@ -110,6 +110,7 @@ class RunWriter:
             self.base_model_name,
             factors,
             self.adapter_dtype,
+            use_rslora=spec.use_rslora,
         )
         self.write_tokenizer(folder)
 
