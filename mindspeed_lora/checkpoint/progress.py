@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -12,6 +13,7 @@ from mindspeed_lora.checkpoint.safetensors_writer import spec_bytes
 from mindspeed_lora.checkpoint.source import Source
 
 _INTERVAL_SECONDS = 10.0
+_CHUNK_VALUES = 1 << 22
 _TERMINAL_INTERVAL_SECONDS = 0.2
 
 
@@ -35,9 +37,9 @@ class Progress:
             return
         self._done.add(name)
         self._done_bytes += tensor.numel() * tensor.element_size()
-        finite = torch.isfinite(tensor)
-        if not bool(finite.all()):
-            self.not_finite[name] = int(tensor.numel() - finite.sum())
+        count = count_not_finite(tensor)
+        if count:
+            self.not_finite[name] = count
         now = time.monotonic()
         if now - self._printed >= (_TERMINAL_INTERVAL_SECONDS if self._terminal else _INTERVAL_SECONDS):
             self._printed = now
@@ -66,6 +68,17 @@ class Progress:
             f"{readable_size(self.total_bytes)}, {readable_size(rate)}/s, {remaining:.0f} s left"
         )
         print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", flush=True)
+
+
+def count_not_finite(tensor: torch.Tensor) -> int:
+    """Number of NaN and infinite values of a tensor of any shape.
+
+    A sum needs no memory and is finite only if every value is; only else the values are looked at one by one.
+    """
+    if math.isfinite(float(tensor.sum())):
+        return 0
+    chunks = tensor.reshape(-1).split(_CHUNK_VALUES)
+    return sum(int(chunk.numel() - torch.isfinite(chunk).sum()) for chunk in chunks)
 
 
 def readable_size(count: float) -> str:
