@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ class TrainingLoop:
         if session.plan.start.continues:
             self.progress.best_eval_loss = state.get("best_eval_loss") or math.inf
             self.progress.evaluations_without_gain = state.get("evaluations_without_gain", 0)
+            self.progress.evaluated_at = state.get("evaluated_at")
+        if self.checkpoint.save and session.plan.start.goes_on_in(Path(self.checkpoint.save)):
+            self.progress.saved_at = self.progress.iteration
 
     def run(self) -> int:
         """Trains until the last step, a signal, the time limit or early stopping; returns the exit status."""
@@ -172,5 +176,6 @@ class TrainingLoop:
             "iteration": self.progress.iteration,
             "best_eval_loss": best if math.isfinite(best) else None,
             "evaluations_without_gain": self.progress.evaluations_without_gain,
+            "evaluated_at": self.progress.evaluated_at,
             **self.session.state(),
         }

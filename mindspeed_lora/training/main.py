@@ -48,9 +48,9 @@ def _train(plan: TrainPlan, groups: ParallelGroups, stop: StopRequest, notices: 
     job = plan.job
     save = Path(job.checkpoint.save) if job.checkpoint.save else None
     session = TrainingSession(plan, groups)
-    if save is not None and job.checkpoint.overwrite and not plan.start.continues:
+    if save is not None and job.checkpoint.overwrite and not plan.start.goes_on_in(save):
         together(groups, lambda: clear_run(save) if groups.is_main else None)
-    with _reporter(session, save) as reporter:
+    with together(groups, lambda: _reporter(session, save)) as reporter:
         for text in (*plan.notices, *notices, *session.notices):
             reporter.notice(text)
         _describe(session, reporter)

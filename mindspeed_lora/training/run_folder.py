@@ -24,11 +24,11 @@ from typing import Any
 from mindspeed_lora.checkpoint.iteration import LATEST_FILE, latest_iteration
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.errors import Refused
+from mindspeed_lora.training.reporting.metrics import METRICS_FILE
 
 STATE_FILE = "run_state.json"
 ADAPTER_FOLDER = "adapter"
 BEST_FOLDER = "best"
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Start:
     def iteration(self) -> int:
         """Optimizer steps already done."""
         return self.run.iteration if self.run is not None and self.continues else 0
+
+    def goes_on_in(self, save: Path) -> bool:
+        """Whether the run that is gone on with is the one that ``save`` holds."""
+        return self.run is not None and self.continues and self.run.folder.parent.resolve() == save.resolve()
 
 
 def find_saved_run(path: Path) -> SavedRun | None:
@@ -93,14 +97,11 @@ def find_start(job: TrainJob) -> Start:
     if checkpoint.resume == "auto" and held is not None:
         return Start(run=held, continues=True, load_optimizer=True, load_random_state=True)
     start = _start_from_flags(job)
-    went_on_from = start.run.folder.parent if start.run is not None and start.continues else None
-    if held is not None and not checkpoint.overwrite:
-        assert save is not None
-        if went_on_from is None or went_on_from.resolve() != save.resolve():
-            raise Refused(
-                f"--save {save} holds a run (iteration {held.iteration}) that this job does not go on from; "
-                "give --resume auto to go on, --overwrite to replace it, or another folder"
-            )
+    if held is not None and save is not None and not checkpoint.overwrite and not start.goes_on_in(save):
+        raise Refused(
+            f"--save {save} holds a run (iteration {held.iteration}) that this job does not go on from; "
+            "give --resume auto to go on, --overwrite to replace it, or another folder"
+        )
     return start
 
 
