@@ -13,7 +13,7 @@ from mindspeed_lora.errors import Refused
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROBE = "The 3 quick-brown foxes\n\n\tjump,  über Zäune… 你好世界 x²=4; don't STOP <|im_end|></s>\n"
+_PROBE = "The 3 quick-brown foxes\n\n\tjump,  über Zäune… 你好世界 x²=4; don't STOP<|im_end|>a</s> b</s>\n"
 """Text whose tokens tell two tokenizers with the same vocabulary but other rules apart."""
 
 
