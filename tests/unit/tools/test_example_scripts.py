@@ -1,0 +1,199 @@
+"""The example scripts' command lines: unchanged they are the published ones, and every line can be overridden."""
+
+import os
+import shlex
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mindspeed_lora.config.accepted import NO_EFFECT
+from mindspeed_lora.config.commands import COMMANDS, grammar, parse
+
+SCRIPTS = Path(__file__).parents[3] / "examples" / "mcore" / "llama2"
+TARGETS = "linear_qkv linear_proj linear_fc1 linear_fc2"
+LAUNCH = "--nproc_per_node 8 --nnodes 1 --node_rank 0 --master_addr localhost --master_port"
+
+PUBLISHED = {
+    "tune_llama2_7b_lora_ptd.sh": f"""
+        {LAUNCH} 6080 posttrain_gpt.py
+        --tensor-model-parallel-size 8 --pipeline-model-parallel-size 1 --sequence-parallel --num-layers 32
+        --hidden-size 4096 --ffn-hidden-size 11008 --num-attention-heads 32 --seq-length 4096
+        --max-position-embeddings 4096 --use-mcore-models --prompt-type llama2
+        --tokenizer-type PretrainedFromHF --tokenizer-name-or-path 'your tokenizer path'
+        --micro-batch-size 4 --global-batch-size 128 --make-vocab-size-divisible-by 1 --train-iters 1000
+        --lr 5e-5 --lr-decay-style cosine --lr-warmup-fraction 0.01 --min-lr 1.25e-6 --weight-decay 1e-1
+        --clip-grad 1.0 --swiglu --position-embedding-type rope --untie-embeddings-and-output-weights
+        --disable-bias-linear --attention-dropout 0.0 --hidden-dropout 0.0 --normalization RMSNorm
+        --use-fused-rmsnorm --use-flash-attn --no-masked-softmax-fusion --attention-softmax-in-fp32
+        --init-method-std 0.01 --initial-loss-scale 65536 --adam-beta1 0.9 --adam-beta2 0.98
+        --no-gradient-accumulation-fusion --no-load-optim --no-load-rng --no-pad-to-seq-lengths
+        --rotary-base 10000 --norm-epsilon 1e-05 --vocab-size 32000 --log-throughput --bf16 --finetune
+        --stage sft --is-instruction-dataset --lora-r 16 --lora-alpha 32 --lora-fusion
+        --lora-target-modules {TARGETS} --data-path 'your data path' --split 949,50,1 --log-interval 1
+        --save-interval 500 --eval-interval 10000 --eval-iters 0 --load 'your model ckpt path'
+        --save 'your model save ckpt path' --log-throughput --distributed-backend nccl""",
+    "generate_llama2_7b_lora_ptd.sh": f"""
+        {LAUNCH} 6001 inference.py
+        --lora-load 'your lora model directory path' --lora-r 16 --lora-alpha 32 --lora-fusion
+        --lora-target-modules {TARGETS} --prompt-type llama2 --tensor-model-parallel-size 8
+        --pipeline-model-parallel-size 1 --use-mcore-models --use-kv-cache --use-flash-attn
+        --use-fused-swiglu --use-fused-rmsnorm --use-fused-rotary-pos-emb --num-layers 32 --hidden-size 4096
+        --ffn-hidden-size 11008 --position-embedding-type rope --seq-length 4096 --max-new-tokens 256
+        --micro-batch-size 4 --global-batch-size 16 --num-attention-heads 32 --max-position-embeddings 4096
+        --swiglu --load 'your model directory path' --tokenizer-type PretrainedFromHF
+        --tokenizer-name-or-path 'your tokenizer directory path'
+        --tokenizer-model 'your tokenizer.model file path' --tokenizer-not-use-fast --fp16
+        --normalization RMSNorm --untie-embeddings-and-output-weights --disable-bias-linear
+        --attention-softmax-in-fp32 --no-load-optim --no-load-rng --no-masked-softmax-fusion
+        --no-gradient-accumulation-fusion --exit-on-missing-checkpoint --make-vocab-size-divisible-by 1""",
+    "data_convert_llama2_instruction.sh": """
+        preprocess_data.py --input ./dataset/train-00000-of-00001-a09b74b3ef9c3b56.parquet
+        --tokenizer-name-or-path ./model_from_hf/llama-2-7b-hf/ --output-prefix ./finetune_dataset/alpaca
+        --workers 4 --log-interval 1000 --tokenizer-type PretrainedFromHF --overwrite-cache
+        --handler-name AlpacaStyleInstructionHandler --prompt-type llama2""",
+    "ckpt_convert_llama2_hf2mcore.sh": """
+        convert_ckpt.py --model-type GPT --load-model-type hf --save-model-type mg
+        --target-tensor-parallel-size 8 --target-pipeline-parallel-size 1
+        --load-dir ./model_from_hf/llama-2-7b-hf/ --save-dir ./model_weights/Llama2-mcore/
+        --tokenizer-model ./model_from_hf/llama-2-7b-hf/tokenizer.model --use-mcore-models
+        --model-type-hf llama2""",
+    "ckpt_convert_llama2_mg2mg_lora.sh": f"""
+        convert_ckpt.py --model-type GPT --load-model-type mg --save-model-type mg
+        --load-dir ./model_weights/Llama2-mcore --lora-load ./ckpt/llama-7b-lora-mcore-tp1pp1
+        --lora-r 16 --lora-alpha 32 --lora-target-modules {TARGETS}
+        --target-tensor-parallel-size 1 --target-pipeline-parallel-size 1
+        --save-dir ./model_weights/llama2-7b-lora2mcore --use-mcore-models --model-type-hf llama2""",
+    "ckpt_convert_llama2_mcore2hf_lora.sh": f"""
+        convert_ckpt.py --model-type GPT --use-mcore-models --load-model-type mg --save-model-type hf
+        --load-dir ./model_weights/llama-2-7b-mcore/ --lora-load ./ckpt/llama-2-7b-lora
+        --lora-r 16 --lora-alpha 32 --lora-target-modules {TARGETS}
+        --target-tensor-parallel-size 1 --target-pipeline-parallel-size 1
+        --save-dir ./model_from_hf/llama-2-7b-hf/""",
+    "ckpt_convert_llama2_lora2hf.sh": f"""
+        convert_ckpt.py --model-type GPT --use-mcore-models --load-model-type mg --save-model-type hf
+        --load-dir ./ckpt/llama2_lora_filter --lora-r 16 --lora-alpha 32 --lora-target-modules {TARGETS}
+        --target-tensor-parallel-size 1 --target-pipeline-parallel-size 1 --load-checkpoint-loosely
+        --save-lora-to-hf --save-dir ./model_from_hf/llama-2-7b-hf/""",
+}
+
+COMMAND_OF = {command.script: name for name, command in COMMANDS.items()}
+
+
+@pytest.fixture
+def arguments_of(tmp_path: Path):
+    """Runs a script with the programs replaced by one that tells its arguments, one a line."""
+    program = tmp_path / "tell"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+    def run(script: str, *words: str, **variables: str) -> list[str]:
+        environment = {"PATH": os.environ["PATH"], "PYTHON": str(program), "TORCHRUN": str(program)}
+        result = subprocess.run(
+            [SCRIPTS / script, *words],
+            env=environment | variables,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        root = f"{SCRIPTS.parents[2]}/"
+        return [line.removeprefix(root) for line in result.stdout.splitlines()]
+
+    return run
+
+
+@pytest.mark.parametrize("script", PUBLISHED)
+def test_unchanged_script_is_the_published_job(arguments_of, script: str) -> None:
+    assert arguments_of(script) == shlex.split(PUBLISHED[script])
+
+
+@pytest.mark.parametrize("script", PUBLISHED)
+def test_published_flags_are_all_known(arguments_of, script: str) -> None:
+    paths = ("CKPT_LOAD_DIR", "CKPT_SAVE_DIR", "DATA_PATH", "TOKENIZER_PATH", "TOKENIZER_MODEL", "LORA_LOAD")
+    words = arguments_of(script, **{path: f"some/{path}" for path in paths})
+    entry = next(word for word in words if word.endswith(".py"))
+    parse(COMMAND_OF[entry], words[words.index(entry) + 1 :], environ={"WORLD_SIZE": "8"})
+
+
+def table_of(script: str) -> list[tuple[str, str, str]]:
+    """Kind, flag and variable of each line of a script's table."""
+    lines = (line.split() for line in (SCRIPTS / script).read_text().splitlines())
+    rows = [
+        (words[0], words[1], words[2]) for words in lines if words[:1] in (["flag"], ["words"], ["switch"])
+    ]
+    # The number of processes is reckoned from these two.
+    return [row for row in rows if row[2] not in ("TP", "PP")]
+
+
+@pytest.mark.parametrize("script", PUBLISHED)
+def test_every_line_of_the_table_is_overridable(arguments_of, script: str) -> None:
+    table = table_of(script)
+    own_values = {variable: f"value-{index}" for index, (_, _, variable) in enumerate(table)}
+    words = arguments_of(script, **own_values)
+    for kind, name, variable in table:
+        if kind == "switch":
+            assert name in words
+        else:
+            assert words[words.index(name) + 1] == own_values[variable]
+    none = arguments_of(script, **dict.fromkeys(own_values, ""))
+    assert not {name for _, name, _ in table} & set(none)
+
+
+@pytest.mark.parametrize("script", PUBLISHED)
+def test_every_line_of_the_table_is_a_known_flag(arguments_of, script: str) -> None:
+    known = grammar(COMMAND_OF[next(word for word in arguments_of(script) if word.endswith(".py"))])
+    for _, name, _ in table_of(script):
+        assert name in known.options or name in known.ignored or name in NO_EFFECT, name
+
+
+def test_empty_variable_leaves_the_flag_out(arguments_of) -> None:
+    words = arguments_of("tune_llama2_7b_lora_ptd.sh", NUM_LAYERS="", UNTIE="0", LORA_TARGET_MODULES="")
+    assert not {"--num-layers", "--untie-embeddings-and-output-weights", "--lora-target-modules"} & set(words)
+
+
+def test_processes_follow_from_the_layout_unless_named(arguments_of) -> None:
+    def launched(**variables: str) -> str:
+        return arguments_of("tune_llama2_7b_lora_ptd.sh", **variables)[1]
+
+    assert launched(TP="2", PP="2") == "4"
+    assert launched(TP="2", NPROC="6") == "6"
+    assert launched(TP="2", NPUS_PER_NODE="4") == "4"
+    assert launched(TP="8", PP="2", NNODES="2") == "8"
+
+
+def test_values_with_blanks_stay_whole_and_own_arguments_come_last(arguments_of) -> None:
+    words = arguments_of(
+        "generate_llama2_7b_lora_ptd.sh", "--top-k", "3", PROMPT="two words", LORA_LOAD="", TASK="greedy chat"
+    )
+    assert words[words.index("--prompt") + 1] == "two words"
+    assert words[words.index("--task") + 1 :][:2] == ["greedy", "chat"]
+    assert words[-2:] == ["--top-k", "3"]
+    assert not [word for word in words if "lora" in word]
+
+
+def test_cores_are_shared_among_the_processes(arguments_of, tmp_path: Path) -> None:
+    tell_threads = tmp_path / "threads"
+    tell_threads.write_text('#!/bin/sh\necho "$OMP_NUM_THREADS"\n')
+    tell_threads.chmod(0o755)
+    many = arguments_of("tune_llama2_7b_lora_ptd.sh", TORCHRUN=str(tell_threads), NPROC="10000")
+    named = arguments_of("tune_llama2_7b_lora_ptd.sh", TORCHRUN=str(tell_threads), OMP_NUM_THREADS="3")
+    assert (many, named) == (["1"], ["3"])
+
+
+def test_vendor_environment_is_sourced_only_where_it_is(arguments_of, tmp_path: Path) -> None:
+    file = tmp_path / "set_env.sh"
+    # Such files read unset variables and run commands that fail.
+    file.write_text('export LR="3e-3$NO_SUCH_VARIABLE"\nfalse\necho sourced\n')
+    words = arguments_of("ckpt_convert_llama2_lora2hf.sh", ASCEND_ENVIRONMENT=str(file))
+    assert words[:2] == ["sourced", "convert_ckpt.py"]
+
+
+def test_failure_is_passed_on() -> None:
+    result = subprocess.run(
+        [SCRIPTS / "ckpt_convert_llama2_lora2hf.sh"],
+        env={"PATH": os.environ["PATH"], "PYTHON": "false"},
+        check=False,
+    )
+    assert result.returncode == 1
