@@ -5,10 +5,12 @@ megatron-core's own ``DotProductAttention`` materialises the ``[b, n, s, s]`` sc
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer import TransformerConfig
 
 Tensor = torch.Tensor
@@ -46,6 +48,7 @@ class CoreAttention(torch.nn.Module):
         super().__init__()
         self.layer_number = layer_number
         self.dropout = config.attention_dropout
+        self.sequence_parallel = config.sequence_parallel
         self.scale = softmax_scale
         self.sliding_window = sliding_window
         self.cache: KeyValueCache | None = None
@@ -66,17 +69,25 @@ class CoreAttention(torch.nn.Module):
         if self.cache is not None:
             key, value, attention_mask = self.cache.extend(key, value)
         mask = self._window_mask(query, key, attention_mask)
-        context = F.scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),
-            key.permute(1, 2, 0, 3),
-            value.permute(1, 2, 0, 3),
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and query.size(0) > 1,
-            scale=self.scale,
-            enable_gqa=query.size(2) != key.size(2),
-        )
+        with self._dropout_stream():
+            context = F.scaled_dot_product_attention(
+                query.permute(1, 2, 0, 3),
+                key.permute(1, 2, 0, 3),
+                value.permute(1, 2, 0, 3),
+                attn_mask=mask,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=mask is None and query.size(0) > 1,
+                scale=self.scale,
+                enable_gqa=query.size(2) != key.size(2),
+            )
         return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+
+    def _dropout_stream(self) -> AbstractContextManager[None]:
+        # Each TP rank has other heads and must drop other elements; under SP the whole block runs in that stream.
+        if self.dropout == 0.0 or not self.training or self.sequence_parallel:
+            return nullcontext()
+        stream: AbstractContextManager[None] = get_cuda_rng_tracker().fork()
+        return stream
 
     def _window_mask(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor | None:
         """The given mask, or the causal one, cut to the window; None where plain causal attention is meant."""
