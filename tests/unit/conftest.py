@@ -1,4 +1,4 @@
-"""Process groups for unit tests: of this process alone, and of the pool's processes."""
+"""Process groups for tests in this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from tests.support.pool import WorkerPool
 
 
 @pytest.fixture
@@ -19,13 +18,3 @@ def groups() -> Iterator[ParallelGroups]:
         yield made
     finally:
         destroy_groups()
-
-
-@pytest.fixture(scope="session")
-def pool() -> Iterator[WorkerPool]:
-    """Processes for tests of several ranks."""
-    made = WorkerPool()
-    try:
-        yield made
-    finally:
-        made.close()

@@ -44,8 +44,8 @@ def exchange() -> dict[str, object]:
     return found
 
 
-def test_values_cross_the_right_group(pool: WorkerPool) -> None:
-    found = pool.run(4, exchange)
+def test_values_cross_the_right_group(workers: WorkerPool) -> None:
+    found = workers.run(4, exchange)
     assert [rank["sum"] for rank in found] == [[2.0, 1.0], [2.0, 1.0], [2.0, 5.0], [2.0, 5.0]]
     assert [rank["max"] for rank in found] == [[0, 2], [-1, 3], [0, 2], [-1, 3]]
     assert [rank["broadcast"] for rank in found] == [1, 1, 3, 3]
@@ -78,13 +78,13 @@ def fail_on(failing: Sequence[int], kind: type[Exception]) -> tuple[str, str, li
     return *outcome, after
 
 
-def test_work_that_goes_well_gives_each_rank_its_own(pool: WorkerPool) -> None:
-    assert [text for _, text, _ in pool.run(3, fail_on, [], Boom)] == ["0", "1", "2"]
+def test_work_that_goes_well_gives_each_rank_its_own(workers: WorkerPool) -> None:
+    assert [text for _, text, _ in workers.run(3, fail_on, [], Boom)] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_the_failing_rank_speaks_and_the_others_leave_silently(pool: WorkerPool, failing: int) -> None:
-    found = pool.run(3, fail_on, [failing], Boom)
+def test_the_failing_rank_speaks_and_the_others_leave_silently(workers: WorkerPool, failing: int) -> None:
+    found = workers.run(3, fail_on, [failing], Boom)
     for rank, (kind, text, after) in enumerate(found):
         assert (kind, text) == (
             ("Boom", f"broken on {failing}") if rank == failing else ("PeerFailure", f"rank {failing} failed")
@@ -92,14 +92,14 @@ def test_the_failing_rank_speaks_and_the_others_leave_silently(pool: WorkerPool,
         assert after == [0, 1, 2], "the ranks are still in step"
 
 
-def test_of_several_the_lowest_speaks(pool: WorkerPool) -> None:
-    found = pool.run(3, fail_on, [2, 1], Boom)
+def test_of_several_the_lowest_speaks(workers: WorkerPool) -> None:
+    found = workers.run(3, fail_on, [2, 1], Boom)
     assert [kind for kind, _, _ in found] == ["PeerFailure", "Boom", "PeerFailure"]
     assert found[2][1] == "rank 1 failed"
 
 
-def test_a_refusal_is_heard_from_any_rank(pool: WorkerPool) -> None:
+def test_a_refusal_is_heard_from_any_rank(workers: WorkerPool) -> None:
     """Only rank 0 prints a refusal, so one that comes up later elsewhere must become a failure."""
-    found = pool.run(2, fail_on, [1], Refused)
+    found = workers.run(2, fail_on, [1], Refused)
     assert [kind for kind, _, _ in found] == ["PeerFailure", "Failed"]
     assert found[1][1] == "broken on 1"

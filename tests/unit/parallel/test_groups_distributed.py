@@ -40,8 +40,8 @@ def describe(tp: int, pp: int, timeout: float) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("timeout", [10.0, 0.5])
-def test_four_ranks_as_two_by_two(pool: WorkerPool, timeout: float) -> None:
-    found = pool.run(4, describe, 2, 2, timeout)
+def test_four_ranks_as_two_by_two(workers: WorkerPool, timeout: float) -> None:
+    found = workers.run(4, describe, 2, 2, timeout)
     assert [rank["ranks"] for rank in found] == [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0)]
     assert [rank["tp"] for rank in found] == [[0, 1], [0, 1], [2, 3], [2, 3]]
     assert [rank["pp"] for rank in found] == [[0, 2], [1, 3], [0, 2], [1, 3]]
@@ -51,20 +51,20 @@ def test_four_ranks_as_two_by_two(pool: WorkerPool, timeout: float) -> None:
     assert [rank["main"] for rank in found] == [True, False, False, False]
 
 
-def test_what_tp_leaves_is_data_parallel(pool: WorkerPool) -> None:
-    found = pool.run(4, describe, 2, 1, 10.0)
+def test_what_tp_leaves_is_data_parallel(workers: WorkerPool) -> None:
+    found = workers.run(4, describe, 2, 1, 10.0)
     assert [rank["ranks"] for rank in found] == [(0, 0, 0), (1, 0, 0), (0, 0, 1), (1, 0, 1)]
     assert [rank["dp"] for rank in found] == [[0, 2], [1, 3], [0, 2], [1, 3]]
     assert [rank["model"] for rank in found] == [[0, 1], [0, 1], [2, 3], [2, 3]]
     assert [rank["stage"] for rank in found] == [(True, True)] * 4
 
 
-def test_middle_stages_hold_no_embedding(pool: WorkerPool) -> None:
-    found = pool.run(4, describe, 1, 4, 10.0)
+def test_middle_stages_hold_no_embedding(workers: WorkerPool) -> None:
+    found = workers.run(4, describe, 1, 4, 10.0)
     assert [rank["stage"] for rank in found] == [(True, False), (False, False), (False, False), (False, True)]
     assert found[0]["embedding"] == found[3]["embedding"] == [0, 3]
 
 
-def test_the_default_random_stream_is_the_same_on_every_rank(pool: WorkerPool) -> None:
+def test_the_default_random_stream_is_the_same_on_every_rank(workers: WorkerPool) -> None:
     """Dropout on what TP ranks hold alike must drop the same elements."""
-    assert len({rank["draw"] for rank in pool.run(2, describe, 2, 1, 10.0)}) == 1
+    assert len({rank["draw"] for rank in workers.run(2, describe, 2, 1, 10.0)}) == 1

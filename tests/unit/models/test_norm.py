@@ -1,0 +1,54 @@
+"""RMSNorm against transformers', and the marks by which gradients are summed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from megatron.core.transformer import TransformerConfig
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from mindspeed_lora.models.norm import HeadRMSNorm, RMSNorm
+
+
+def config(sequence_parallel: bool = False, dtype: torch.dtype = torch.float32) -> TransformerConfig:
+    return TransformerConfig(
+        num_layers=1,
+        hidden_size=16,
+        num_attention_heads=2,
+        tensor_model_parallel_size=2 if sequence_parallel else 1,
+        sequence_parallel=sequence_parallel,
+        params_dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-5, 0.1])
+def test_values_and_gradients(eps: float) -> None:
+    torch.manual_seed(0)
+    ours, theirs = RMSNorm(config(), 16, eps=eps), LlamaRMSNorm(16, eps=eps)
+    weight = torch.rand(16) + 0.5
+    x = torch.randn(5, 2, 16) * 0.1
+    results = []
+    for norm in (ours, theirs):
+        norm.weight.data.copy_(weight)
+        inputs = x.clone().requires_grad_()
+        out = norm(inputs)
+        out.pow(2).sum().backward()
+        results.append((out, inputs.grad, norm.weight.grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_weight_has_the_model_s_dtype() -> None:
+    assert RMSNorm(config(dtype=torch.bfloat16), 16).weight.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_under_sequence_parallelism_the_gradient_is_partial(sequence_parallel: bool) -> None:
+    assert RMSNorm(config(sequence_parallel), 16).weight.sequence_parallel is sequence_parallel
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_a_norm_over_heads_is_always_partial(sequence_parallel: bool) -> None:
+    """Each TP rank normalises other heads, so the sum is needed without sequence parallelism too."""
+    assert HeadRMSNorm(config(sequence_parallel), 8).weight.partial_over_tp is True
+    assert not hasattr(RMSNorm(config(sequence_parallel), 16).weight, "partial_over_tp")

@@ -1,0 +1,105 @@
+"""Rotary frequencies and angles against transformers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from mindspeed_lora.config.shape import ModelShape, RopeScaling
+from mindspeed_lora.models.rope import rotary_angles, rotary_frequencies
+
+LLAMA_3_1 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+LLAMA_3_2 = {**LLAMA_3_1, "factor": 32.0}
+UNEVEN_BANDS = {**LLAMA_3_1, "low_freq_factor": 2.5, "high_freq_factor": 3.0}
+
+
+def shape(kv_channels: int, base: float, scaling: RopeScaling | None = None) -> ModelShape:
+    return ModelShape(
+        family="llama",
+        num_layers=1,
+        hidden_size=4 * kv_channels,
+        ffn_hidden_size=8,
+        num_attention_heads=4,
+        num_query_groups=4,
+        kv_channels=kv_channels,
+        vocab_size=8,
+        max_position_embeddings=64,
+        rotary_base=base,
+        rope_scaling=scaling,
+    )
+
+
+def config(kv_channels: int, base: float, rope_type: str = "default", **scaling: Any) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=4 * kv_channels,
+        num_attention_heads=4,
+        head_dim=kv_channels,
+        max_position_embeddings=131072,
+        rope_parameters={"rope_type": rope_type, "rope_theta": base, **scaling},
+    )
+
+
+@pytest.mark.parametrize("kv_channels", [6, 64, 128])
+@pytest.mark.parametrize("base", [10000.0, 500000.0, 1e6])
+def test_default_frequencies(kv_channels: int, base: float) -> None:
+    expected = LlamaRotaryEmbedding(config(kv_channels, base)).inv_freq
+    assert torch.equal(rotary_frequencies(shape(kv_channels, base)), expected)
+
+
+@pytest.mark.parametrize("factor", [2.0, 3.7])
+def test_linear_scaling(factor: float) -> None:
+    expected, attention = ROPE_INIT_FUNCTIONS["linear"](config(64, 1e4, "linear", factor=factor), "cpu")
+    found = rotary_frequencies(shape(64, 1e4, RopeScaling(rope_type="linear", factor=factor)))
+    assert attention == 1.0
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kv_channels", [64, 128])
+@pytest.mark.parametrize("scaling", [LLAMA_3_1, LLAMA_3_2, UNEVEN_BANDS])
+def test_llama3_scaling(kv_channels: int, scaling: dict[str, Any]) -> None:
+    expected, attention = ROPE_INIT_FUNCTIONS["llama3"](config(kv_channels, 5e5, "llama3", **scaling), "cpu")
+    found = rotary_frequencies(shape(kv_channels, 5e5, RopeScaling(rope_type="llama3", **scaling)))
+    assert attention == 1.0
+    torch.testing.assert_close(found, expected, rtol=2e-7, atol=0)
+    plain = rotary_frequencies(shape(kv_channels, 5e5))
+    assert torch.equal(found[0], plain[0]), "the fastest are kept"
+    assert found[-1] == plain[-1] / scaling["factor"], "the slowest are stretched"
+
+
+def test_angles_are_those_of_transformers() -> None:
+    embedding = LlamaRotaryEmbedding(config(16, 1e4))
+    positions = torch.tensor([0, 1, 7, 63, 500])
+    cos, sin = embedding(torch.zeros(1), positions.unsqueeze(0))
+    angles = rotary_angles(rotary_frequencies(shape(16, 1e4)), positions)
+    assert angles.shape == (5, 1, 1, 16)
+    assert angles.dtype is torch.float32
+    assert torch.equal(angles[:, 0, 0].cos(), cos[0])
+    assert torch.equal(angles[:, 0, 0].sin(), sin[0])
+
+
+def test_rows_at_different_positions() -> None:
+    frequencies = rotary_frequencies(shape(8, 1e4))
+    rows = torch.tensor([[0, 1, 2], [5, 6, 7]])
+    angles = rotary_angles(frequencies, rows)
+    assert angles.shape == (3, 2, 1, 8)
+    for row in range(2):
+        assert torch.equal(angles[:, row : row + 1], rotary_angles(frequencies, rows[row]))
+
+
+def test_far_positions_keep_their_precision() -> None:
+    """Computed in bfloat16, position 4095 would be 4096."""
+    angles = rotary_angles(rotary_frequencies(shape(8, 1e4)), torch.tensor([4095]))
+    assert angles[0, 0, 0, 0].item() == 4095.0
+    assert angles[0, 0, 0, 3].item() == pytest.approx(4095.0 * 1e4 ** (-6 / 8), rel=1e-6)
+    assert math.isclose(angles[0, 0, 0, 7].item(), angles[0, 0, 0, 3].item()), "both halves alike"
