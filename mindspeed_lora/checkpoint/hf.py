@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mindspeed_lora.checkpoint.canonical import EMBEDDING
+from mindspeed_lora.checkpoint.messages import first_few
 from mindspeed_lora.checkpoint.safetensors_file import CHUNK_BYTES, SafetensorsFile, TensorEntry
 from mindspeed_lora.checkpoint.source import CheckpointSource, Origin
 from mindspeed_lora.config.shape import ModelShape
@@ -165,14 +166,17 @@ class HfSource(CheckpointSource):
             if not absent:
                 self._check_parts(names, mapping.hf_shapes(self.shape, full))
         if missing:
-            raise Refused(f"{self.path}: {_some(missing)} missing from the safetensors files.")
+            raise Refused(
+                f"{self.path}: tensors are missing from the safetensors files: {first_few(missing)}."
+            )
         extra = [name for name in self.files.owner if name not in used and not self.family.is_ignored(name)]
         if TIED_DUPLICATE in extra and not self.shape.untie_embeddings_and_output_weights:
             extra.remove(TIED_DUPLICATE)
             self._check_tied_duplicate()
         if extra:
             raise Refused(
-                f"{self.path}: {_some(extra)} not known in a {self.family.name} model with this config.json."
+                f"{self.path}: tensors are not known in a {self.family.name} model with this config.json: "
+                f"{first_few(extra)}."
             )
 
     def _check_parts(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
@@ -212,11 +216,3 @@ class HfSource(CheckpointSource):
                 f"{self.path}/config.json says tie_word_embeddings true, but {TIED_DUPLICATE} differs from "
                 f"{embedding}; set tie_word_embeddings to false or remove {TIED_DUPLICATE}."
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few of a list of names, with the right verb."""
-    shown = ", ".join(names[:3])
-    if len(names) > 3:
-        return f"{shown} and {len(names) - 3} more are"
-    return f"{shown} {'are' if len(names) > 1 else 'is'}"

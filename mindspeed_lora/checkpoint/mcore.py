@@ -26,6 +26,7 @@ from mindspeed_lora.checkpoint.canonical import (
 from mindspeed_lora.checkpoint.hf import WEIGHT_DTYPES, origin_of, shape_of
 from mindspeed_lora.checkpoint.iteration import LATEST_FILE, latest_iteration
 from mindspeed_lora.checkpoint.megatron_args import shape_from_args, with_untold
+from mindspeed_lora.checkpoint.messages import first_few
 from mindspeed_lora.checkpoint.model_files import kept_hf_config, kept_origin
 from mindspeed_lora.checkpoint.pt_file import PtFile
 from mindspeed_lora.checkpoint.safetensors_file import TensorEntry
@@ -153,8 +154,7 @@ class McoreSource(CheckpointSource):
         ]
         for names, problem in ((missing, "missing"), (extra, "not known in a model of this shape")):
             if names:
-                shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-                raise Refused(f"{self.folder}: tensors are {problem}: {shown}.")
+                raise Refused(f"{self.folder}: tensors are {problem}: {first_few(names)}.")
         for name, full in self.tensors.items():
             self._check_shards(name, full)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from mindspeed_lora.checkpoint.canonical import LINEARS, adapter_modules, linear_shapes
 from mindspeed_lora.checkpoint.hf import WEIGHT_DTYPES, read_json
 from mindspeed_lora.checkpoint.iteration import LATEST_FILE, latest_iteration
+from mindspeed_lora.checkpoint.messages import first_few
 from mindspeed_lora.checkpoint.peft_config import CONFIG_FILE, AdapterConfig, parse_adapter_config
 from mindspeed_lora.checkpoint.safetensors_file import SafetensorsFile
 from mindspeed_lora.config.shape import ModelShape
@@ -62,11 +63,6 @@ def find_adapter(path: str | Path) -> Path:
     )
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few of a list of names."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 class PeftAdapter:
     """A PEFT folder, checked against the model that it is for."""
 
@@ -117,7 +113,7 @@ class PeftAdapter:
             (extra, f"not covered by target_modules in {CONFIG_FILE}"),
         ):
             if names:
-                raise Refused(f"{self.file.path}: adapter tensors are {problem}: {some(names)}.")
+                raise Refused(f"{self.file.path}: adapter tensors are {problem}: {first_few(names)}.")
         for name, size in expected.items():
             entry = entries[name]
             if entry.shape != size:

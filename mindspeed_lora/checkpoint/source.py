@@ -131,9 +131,7 @@ def open_source(path: str | Path, kind: str | None = None, config_dir: Path | No
     if kind == "mg" or is_mg:
         return mcore.McoreSource(folder, config_dir)
     if next(folder.glob("**/adapter_config.json"), None):
-        raise Refused(
-            f"{folder}: holds an adapter only; give it to --lora-load and its base model to --load."
-        )
+        raise Refused(f"{folder}: holds an adapter only; give it to --lora-load, beside its base model.")
     raise Refused(
         f"{folder}: neither a Hugging Face model (config.json) nor a Megatron checkpoint (iter_*/mp_rank_*)."
     )
