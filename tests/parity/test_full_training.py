@@ -1,0 +1,35 @@
+"""Without a LoRA flag all parameters are trained: gradients of embeddings, norms and biases, sharded and tied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.layouts import Layout
+from tests.support.parity import Case, Differences, ParityBench
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        # A norm's gradient is partial over TP only under SP; that of a head norm in any case.
+        ("qwen3", Layout()),
+        ("qwen3", Layout(tp=2)),
+        ("qwen3", Layout(tp=2, sequence_parallel=True, recompute="uniform")),
+        # A row-parallel bias stands after the reduce-scatter.
+        ("llama-bias", Layout(tp=2, sequence_parallel=True, dp=2, distributed_optimizer=True)),
+        ("qwen2", Layout(tp=2, dp=2)),
+        # A tied embedding is held by both ends of the pipeline.
+        ("llama-tied", Layout(tp=2, sequence_parallel=True)),
+        ("llama-tied", Layout(pp=2, dp=2, distributed_optimizer=True, recompute="block")),
+        ("llama-tied", Layout(tp=2, pp=2, sequence_parallel=True)),
+        ("llama", Layout(tp=4, recompute="selective")),
+    ],
+    ids=str,
+)
+def test_full_training_is_exact(
+    model: str, layout: Layout, bench: ParityBench, within: Callable[[Differences], None]
+) -> None:
+    case = Case(model=model, targets=None)
+    within(bench.compare(case, bench.train(case, layout)))

@@ -1,0 +1,48 @@
+"""Every layout trains as PEFT does: logits, losses, norms, gradients and the final adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.layouts import Layout, all_layouts, covering, pairs
+from tests.support.parity import LOSS_BETWEEN_LAYOUTS, Case, Differences, Outcome, ParityBench, largest_ratio
+
+CASE = Case()
+LAYOUTS = covering(all_layouts())
+NAMED = [Layout(dp=2, distributed_optimizer=True), Layout(tp=2, pp=2)]
+"""Layouts that people start with, tested whether or not the cover has them."""
+DEFAULT = sorted({*LAYOUTS, *NAMED})
+OTHERS = [layout for layout in all_layouts() if layout not in DEFAULT]
+
+
+@pytest.fixture(scope="module")
+def one_process(bench: ParityBench) -> Outcome:
+    """The same case on one process of ours."""
+    return bench.train(CASE, Layout())
+
+
+@pytest.mark.parametrize(
+    "layout", [*DEFAULT, *(pytest.param(layout, marks=pytest.mark.slow) for layout in OTHERS)], ids=str
+)
+def test_layout_is_exact(
+    layout: Layout, bench: ParityBench, one_process: Outcome, within: Callable[[Differences], None]
+) -> None:
+    outcome = bench.train(CASE, layout)
+    within(bench.compare(CASE, outcome))
+    assert largest_ratio(outcome.losses, one_process.losses) <= LOSS_BETWEEN_LAYOUTS
+
+
+def test_reordering_no_sum_changes_no_bit(bench: ParityBench, one_process: Outcome) -> None:
+    """A pipeline and recomputation compute the very same products and sums in the same order."""
+    for layout in (Layout(pp=2), Layout(recompute="uniform")):
+        outcome = bench.train(CASE, layout)
+        assert outcome.losses == one_process.losses
+        assert all(outcome.end[name].equal(tensor) for name, tensor in one_process.end.items())
+
+
+def test_default_layouts_cover_every_pair() -> None:
+    wanted = set().union(*map(pairs, all_layouts()))
+    assert wanted == set().union(*map(pairs, LAYOUTS))
+    assert len(LAYOUTS) < len(all_layouts()) / 3

@@ -1,0 +1,147 @@
+"""Processes that stay for the whole test session and form a new process group for every call.
+
+Importing torch and megatron-core takes seconds a process, a training run of a tiny model not one. So the
+processes are started once; the first ``n`` of them serve a world of n ranks.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+_GRACE_SECONDS = 5.0
+"""What the other ranks get to end by themselves after one has failed."""
+_DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class RankFailed(AssertionError):
+    """A call failed or hung on a rank; the message holds the traceback or the stack of every such rank."""
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    stacks: Path
+    """Where the process writes the stacks of its threads when a call takes too long."""
+
+
+class WorkerPool:
+    """Runs functions on n ranks at once; processes are started when first needed."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="worker_stacks_")
+
+    def run(
+        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0
+    ) -> list[Any]:
+        """Results of ``function(*args)`` on every rank, in rank order.
+
+        The function finds its rank and the address of its peers in the environment, as under torchrun. It must
+        be importable by name.
+
+        Raises:
+            RankFailed: it raised on a rank, or did not end in time. All processes are then ended.
+        """
+        while len(self._workers) < world_size:
+            self._workers.append(self._start())
+        address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        for rank, worker in enumerate(self._workers[:world_size]):
+            environment = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            worker.connection.send((function, args, environment, timeout))
+        return self._collect(world_size, timeout)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for worker in self._workers:
+            worker.process.kill()
+            worker.process.join()
+            worker.connection.close()
+        self._workers = []
+
+    def _start(self) -> _Worker:
+        here, there = self._context.Pipe()
+        stacks = Path(self._folder.name, f"{len(self._workers)}_{time.monotonic_ns()}")
+        process = self._context.Process(target=_serve, args=(there, str(stacks)), daemon=True)
+        # Read by OpenMP when the child loads it; two cores are shared by up to four ranks.
+        before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = "1"
+        try:
+            process.start()
+        finally:
+            if before is None:
+                del os.environ["OMP_NUM_THREADS"]
+            else:
+                os.environ["OMP_NUM_THREADS"] = before
+        there.close()
+        return _Worker(process, here, stacks)
+
+    def _collect(self, world_size: int, timeout: float) -> list[Any]:
+        waiting = {worker.connection: rank for rank, worker in enumerate(self._workers[:world_size])}
+        results: list[Any] = [None] * world_size
+        failures: dict[int, str] = {}
+        deadline = time.monotonic() + timeout + _GRACE_SECONDS
+        while waiting and (ready := wait(list(waiting), max(0.0, deadline - time.monotonic()))):
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                rank = waiting.pop(connection)
+                try:
+                    error, results[rank] = connection.recv()
+                except EOFError:
+                    error = "the process died"
+                if error is not None:
+                    failures[rank] = error
+                    deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        for rank in waiting.values():
+            stacks = self._workers[rank].stacks
+            told = stacks.read_text() if stacks.exists() else ""
+            failures[rank] = f"still running when the call was given up\n{told}"
+        if failures:
+            self.close()
+            raise RankFailed("\n".join(f"rank {rank}: {text}" for rank, text in failures.items()))
+        return results
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _serve(connection: Connection, stacks: str) -> None:
+    """Life of a worker: calls from the connection, until it is closed."""
+    import torch
+
+    torch.set_num_threads(1)
+    with open(stacks, "w", encoding="utf-8") as stream:
+        while True:
+            try:
+                function, args, environment, timeout = connection.recv()
+            except (EOFError, KeyboardInterrupt):
+                return
+            os.environ.update(environment)
+            faulthandler.dump_traceback_later(timeout, file=stream)
+            error, result = None, None
+            try:
+                result = function(*args)
+            except BaseException:
+                error = traceback.format_exc()
+            faulthandler.cancel_dump_traceback_later()
+            for name in _DISTRIBUTED:
+                os.environ.pop(name, None)
+            connection.send((error, result))

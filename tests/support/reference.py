@@ -1,0 +1,254 @@
+"""The reference of every parity test: transformers (and PEFT) in one process, fp32, row by row.
+
+Nothing of the package is used here. Rows go through the model one at a time, unpadded, so that neither padding
+nor micro-batches enter; the loss of a step is the sum over its rows' tokens by the number of these tokens.
+Gradients come back under canonical names, fused as Megatron-core fuses them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tests.support.rows import IGNORED, Row
+from tests.support.shards import Tensors
+
+FUSED = {
+    "self_attn.q_proj": "linear_qkv",
+    "self_attn.k_proj": "linear_qkv",
+    "self_attn.v_proj": "linear_qkv",
+    "self_attn.o_proj": "linear_proj",
+    "mlp.gate_proj": "linear_fc1",
+    "mlp.up_proj": "linear_fc1",
+    "mlp.down_proj": "linear_fc2",
+}
+"""Linear of a transformers layer → Megatron's linear that holds it."""
+LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What both sides train with."""
+
+    steps: int = 20
+    global_batch_size: int = 4
+    lr: float = 2e-3
+    min_lr: float = 1e-4
+    warmup_iters: int = 3
+    weight_decay: float = 0.1
+    clip_grad: float = 1.0
+    """Below the norms of most steps, so that clipping is active; 0 for none."""
+    adam_eps: float = 1e-6
+    """With Megatron's 1e-8 Adam turns the rounding noise of near-zero gradients into whole steps."""
+    micro_batch_mean: int | None = None
+    """Rows of a micro-batch where the loss is the mean of micro-batch means."""
+
+    @property
+    def flags(self) -> list[str]:
+        """The command-line flags."""
+        pairs = {
+            "--train-iters": self.steps,
+            "--global-batch-size": self.global_batch_size,
+            "--lr": self.lr,
+            "--min-lr": self.min_lr,
+            "--lr-warmup-iters": self.warmup_iters,
+            "--weight-decay": self.weight_decay,
+            "--clip-grad": self.clip_grad,
+            "--adam-eps": self.adam_eps,
+        }
+        return [word for flag, value in pairs.items() for word in (flag, f"{value}")]
+
+    def learning_rate(self, steps_done: int) -> float:
+        """Megatron's linear warm-up from 0 and cosine decay."""
+        if steps_done <= self.warmup_iters:
+            return self.lr * steps_done / self.warmup_iters
+        share = (steps_done - self.warmup_iters) / (self.steps - self.warmup_iters)
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+@dataclass
+class ReferenceRecord:
+    """What the reference tells."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    gradients: Tensors = field(default_factory=dict)
+    """Of the first step, by canonical name."""
+    end: Tensors = field(default_factory=dict)
+    """Trained parameters after the last step, by canonical name."""
+    start_logits: list[torch.Tensor] = field(default_factory=list)
+    """``[s, v]`` of each probe row."""
+    end_logits: list[torch.Tensor] = field(default_factory=list)
+
+
+class Reference:
+    """A model of transformers, with or without a PEFT adapter whose A are tied as Megatron's are."""
+
+    def __init__(self, model_folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.base: Any = AutoModelForCausalLM.from_pretrained(
+            model_folder, dtype=dtype, attn_implementation="eager"
+        )
+        self.model: Any = self.base
+        self.config = self.base.config
+
+    def add_adapter(self, rank: int, alpha: int, targets: Sequence[str] = LINEARS, seed: int = 11) -> None:
+        """A new adapter with random A and B: with B = 0 the gradients of A would be zero."""
+        from peft import LoraConfig, get_peft_model
+
+        names = [name.rpartition(".")[2] for name, linear in FUSED.items() if linear in targets]
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, task_type="CAUSAL_LM"
+        )
+        self.model = get_peft_model(self.base, config)
+        self._tie()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                scale = 0.1 if "lora_B" in name else parameter.size(1) ** -0.5
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+    def load_adapter(self, folder: Path) -> None:
+        """An adapter from a PEFT folder."""
+        from peft import PeftModel
+
+        self.model = PeftModel.from_pretrained(self.base, folder, is_trainable=True)
+        self._tie()
+
+    def save_adapter(self, folder: Path) -> Path:
+        """Writes the adapter as PEFT does."""
+        self.model.save_pretrained(folder)
+        return folder
+
+    def logits(self, row: Sequence[int]) -> torch.Tensor:
+        """Logits ``[s, v]`` of one row."""
+        self.model.eval()
+        with torch.no_grad():
+            out: torch.Tensor = self.model(torch.tensor([row])).logits[0]
+        return out
+
+    def train(
+        self, rows: Sequence[Row], recipe: Recipe, probe: Sequence[Sequence[int]] = ()
+    ) -> ReferenceRecord:
+        """Trains on the rows in their order, around and around."""
+        record = ReferenceRecord(start_logits=[self.logits(row) for row in probe])
+        self.model.train()
+        parameters = [parameter for _, parameter in self._trained()]
+        adamw = self._optimizer(recipe)
+        size = recipe.global_batch_size
+        for step in range(recipe.steps):
+            batch = [rows[(step * size + i) % len(rows)] for i in range(size)]
+            record.losses.append(self._backward(batch, recipe))
+            norm = float(torch.stack([p.grad.double().norm() for p in parameters]).norm())
+            record.grad_norms.append(norm)
+            if step == 0:
+                record.gradients = self._canonical({name: p.grad for name, p in self._trained()})
+            coefficient = min(1.0, recipe.clip_grad / (norm + 1e-6)) if recipe.clip_grad else 1.0
+            for parameter in parameters:
+                parameter.grad.mul_(coefficient)
+            for group in adamw.param_groups:
+                group["lr"] = recipe.learning_rate(step)
+            adamw.step()
+            adamw.zero_grad(set_to_none=False)
+        record.end = self._canonical({name: p.detach() for name, p in self._trained()})
+        record.end_logits = [self.logits(row) for row in probe]
+        return record
+
+    def _backward(self, batch: Sequence[Row], recipe: Recipe) -> float:
+        """Loss of a global batch; leaves its gradient."""
+        size = recipe.micro_batch_mean or len(batch)
+        groups = [batch[first : first + size] for first in range(0, len(batch), size)]
+        groups = [group for group in groups if any(row.num_loss_tokens for row in group)]
+        total = 0.0
+        for group in groups:
+            weight = 1.0 / (len(groups) * sum(row.num_loss_tokens for row in group))
+            for row in group:
+                logits = self.model(torch.tensor([row.input_ids])).logits[0, :-1]
+                targets = torch.tensor(row.labels[1:])
+                loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum") * weight
+                loss.backward()
+                total += loss.item()
+        return total
+
+    def _optimizer(self, recipe: Recipe) -> torch.optim.AdamW:
+        """AdamW with Megatron's rule: no weight decay on norms and biases."""
+        trained = [parameter for _, parameter in self._trained()]
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=recipe.lr, eps=recipe.adam_eps, foreach=False)
+
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Trained parameters, one that is tied only once."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def _tie(self) -> None:
+        """One A for q/k/v and one for gate/up: the contract's reference for a fused linear."""
+        for layer in self.base.model.layers:
+            for modules in (
+                [getattr(layer.self_attn, name) for name in ("q_proj", "k_proj", "v_proj")],
+                [getattr(layer.mlp, name) for name in ("gate_proj", "up_proj")],
+            ):
+                for module in modules[1:]:
+                    if hasattr(module, "lora_A"):
+                        module.lora_A["default"].weight = modules[0].lora_A["default"].weight
+
+    def _canonical(self, tensors: Tensors) -> Tensors:
+        """The tensors by canonical names, fused. Tied copies of A stand once among them."""
+        by_name = {_plain(name): tensor.float() for name, tensor in tensors.items()}
+        canonical: Tensors = {}
+        for name, tensor in by_name.items():
+            if not name.startswith("model.layers."):
+                canonical[_OUTSIDE[name]] = tensor.clone()
+                continue
+            _, _, number, rest = name.split(".", 3)
+            linear, _, kind = rest.rpartition(".")
+            if linear not in FUSED:
+                canonical[f"decoder.layers.{number}.{_NORMS[rest]}"] = tensor.clone()
+                continue
+            place = "self_attention" if "attn" in linear else "mlp"
+            target = f"decoder.layers.{number}.{place}.{FUSED[linear]}.{kind}"
+            if target not in canonical:
+                canonical[target] = self._fuse(by_name, f"model.layers.{number}.", linear, kind)
+        return canonical
+
+    def _fuse(self, by_name: Tensors, layer: str, linear: str, kind: str) -> torch.Tensor:
+        parts = [name for name in FUSED if FUSED[name] == FUSED[linear]]
+        if kind == "lora_a" or len(parts) == 1:
+            return by_name[f"{layer}{linear}.{kind}"].clone()
+        tensors = [by_name[f"{layer}{part}.{kind}"] for part in parts]
+        if len(parts) == 2:
+            return torch.cat(tensors)
+        # Megatron's rows: per query group its query heads, its key head, its value head.
+        groups = self.config.num_key_value_heads
+        grouped = [tensor.reshape(groups, -1, *tensor.shape[1:]) for tensor in tensors]
+        return torch.cat(grouped, dim=1).reshape(-1, *tensors[0].shape[1:])
+
+
+_OUTSIDE = {
+    "model.embed_tokens.weight": "embedding.word_embeddings.weight",
+    "model.norm.weight": "decoder.final_layernorm.weight",
+    "lm_head.weight": "output_layer.weight",
+}
+_NORMS = {
+    "input_layernorm.weight": "input_layernorm.weight",
+    "post_attention_layernorm.weight": "pre_mlp_layernorm.weight",
+    "self_attn.q_norm.weight": "self_attention.q_layernorm.weight",
+    "self_attn.k_norm.weight": "self_attention.k_layernorm.weight",
+}
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without what PEFT puts around it."""
+    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return name.replace(".lora_A.default.weight", ".lora_a").replace(".lora_B.default.weight", ".lora_b")

@@ -1,0 +1,58 @@
+"""Prepared instruction rows of random tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mindspeed_lora.data.indexed_dataset import IndexedDatasetBuilder
+from mindspeed_lora.data.sft_dataset import packed_prefix
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One instruction row."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """As long as the tokens, not shifted; −100 on what carries no loss."""
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Positions that predict a token with loss."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+def random_rows(
+    count: int, vocab_size: int, longest: int = 40, silent: Collection[int] = (), seed: int = 3
+) -> list[Row]:
+    """Rows of 6 to ``longest`` tokens, the first quarter or so of each without loss, the ``silent`` ones wholly."""
+    generator = np.random.RandomState(seed)
+    rows = []
+    for _ in range(count):
+        length = int(generator.randint(6, longest + 1))
+        prompt = int(generator.randint(1, length // 2))
+        tokens = generator.randint(3, vocab_size, size=length).tolist()
+        prompt = length if len(rows) in silent else prompt
+        rows.append(Row(tokens, [IGNORED] * prompt + tokens[prompt:]))
+    return rows
+
+
+def write_rows(prefix: Path, rows: list[Row]) -> Path:
+    """Writes the three indexed datasets that ``--data-path PREFIX`` means; returns the prefix."""
+    contents = {
+        "input_ids": [row.input_ids for row in rows],
+        "attention_mask": [[1] * len(row.input_ids) for row in rows],
+        "labels": [row.labels for row in rows],
+    }
+    for key, documents in contents.items():
+        builder = IndexedDatasetBuilder(packed_prefix(prefix, key))
+        for document in documents:
+            builder.add_document(document)
+        builder.publish()
+    return prefix
