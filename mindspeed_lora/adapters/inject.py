@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,25 +47,23 @@ def inject_adapters(model: GPTModel, spec: AdapterSpec) -> list[str]:
         Refused: a target names no linear of the model.
     """
     model.requires_grad_(False)
-    replaced = []
+    linears = [name for name, _ in model.named_modules() if _last(name).startswith("linear_")]
+    available = sorted({_last(name) for name in linears})
     for target in spec.target_modules:
-        found = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == target]
-        if not found:
+        if target not in available:
             raise Refused(
-                f"--lora-target-modules: the model has no module {target}; "
-                f"it has {', '.join(_linear_names(model))}"
+                f"--lora-target-modules: the model has no module {target}; it has {', '.join(available)}"
             )
-        for name in found:
-            parent_name, _, child = name.rpartition(".")
-            parent = model.get_submodule(parent_name)
-            setattr(parent, child, _with_adapter(getattr(parent, child), spec, model))
-            replaced.append(name)
+    replaced = [name for target in spec.target_modules for name in linears if _last(name) == target]
+    for name in replaced:
+        parent_name, _, child = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        setattr(parent, child, _with_adapter(getattr(parent, child), spec, model))
     return replaced
 
 
-def _linear_names(model: GPTModel) -> Sequence[str]:
-    names = [name.rpartition(".")[2] for name, _ in model.named_modules()]
-    return sorted({name for name in names if name.startswith("linear_")})
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _with_adapter(base: torch.nn.Module, spec: AdapterSpec, model: GPTModel) -> ParallelLoraLinear:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mindspeed_lora.adapters.inject import AdapterSpec
 from mindspeed_lora.checkpoint.adapter import AdapterSource, open_adapter
+from mindspeed_lora.checkpoint.canonical import LINEARS
 from mindspeed_lora.checkpoint.load_model import AdapterPlan
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.shape import ModelShape
@@ -33,6 +34,11 @@ def plan_adapter(lora: LoraConfig, shape: ModelShape, seed: int) -> AdapterPlan 
     if not lora.enabled:
         return None
     assert lora.lora_r is not None and lora.lora_alpha is not None and lora.lora_target_modules is not None
+    for target in lora.lora_target_modules:
+        if target not in LINEARS:
+            raise Refused(
+                f"--lora-target-modules: the model has no module {target}; it has {', '.join(sorted(LINEARS))}"
+            )
     spec = AdapterSpec(
         rank=lora.lora_r,
         alpha=lora.lora_alpha,
