@@ -1,0 +1,155 @@
+"""One linear with an adapter of several parts: dense by autograd, and as a TP rank has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import TransformerConfig
+
+from mindspeed_lora.adapters.lora import (
+    ColumnParallelLora,
+    LoraPart,
+    ParallelLoraLinear,
+    RowBlock,
+    RowParallelLora,
+)
+from mindspeed_lora.parallel.groups import ParallelGroups
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``y = x Wᵀ + Σ_p s_p (x A_pᵀ) B_pᵀ`` with random values; ``x [s, b, in]``."""
+
+    parts: tuple[tuple[int, int, int, float], ...]
+    """First row, end, rank and scaling of each part, for a shard of all rows."""
+    in_features: int = 8
+    out_features: int = 12
+    s: int = 6
+    b: int = 2
+    bias: bool = False
+
+    def values(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+        """x, W, the gradient of the output, and every A and B, in float64."""
+        generator = torch.Generator().manual_seed(17)
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+        x, weight = draw(self.s, self.b, self.in_features), draw(self.out_features, self.in_features)
+        grad = draw(self.s, self.b, self.out_features)
+        a = [draw(rank, self.in_features) for _, _, rank, _ in self.parts]
+        b = [draw(stop - start, rank) for start, stop, rank, _ in self.parts]
+        return x, weight, grad, a, b
+
+
+PROBLEMS = {
+    "shared": Problem(parts=((0, 12, 3, 2.0),)),
+    "two parts": Problem(parts=((0, 6, 3, 2.0), (6, 12, 2, 0.5))),
+    "rows without a part": Problem(parts=((0, 4, 1, 3.0), (8, 12, 2, 0.25))),
+    "overlapping parts": Problem(parts=((0, 8, 2, 1.0), (4, 12, 2, 0.5))),
+}
+
+
+@dataclass
+class Result:
+    """Output and gradients, whole or of one rank."""
+
+    output: Tensor
+    grad_x: Tensor
+    grad_a: list[Tensor]
+    grad_b: list[Tensor]
+
+
+def dense(problem: Problem, blocks: int = 1) -> Result:
+    """By autograd on whole matrices.
+
+    With ``blocks`` the rows of a part are those of each of so many equal blocks of W: what the shards of a column
+    linear make of it.
+    """
+    x, weight, grad, a, b = problem.values()
+    inputs = [tensor.requires_grad_() for tensor in (x, *a, *b)]
+    output = x @ weight.t()
+    for (start, stop, _, scaling), lora_a, lora_b in zip(problem.parts, a, b, strict=True):
+        added = scaling * (x @ lora_a.t()) @ lora_b.t()
+        height = problem.out_features // blocks
+        rows = [torch.arange(start // blocks, stop // blocks) + block * height for block in range(blocks)]
+        output = output.index_add(-1, torch.cat(rows), added)
+    grads = list(torch.autograd.grad((output * grad).sum(), inputs))
+    return Result(output.detach(), grads[0], grads[1 : 1 + len(a)], grads[1 + len(a) :])
+
+
+def linear(
+    problem: Problem,
+    kind: str,
+    groups: ParallelGroups,
+    sequence_parallel: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[ParallelLoraLinear, Tensor]:
+    """This rank's layer and its share of x. Parts of a column linear are blocks of every rank's rows."""
+    x, weight, _, a, b = (_to(value, dtype) for value in problem.values())
+    tp, rank = groups.tp_size, groups.tp_rank
+    config = TransformerConfig(
+        num_layers=1,
+        hidden_size=problem.in_features,
+        num_attention_heads=4,
+        params_dtype=dtype,
+        tensor_model_parallel_size=tp,
+        sequence_parallel=sequence_parallel,
+        use_cpu_initialization=True,
+    )
+    column = kind == "column"
+    sizes = problem.in_features, problem.out_features
+    common = {
+        "config": config,
+        "init_method": torch.nn.init.zeros_,
+        "bias": problem.bias,
+        "skip_bias_add": True,
+    }
+    if column:
+        base = ColumnParallelLinear(*sizes, gather_output=False, **common)
+    else:
+        base = RowParallelLinear(*sizes, input_is_parallel=True, **common)
+    base.requires_grad_(False)
+    base.weight.copy_(weight.chunk(tp, dim=0 if column else 1)[rank])
+    parts = []
+    for (start, stop, r, scaling), lora_a, lora_b in zip(problem.parts, a, b, strict=True):
+        rows = RowBlock(start // tp, stop // tp) if column else RowBlock(start, stop)
+        lora_a = lora_a if column else lora_a.chunk(tp, dim=1)[rank]
+        part = LoraPart(r, lora_a.size(1), rows, scaling, dtype, torch.device("cpu"))
+        with torch.no_grad():
+            part.lora_a.copy_(lora_a)
+            part.lora_b.copy_(lora_b.chunk(tp, dim=0)[rank] if column else lora_b)
+        parts.append(part)
+    wrapper = ColumnParallelLora if column else RowParallelLora
+    layer = wrapper(base, parts, 0.0, sequence_parallel, groups.tp_group)
+    if column:
+        share = x.chunk(tp, dim=0)[rank] if sequence_parallel else x
+    else:
+        share = x.chunk(tp, dim=2)[rank]
+    return layer, share.contiguous()
+
+
+def sharded(problem: Problem, kind: str, groups: ParallelGroups, sequence_parallel: bool = False) -> Result:
+    """Output and gradients of this rank."""
+    layer, x = linear(problem, kind, groups, sequence_parallel)
+    tp, rank = groups.tp_size, groups.tp_rank
+    grad = problem.values()[2]
+    if kind == "column":
+        grad = grad.chunk(tp, dim=2)[rank]
+    elif sequence_parallel:
+        grad = grad.chunk(tp, dim=0)[rank]
+    x.requires_grad_()
+    output = layer(x)[0]
+    (output * grad).sum().backward()
+    parts = [part for part in layer.parts if isinstance(part, LoraPart)]
+    return Result(
+        output.detach(), x.grad, [part.lora_a.grad for part in parts], [part.lora_b.grad for part in parts]
+    )
+
+
+def _to(value: Tensor | list[Tensor], dtype: torch.dtype) -> Tensor | list[Tensor]:
+    return [tensor.to(dtype) for tensor in value] if isinstance(value, list) else value.to(dtype)

@@ -1,0 +1,101 @@
+"""Column- and row-parallel LoRA on one rank against the dense formula by autograd, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart, RowBlock
+from mindspeed_lora.parallel.groups import ParallelGroups
+from tests.unit.adapters.dense import PROBLEMS, Problem, dense, linear, sharded
+
+
+@pytest.mark.parametrize("kind", ["column", "row"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_output_and_every_gradient(groups: ParallelGroups, kind: str, name: str) -> None:
+    problem = PROBLEMS[name]
+    found, expected = sharded(problem, kind, groups), dense(problem)
+    torch.testing.assert_close(found.output, expected.output, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.grad_x, expected.grad_x, rtol=1e-12, atol=1e-12)
+    for part, want in zip(found.grad_a, expected.grad_a, strict=True):
+        torch.testing.assert_close(part, want, rtol=1e-12, atol=1e-12)
+    for part, want in zip(found.grad_b, expected.grad_b, strict=True):
+        torch.testing.assert_close(part, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["column", "row"])
+def test_a_bias_is_left_to_the_caller(groups: ParallelGroups, kind: str) -> None:
+    problem = Problem(parts=((0, 12, 3, 2.0),), bias=True)
+    layer, x = linear(problem, kind, groups)
+    output, bias = layer(x)
+    assert bias is layer.base_layer.bias
+    torch.testing.assert_close(output, dense(problem).output, rtol=1e-12, atol=1e-12)
+
+
+def test_the_base_is_frozen_and_gets_no_gradient(groups: ParallelGroups) -> None:
+    layer, x = linear(PROBLEMS["shared"], "column", groups)
+    layer(x)[0].sum().backward()
+    assert layer.base_layer.weight.grad is None
+
+
+@pytest.mark.parametrize("kind", ["column", "row"])
+def test_half_precision_stays_what_it_is(groups: ParallelGroups, kind: str) -> None:
+    layer, x = linear(PROBLEMS["two parts"], kind, groups, dtype=torch.bfloat16)
+    output, _ = layer(x)
+    expected = dense(PROBLEMS["two parts"]).output
+    assert output.dtype is torch.bfloat16
+    assert (output.double() - expected).norm() < 0.02 * expected.norm()
+
+
+def dropping_layer(groups: ParallelGroups, dropout: float) -> torch.nn.Module:
+    """``y = dropout(x)``: a zero base, and an adapter whose factors are the identity."""
+    problem = Problem(parts=((0, 12, 12, 1.0),), in_features=12)
+    layer, _ = linear(problem, "column", groups)
+    with torch.no_grad():
+        layer.base_layer.weight.zero_()
+        layer.parts[0].lora_a.copy_(torch.eye(12))
+        layer.parts[0].lora_b.copy_(torch.eye(12))
+    return ColumnParallelLora(layer.base_layer, list(layer.parts), dropout, False, groups.tp_group)
+
+
+def test_dropout_drops_the_share_and_keeps_the_mean(groups: ParallelGroups) -> None:
+    layer = dropping_layer(groups, 0.3).train()
+    x = torch.ones(500, 4, 12, dtype=torch.float64)
+    out = layer(x)[0]
+    assert out.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    assert (out == 0).double().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert out.mean().item() == pytest.approx(1.0, abs=0.015)
+    assert not torch.equal(layer(x)[0], out), "another mask each time"
+
+
+def test_one_mask_for_all_parts_of_an_adapter(groups: ParallelGroups) -> None:
+    base = dropping_layer(groups, 0.5)
+    parts = []
+    for rows in (RowBlock(0, 6), RowBlock(6, 12)):
+        part = LoraPart(12, 12, rows, 1.0, torch.float64, torch.device("cpu"))
+        with torch.no_grad():
+            part.lora_a.copy_(torch.eye(12))
+            part.lora_b.copy_(torch.eye(12)[:6])
+        parts.append(part)
+    layer = ColumnParallelLora(base.base_layer, parts, 0.5, False, groups.tp_group).train()
+    out = layer(torch.ones(50, 2, 12, dtype=torch.float64))[0]
+    assert torch.equal(out[..., :6], out[..., 6:])
+
+
+@pytest.mark.parametrize(("dropout", "training"), [(0.0, True), (0.5, False)])
+def test_nothing_is_drawn_where_nothing_is_dropped(
+    groups: ParallelGroups, dropout: float, training: bool
+) -> None:
+    layer = dropping_layer(groups, dropout).train(training)
+    x = torch.randn(5, 2, 12, dtype=torch.float64)
+    before = torch.get_rng_state()
+    torch.testing.assert_close(layer(x)[0], x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_new_part_adds_nothing(groups: ParallelGroups) -> None:
+    part = LoraPart(3, 8, RowBlock(2, 7), 1.5, torch.bfloat16, torch.device("cpu"))
+    assert part.lora_a.shape == (3, 8) and part.lora_b.shape == (5, 3)
+    assert part.lora_a.dtype is part.lora_b.dtype is torch.bfloat16
+    assert not part.lora_b.any()
+    assert "rank=3, rows=2:7, scaling=1.5" in repr(part)
