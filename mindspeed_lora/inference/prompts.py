@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 from mindspeed_lora.config.inference import InferenceConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
-from mindspeed_lora.data.conversation import Message, Turns
+from mindspeed_lora.data.conversation import Message, UnusableRow
+from mindspeed_lora.data.encoding import TemplateEncoder
 from mindspeed_lora.data.prompt_template import (
     PromptTemplate,
     missing_end_token,
-    pieces,
     prompt_template,
     special_tokens,
 )
+from mindspeed_lora.data.sample import IGNORE_INDEX
 from mindspeed_lora.data.tokenizer import encode_batch
 from mindspeed_lora.errors import Refused
 
@@ -136,7 +137,7 @@ class PromptEncoder:
 
     def _encode_turns(self, messages: Sequence[Message]) -> list[int]:
         if self.template is not None:
-            return self._by_pieces(self.template, messages)
+            return self._encode_as_trained(self.template, messages)
         from jinja2.exceptions import TemplateError
 
         try:
@@ -148,17 +149,12 @@ class PromptEncoder:
         except TemplateError as error:
             raise Refused(f"--hf-chat-template: the template refuses the messages ({error})") from error
 
-    def _by_pieces(self, template: PromptTemplate, messages: Sequence[Message]) -> list[int]:
-        """Piece by piece, as the rows of training are tokenised, up to where the last answer begins."""
-        texts = [message["content"] for message in messages]
-        turns = Turns(system="", questions=tuple(texts[0::2]), answers=(*texts[1::2], ""))
-        last = len(turns.answers) - 1
-        tokens: list[int] = []
-        for content, answer in pieces(template, turns, special_tokens(template, self.tokenizer)):
-            if answer == last:
-                break
-            tokens += [content] if isinstance(content, int) else encode_batch(self.tokenizer, [content])[0]
-        return tokens
+    def _encode_as_trained(self, template: PromptTemplate, messages: Sequence[Message]) -> list[int]:
+        """A row of training up to where its last answer begins; what the answer is does not matter."""
+        answered = [*messages, {"role": "assistant", "content": "."}]
+        (row,) = TemplateEncoder(self.tokenizer, template, "last-assistant").encode([answered])
+        assert not isinstance(row, UnusableRow), str(row)
+        return [int(token) for token in row.input_ids[: (row.labels != IGNORE_INDEX).argmax()]]
 
     def _completed(self, tokens: list[int]) -> list[int]:
         if not tokens:

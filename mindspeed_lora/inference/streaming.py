@@ -24,6 +24,10 @@ class AnswerStream:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: StopRule) -> None:
         self.tokenizer = tokenizer
         self.stop = stop
+        # Left out before windows are cut, or a window would begin with a token that is not written.
+        self._unwritten = set(tokenizer.all_special_ids) | {
+            number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
         self._first = 0
         self._known = 0
         self._shown = 0
@@ -33,6 +37,7 @@ class AnswerStream:
         tokens = answer.text_tokens
         if not answer.done:
             tokens = tokens[: len(tokens) - self.stop.held_back(tokens)]
+        tokens = [token for token in tokens if token not in self._unwritten]
         text = self._decode(tokens[self._first :])
         complete = text if answer.done else text.rstrip(_INCOMPLETE)
         new = complete[self._shown :]
