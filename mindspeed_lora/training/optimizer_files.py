@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mindspeed_lora.checkpoint.local_parameters import LocalParameter
+from mindspeed_lora.checkpoint.local_parameters import LocalParameter, is_vocabulary
 from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.optimizer import MOMENTS, AdamW
@@ -43,18 +43,22 @@ class ShardSlice:
         """The slice of a parameter of this rank."""
         return cls(parameter.name, parameter.shape, parameter.axis, parameter.ranges, start, stop)
 
-    def shard_shape(self) -> tuple[int, ...]:
-        """Shape of the TP shard."""
-        shape = list(self.shape)
-        if self.axis is not None:
-            shape[self.axis] = sum(stop - start for start, stop in self.ranges)
-        return tuple(shape)
+    def is_of(self, other: ShardSlice) -> bool:
+        """Whether both are of the same tensor; the vocabulary may be padded to another number of rows."""
+        if self.name == other.name and is_vocabulary(self.name):
+            return self.shape[1:] == other.shape[1:]
+        return self.name == other.name and self.shape == other.shape
 
     def put(self, values: torch.Tensor, whole: torch.Tensor, known: torch.Tensor) -> None:
-        """Writes the slice's flat values to their places in ``whole``, and marks these in ``known``."""
+        """Writes the slice's flat values to their places in ``whole``, and marks these in ``known``.
+
+        Rows that only one of the two has pad the vocabulary: they are zero.
+        """
         index = self.index()
-        whole.view(-1)[index] = values
-        known.view(-1)[index] = True
+        inside = index < whole.numel()
+        whole.view(-1)[index[inside]] = values[inside]
+        known.view(-1)[index[inside]] = True
+        known[self.shape[0] :] = True
 
     def index(self) -> torch.Tensor:
         """Positions of the slice's elements in the flattened whole tensor, int64."""
@@ -82,6 +86,8 @@ def write_optimizer(folder: Path, optimizer: AdamW, groups: ParallelGroups) -> N
 def read_optimizer(folder: Path, optimizer: AdamW, updates_done: int) -> None:
     """Restores every slice that this rank owns, whatever layout wrote the files.
 
+    Each rank does so by itself; when all have, :meth:`AdamW.publish` makes the masters the model's values.
+
     Raises:
         Failed: a file is damaged, or a parameter's state is missing.
     """
@@ -92,12 +98,11 @@ def read_optimizer(folder: Path, optimizer: AdamW, updates_done: int) -> None:
                 wanted = ShardSlice.of(owned.parameter, owned.start, owned.stop)
                 state = {key: _read(pieces, wanted, key, folder) for key in STATES}
                 optimizer.restore(owned, state, updates_done)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise Failed(
                 f"{folder}: the optimizer state cannot be read ({error}); resume from an older checkpoint, "
                 "or give --no-load-optim"
             ) from error
-    optimizer.publish()
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def _read(pieces: dict[str, list[_Piece]], wanted: ShardSlice, state: str, folde
     whole = torch.zeros(wanted.shape)
     known = torch.zeros(wanted.shape, dtype=torch.bool)
     for piece in pieces.get(wanted.name, []):
-        if piece.slice.shape == wanted.shape:
+        if piece.slice.is_of(wanted):
             piece.slice.put(piece.file.get_tensor(key), whole, known)
     index = wanted.index()
     if not bool(known.view(-1)[index].all()):
