@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mindspeed_lora.adapters.inject import AdapterSpec
@@ -19,6 +20,7 @@ from mindspeed_lora.checkpoint.iteration import LATEST_FILE, iteration_folder
 from mindspeed_lora.config.checkpoint import CheckpointConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.device import random_states, restore_random_states
+from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.collectives import broadcast_object, gather_objects, together
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.model_files import ModelFiles
@@ -146,11 +148,21 @@ class RunWriter:
 
 
 def load_random_states(folder: Path, rank: int) -> bool:
-    """Restores this rank's generators from a checkpoint; False where that has no file of this rank."""
+    """Restores this rank's generators from a checkpoint; False where that has no file of this rank.
+
+    Raises:
+        Failed: the file is damaged.
+    """
     file = folder / RANDOM_FOLDER / _random_file(rank)
     if not file.is_file():
         return False
-    restore_random_states(load_file(file))
+    try:
+        restore_random_states(load_file(file))
+    except (SafetensorError, OSError, KeyError, RuntimeError, TypeError) as error:
+        raise Failed(
+            f"{file}: the random state cannot be read ({error}); resume from an older checkpoint, or give "
+            "--no-load-rng"
+        ) from error
     return True
 
 

@@ -80,16 +80,21 @@ class TrainingSession:
         if start.run is None:
             return
         folder, self.restored_state = start.run.folder, start.run.state
-        optimizer_files = folder / OPTIMIZER_FOLDER
-        if start.load_optimizer and optimizer_files.is_dir():
-            updates = int(self.restored_state.get("updates_done", start.run.iteration))
-            together(self.groups, lambda: read_optimizer(optimizer_files, self.optimizer, updates))
-            self.optimizer.publish()
-            self.optimizer.loss_scale.restore(self.restored_state["loss_scale"])
-        if start.load_random_state and not load_random_states(folder, self.groups.rank):
-            self.notices.append(
-                f"{folder} holds no random state of rank {self.groups.rank}; it starts from --seed"
-            )
+        if start.load_optimizer:
+            self._restore_optimizer(folder)
+        rank = self.groups.rank
+        if start.load_random_state and not together(self.groups, lambda: load_random_states(folder, rank)):
+            self.notices.append(f"{folder} holds no random state of rank {rank}; it starts from --seed")
+
+    def _restore_optimizer(self, folder: Path) -> None:
+        files = folder / OPTIMIZER_FOLDER
+        if not files.is_dir():
+            self.notices.append(f"{folder} holds no optimizer state; the optimizer starts anew")
+            return
+        updates = int(self.restored_state.get("updates_done", self.restored_state["iteration"]))
+        together(self.groups, lambda: read_optimizer(files, self.optimizer, updates))
+        self.optimizer.publish()
+        self.optimizer.loss_scale.restore(self.restored_state["loss_scale"])
 
     def _writer(self) -> RunWriter | None:
         job, plan = self.plan.job, self.plan
