@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from mindspeed_lora.parallel.groups import destroy_groups
 from tests.support.pool import WorkerPool
@@ -93,9 +92,9 @@ def test_a_frozen_tied_embedding_is_no_matter(workers: WorkerPool, tiny_tied: Ti
 
 def replicas_after(words: list[str], tp: int) -> dict[str, bytes]:
     """Bits of every replicated factor after 20 steps of training."""
-    from tests.support.training import Recorder, RankRecord
     from mindspeed_lora.training.loop import TrainingLoop
     from mindspeed_lora.training.signals import StopRequest
+    from tests.support.training import RankRecord, Recorder
 
     groups = join(tp)
     session = open_session(words, groups)
