@@ -6,6 +6,8 @@ that adds to a counter in the job's store, which is the one whose failure the ot
 
 from __future__ import annotations
 
+import re
+
 import torch.distributed as dist
 
 from mindspeed_lora.errors import Failed, PeerFailure, UserError
@@ -22,7 +24,8 @@ def speak_or_leave(error: Exception, groups: ParallelGroups) -> Exception:
     if not _is_first(groups):
         return PeerFailure(groups.rank)
     if isinstance(error, RuntimeError) and not isinstance(error, UserError) and _lost_peer(error):
-        reason = " ".join(str(error).split())
+        # gloo begins with the line of its own source that noticed.
+        reason = re.sub(r"^\[\S+:\d+\] ", "", " ".join(str(error).split())).partition(". ")[0]
         return Failed(
             f"lost contact with another process ({reason[:200]}); see which rank ended first and why, then start "
             "again with --resume auto; the last checkpoint is whole"
