@@ -1,0 +1,167 @@
+"""The sides of a comparison: each trains the setting in a process of its own and tells what it measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from comparison.process import Ended, run_child
+from comparison.setting import Inputs, Setting
+from mindspeed_lora.errors import Failed
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step of a side."""
+
+    loss: float
+    """Mean over the loss-carrying tokens of the global batch, before the update."""
+    elapsed_ms: float
+    tokens: int
+    """Real tokens, without padding."""
+    loss_tokens: int
+
+
+@dataclass(frozen=True)
+class SideRun:
+    """One repetition of a side."""
+
+    steps: tuple[Step, ...]
+    """All steps, those of the warm-up too."""
+    peak_memory_bytes: int
+    """Largest resident size of the process, from its start to its end."""
+    seconds: float
+    """Of the whole process."""
+
+
+class Side(Protocol):
+    """What can be compared."""
+
+    @property
+    def name(self) -> str:
+        """Heading of its column."""
+        ...
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows that are computed at once."""
+        ...
+
+    def run(self, setting: Setting, inputs: Inputs, folder: Path) -> SideRun:
+        """Train once; ``folder`` is this repetition's own."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ours:
+    """``posttrain_gpt.py``."""
+
+    micro_batch_size: int
+
+    @property
+    def name(self) -> str:
+        """Heading of its column."""
+        return f"ours, micro-batch {self.micro_batch_size}"
+
+    def run(self, setting: Setting, inputs: Inputs, folder: Path) -> SideRun:
+        """Train once; what each step did is in the run's ``metrics.jsonl``."""
+        save = folder / "run"
+        command = ["posttrain_gpt.py", *ours_flags(setting, inputs, self.micro_batch_size)]
+        ended = run_child([*command, "--save", str(save)], setting.threads, folder / "log")
+        records = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
+        steps = [Step(r["lm_loss"], r["elapsed_ms"], r["tokens"], r["loss_tokens"]) for r in records]
+        return checked(self.name, setting, inputs, steps, ended)
+
+
+@dataclass(frozen=True)
+class Trl:
+    """TRL's ``SFTTrainer`` on a PEFT model, as it comes but for what :mod:`comparison.trl_child` tells."""
+
+    micro_batch_size: int
+
+    @property
+    def name(self) -> str:
+        """Heading of its column."""
+        return f"TRL, batch {self.micro_batch_size}"
+
+    def run(self, setting: Setting, inputs: Inputs, folder: Path) -> SideRun:
+        """Train once; the child writes losses and times."""
+        request, result = folder / "request.json", folder / "result.json"
+        wanted = {
+            "setting": asdict(setting),
+            "rows_file": inputs.rows_file,
+            "start_adapter": inputs.start_adapter,
+            "per_device_batch": self.micro_batch_size,
+            "output_dir": str(folder / "run"),
+            "result": str(result),
+        }
+        request.write_text(json.dumps(wanted))
+        ended = run_child(["-m", "comparison.trl_child", str(request)], setting.threads, folder / "log")
+        measured: dict[str, list[float]] = json.loads(result.read_text())
+        steps = [
+            Step(loss, elapsed, *_tokens_of_step(setting, inputs, number))
+            for number, (loss, elapsed) in enumerate(
+                zip(measured["losses"], measured["elapsed_ms"], strict=True)
+            )
+        ]
+        return checked(self.name, setting, inputs, steps, ended)
+
+
+def ours_flags(setting: Setting, inputs: Inputs, micro_batch_size: int) -> list[str]:
+    """The flags of our trainer for a setting, without ``--save``."""
+    flags: dict[str, Any] = {
+        "--stage": "sft",
+        "--load": setting.model,
+        "--data-path": inputs.data_prefix,
+        "--lora-load": inputs.start_adapter,
+        "--seq-length": setting.seq_length,
+        "--pad-to-multiple-of": setting.pad_to_multiple_of,
+        "--micro-batch-size": micro_batch_size,
+        "--global-batch-size": setting.global_batch_size,
+        "--train-iters": setting.num_steps,
+        "--lr": setting.lr,
+        "--lr-decay-style": "constant",
+        "--lr-warmup-iters": 0,
+        "--weight-decay": setting.weight_decay,
+        "--clip-grad": setting.clip_grad,
+        "--adam-beta1": setting.adam_beta1,
+        "--adam-beta2": setting.adam_beta2,
+        "--adam-eps": setting.adam_eps,
+        "--seed": setting.seed,
+    }
+    words = [str(word) for pair in flags.items() for word in pair]
+    return [*words, "--variable-seq-lengths", "--no-shuffle"]
+
+
+def computed_positions(setting: Setting, inputs: Inputs, micro_batch_size: int) -> int:
+    """Positions, padding included, of the measured steps of a side that pads as the setting says."""
+    multiple, positions = setting.pad_to_multiple_of, 0
+    first = setting.warmup * setting.global_batch_size
+    for start in range(first, setting.num_samples, micro_batch_size):
+        longest = max(inputs.sample(number)[0] for number in range(start, start + micro_batch_size))
+        positions += micro_batch_size * -(-longest // multiple) * multiple
+    return positions
+
+
+def _tokens_of_step(setting: Setting, inputs: Inputs, step: int) -> tuple[int, int]:
+    """Tokens and loss-carrying tokens of step ``step``, counted from 0."""
+    first = step * setting.global_batch_size
+    samples = [inputs.sample(number) for number in range(first, first + setting.global_batch_size)]
+    return sum(tokens for tokens, _ in samples), sum(loss_tokens for _, loss_tokens in samples)
+
+
+def checked(name: str, setting: Setting, inputs: Inputs, steps: Sequence[Step], ended: Ended) -> SideRun:
+    """The run, if it took the steps and the rows that were asked for."""
+    if len(steps) != setting.num_steps:
+        raise Failed(f"{name}: made {len(steps)} steps, expected {setting.num_steps}")
+    for number, step in enumerate(steps):
+        expected = _tokens_of_step(setting, inputs, number)
+        if (step.tokens, step.loss_tokens) != expected:
+            raise Failed(
+                f"{name}: step {number + 1} had {step.tokens} tokens, {step.loss_tokens} with loss; the rows in "
+                f"file order have {expected[0]} and {expected[1]}, so the sides would not train the same"
+            )
+    return SideRun(tuple(steps), ended.peak_memory_bytes, ended.seconds)

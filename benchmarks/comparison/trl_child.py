@@ -1,0 +1,106 @@
+"""Child process: one repetition of TRL's ``SFTTrainer`` with PEFT.
+
+Defaults of TRL are kept but for what the comparison holds equal on both sides (precision, gradient
+checkpointing, optimizer numbers, row order, padding multiple, start adapter), and for work beside training
+that would only cost it time (saving, reports, progress bars). Its fused output layer and loss stay on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from comparison.setting import Setting
+
+
+class StepWatch(TrainerCallback):
+    """Time and loss of each optimizer step.
+
+    A step lasts from before its first micro-batch is moved to the model until the gradients are cleared after
+    the update; collation is outside, as the trainer has done it by then.
+    """
+
+    def __init__(self) -> None:
+        self.elapsed_ms: list[float] = []
+        self.losses: list[float] = []
+        self._started = 0.0
+
+    def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        """The trainer begins a step."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """The trainer has updated the parameters."""
+        self.elapsed_ms.append((time.perf_counter() - self._started) * 1000)
+
+    def on_log(self, *_args: Any, logs: dict[str, float] | None = None, **_kwargs: Any) -> None:
+        """The trainer tells the loss of the step; its last message, on the whole run, has none."""
+        if logs and "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def main() -> None:
+    """Read the request, train, write losses and times."""
+    request = json.loads(Path(sys.argv[1]).read_text())
+    setting = Setting(**request["setting"])
+    base = AutoModelForCausalLM.from_pretrained(setting.model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, request["start_adapter"], is_trainable=True)
+    watch = StepWatch()
+    trainer = SFTTrainer(
+        model=model,
+        args=_config(setting, request["per_device_batch"], request["output_dir"]),
+        train_dataset=_dataset(setting, Path(request["rows_file"])),
+        processing_class=AutoTokenizer.from_pretrained(setting.model),
+        callbacks=[watch],
+    )
+    trainer.train()
+    result = {"losses": watch.losses, "elapsed_ms": watch.elapsed_ms}
+    Path(request["result"]).write_text(json.dumps(result))
+
+
+def _dataset(setting: Setting, rows_file: Path) -> Dataset:
+    """The samples of the run in order, one after the other, tokenised and labelled."""
+    rows = json.loads(rows_file.read_text())
+    samples = [rows[number % len(rows)] for number in range(setting.num_samples)]
+    return Dataset.from_list(samples)
+
+
+def _config(setting: Setting, per_device_batch: int, output_dir: str) -> SFTConfig:
+    return SFTConfig(
+        output_dir=output_dir,
+        per_device_train_batch_size=per_device_batch,
+        gradient_accumulation_steps=setting.global_batch_size // per_device_batch,
+        max_steps=setting.num_steps,
+        max_length=setting.seq_length,
+        pad_to_multiple_of=setting.pad_to_multiple_of,
+        train_sampling_strategy="sequential",
+        learning_rate=setting.lr,
+        lr_scheduler_type="constant",
+        weight_decay=setting.weight_decay,
+        max_grad_norm=setting.clip_grad,
+        adam_beta1=setting.adam_beta1,
+        adam_beta2=setting.adam_beta2,
+        adam_epsilon=setting.adam_eps,
+        seed=setting.seed,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
