@@ -116,7 +116,7 @@ class TextWork:
         """One outcome a row, in order."""
         texts = [self._texts(row) for row in rows]
         flat = [text for row in texts if not isinstance(row, UnusableRow) for text in row]
-        token_ids = iter(self.tokenizer(flat)["input_ids"] if flat else [])
+        token_ids = iter(self.tokenizer(flat, verbose=False)["input_ids"] if flat else [])
         return [
             Outcome(reason=str(row))
             if isinstance(row, UnusableRow)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Any, TypeVar
 
 from mindspeed_lora.errors import Failed
@@ -57,8 +60,19 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
 def _start_worker(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
+    # An interrupt from the keyboard reaches every process; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Each worker is one process of many: threads of its own would only be in the others' way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _end_with_parent() -> None:
+    """A worker waits for its next item for ever, even when nobody is left to send one."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _call(item: Any) -> Any:

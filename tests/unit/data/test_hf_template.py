@@ -136,3 +136,15 @@ def test_without_offsets_the_labels_are_the_same(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda self: False))
     row = encode(tokenizer, CHATML, messages)
     assert row.labels.tolist() == expected.labels.tolist()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "spm-first"])
+def test_a_first_token_that_reaches_into_the_header_is_trained(kind: str) -> None:
+    header_ends_with_blank = (
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '[INST] ' + message['content'] + ' [/INST] ' }}"
+        "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer = make_tokenizer(kind)
+    row = encode(tokenizer, header_ends_with_blank, conversation("Name three fruits.", "apple"))
+    assert [text.strip() for text in trained(tokenizer, row)] == ["apple</s>"]

@@ -1,5 +1,6 @@
 """``preprocess_data.py`` from its flags to its files."""
 
+import errno
 import json
 import os
 import signal
@@ -216,6 +217,26 @@ def test_a_failed_run_leaves_the_earlier_set(tmp_path: Path, tokenizer: Path) ->
     assert not list(tmp_path.glob(".data*"))
     run(write_rows(tmp_path, ROWS[:5]), tokenizer, tmp_path / "data", "--prompt-type", "llama2")
     assert len(SftDataset(tmp_path / "data", 4096)) == 5
+
+
+def test_a_full_disk_leaves_the_earlier_set(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(write_rows(tmp_path, ROWS[:4]), tokenizer, tmp_path / "data", "--prompt-type", "llama2")
+    before = all_bytes(tmp_path, "data")
+    synchronised: list[int] = []
+
+    def full(descriptor: int) -> None:
+        synchronised.append(descriptor)
+        # The last of the seven files that are flushed: the information.
+        if len(synchronised) == 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(write_rows(tmp_path, ROWS[:5]), tokenizer, tmp_path / "data", "--prompt-type", "llama2")
+    assert all_bytes(tmp_path, "data") == before
+    assert not list(tmp_path.glob(".data*"))
 
 
 def test_a_killed_run_leaves_the_earlier_set(tmp_path: Path, tokenizer: Path) -> None:

@@ -1,6 +1,10 @@
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +72,68 @@ def test_an_error_while_reading_comes_through() -> None:
 
     with pytest.raises(Refused, match="line 2: broken"):
         list(ordered_map(slow_first, items(), 2))
+
+
+ROOT = Path(__file__).parents[3]
+SLEEPERS = """
+import os, sys, time
+from mindspeed_lora.data.worker_pool import ordered_map
+
+def sleep(seconds):
+    print(os.getpid(), flush=True)
+    time.sleep(seconds)
+
+list(ordered_map(sleep, [0.1] * 1000, 2))
+"""
+
+
+def start_sleepers() -> tuple[subprocess.Popen[str], set[int]]:
+    """A process with two workers of its own process group, and the ids of the workers."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPERS],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    workers: set[int] = set()
+    while len(workers) < 2:
+        workers.add(int(process.stdout.readline()))
+    return process, workers
+
+
+def wait_until_gone(processes: set[int]) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if not any(is_running(process) for process in processes):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"still there: {processes}")
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks processes up in /proc")
+def test_workers_do_not_outlive_a_killed_parent() -> None:
+    process, workers = start_sleepers()
+    process.kill()
+    process.wait()
+    wait_until_gone(workers)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks processes up in /proc")
+def test_an_interrupt_is_answered_by_the_parent_alone() -> None:
+    process, workers = start_sleepers()
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    wait_until_gone(workers)
+    assert errors.count("KeyboardInterrupt") == 1
+    assert "Process " not in errors
