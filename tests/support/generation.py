@@ -28,6 +28,8 @@ class Case:
     eos: tuple[int, ...] = (2,)
     sampling: dict[str, Any] | None = None
     """Keywords of ``TokenChoice``; None is greedy."""
+    first_stream: int = 0
+    """Number of the first prompt's draws; the others' follow."""
 
 
 def answers_on_rank(tp: int, pp: int, cases: Sequence[Case]) -> list[list[Tokens]]:
@@ -60,7 +62,8 @@ def _answers(case: Case, parallel: Any, groups: Any) -> list[Tokens]:
     generator = Generator(model, groups, StopRule(tuple((token,) for token in case.eos)))
     choice = TokenChoice(do_sample=case.sampling is not None, **(case.sampling or {}))
     requests = [
-        Request(prompt, case.max_new_tokens, stream=number) for number, prompt in enumerate(case.prompts)
+        Request(prompt, case.max_new_tokens, stream)
+        for stream, prompt in enumerate(case.prompts, case.first_stream)
     ]
     return [answer.tokens for answer in generator.generate(requests, choice)]
 
