@@ -89,11 +89,16 @@ def find_start(job: TrainJob) -> Start:
     """Where the job starts, by ``--resume``, ``--lora-load``, ``--load``, ``--finetune`` and ``--no-load-*``.
 
     Raises:
-        Refused: ``--save`` holds a run that this job does not go on from.
+        Refused: ``--save`` holds a run that this job does not go on from, or a checkpoint that is no run.
     """
     checkpoint = job.checkpoint
     save = Path(checkpoint.save) if checkpoint.save else None
     held = find_saved_run(save) if save is not None and save.is_dir() else None
+    if held is None and save is not None and (save / LATEST_FILE).is_file():
+        raise Refused(
+            f"--save {save} holds a Megatron checkpoint that is no training run of this program and would be "
+            "overwritten; choose another folder"
+        )
     if checkpoint.resume == "auto" and held is not None:
         return Start(run=held, continues=True, load_optimizer=True, load_random_state=True)
     start = _start_from_flags(job)
@@ -132,8 +137,12 @@ def clear_run(save: Path) -> None:
     (save / METRICS_FILE).unlink(missing_ok=True)
 
 
-def prune(save: Path, keep: int) -> None:
-    """Removes all but the newest ``keep`` checkpoints."""
-    iterations = sorted(path for path in save.glob("iter_*") if (path / STATE_FILE).is_file())
-    for folder in iterations[:-keep]:
+def prune(newest: Path, keep: int) -> None:
+    """Removes the checkpoints before ``newest``, the one just written, until ``keep`` are left.
+
+    Later ones are there when the run was taken up again from an older checkpoint; they are no reason to remove
+    what has just been written.
+    """
+    runs = [path for path in newest.parent.glob("iter_*") if (path / STATE_FILE).is_file()]
+    for folder in sorted(path for path in runs if path.name <= newest.name)[:-keep]:
         shutil.rmtree(folder)

@@ -144,7 +144,7 @@ class RunWriter:
         if self.adapter is not None:
             atomic_link(self.save / ADAPTER_FOLDER, f"{target.name}/{ADAPTER_FOLDER}")
         if self.checkpoint.save_total_limit is not None:
-            prune(self.save, self.checkpoint.save_total_limit)
+            prune(target, self.checkpoint.save_total_limit)
 
 
 def load_random_states(folder: Path, rank: int) -> bool:
