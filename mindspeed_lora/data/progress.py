@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -59,6 +60,8 @@ class Progress:
     def _show(self, fraction: float) -> None:
         text = self._text(min(max(fraction, 0.0), 1.0))
         if self._live:
+            # A line that wraps could not be written over.
+            text = text[: shutil.get_terminal_size().columns - 1]
             self._stream.write("\r" + text.ljust(self._width))
             self._width = len(text)
         else:

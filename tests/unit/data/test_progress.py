@@ -1,5 +1,7 @@
 import io
 
+import pytest
+
 from mindspeed_lora.data.progress import Progress
 
 
@@ -41,7 +43,8 @@ def test_off_a_terminal_a_line_in_log_interval_rows() -> None:
     assert len(stream.getvalue().splitlines()) == 1
 
 
-def test_on_a_terminal_a_live_bar_that_goes_away() -> None:
+def test_on_a_terminal_a_live_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     clock, stream = Clock(), Terminal()
     progress = Progress(log_interval=1000, stream=stream, clock=clock)
     for eighth in range(1, 11):
@@ -53,6 +56,15 @@ def test_on_a_terminal_a_live_bar_that_goes_away() -> None:
     assert shown.split("\r")[-1].startswith("[############............]  50% 10 rows")
     progress.close()
     assert stream.getvalue().endswith("\r")
+
+
+def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    clock, stream = Clock(), Terminal()
+    progress = Progress(log_interval=1000, stream=stream, clock=clock)
+    clock.now += 1
+    progress.update(rows=1, tokens=1, fraction=0.5)
+    assert len(stream.getvalue()) == 1 + 39
 
 
 def test_hours() -> None:
