@@ -92,7 +92,7 @@ def _notices(job: TrainJob, defaults: list[str]) -> list[str]:
     notices = [f"defaults taken: {', '.join(defaults)}"] if defaults else []
     if job.lora.lora_fusion:
         notices.append(LORA_FUSION_NOTICE)
-    if job.training.eval_iters and not _has_validation(job):
+    if job.training.eval_iters and not has_validation(job):
         notices.append(
             f"--eval-iters {job.training.eval_iters}: no evaluation, since --split {job.data.split} leaves "
             "no validation part and --valid-data-path is not given"
@@ -100,7 +100,8 @@ def _notices(job: TrainJob, defaults: list[str]) -> list[str]:
     return notices
 
 
-def _has_validation(job: TrainJob) -> bool:
+def has_validation(job: TrainJob) -> bool:
+    """Whether the job names rows for an evaluation: a second share of the split, or data of their own."""
     shares = [float(share) for share in job.data.split.split(",")]
     return job.data.valid_data_path is not None or (len(shares) > 1 and shares[1] > 0)
 
@@ -166,7 +167,7 @@ def _check_saving(job: TrainJob) -> None:
         "--early-stopping-patience": training.early_stopping_patience is not None,
     }
     for name, is_given in needs_evaluation.items():
-        if is_given and not (training.eval_iters and _has_validation(job)):
+        if is_given and not (training.eval_iters and has_validation(job)):
             raise Refused(
                 f"{name} needs an evaluation: give --eval-iters (-1: all) and --valid-data-path or a --split "
                 "with a validation part"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mindspeed_lora.config.data import DataConfig
 from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.config.resolve_training import has_validation
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.data.batches import Batch, BatchShape, EvalBatches, Padding, StepBatches
 from mindspeed_lora.data.chat_template import chat_template
@@ -126,6 +127,8 @@ def open_rows(
     info = read_info(prefix)
     if tokenizer is not None:
         check_tokenizer(info, tokenizer, prefix)
+        if data.valid_data_path is not None:
+            check_tokenizer(read_info(data.valid_data_path), tokenizer, data.valid_data_path)
     train_part, valid_part, _ = split_documents(_num_documents(job, prefix), data.split)
     train = _open(job, prefix, seq_length, train_part)
     if len(train) == 0:
@@ -154,18 +157,17 @@ def _open(job: TrainJob, prefix: str, seq_length: int, documents: range | None) 
 
 
 def _open_valid(job: TrainJob, prefix: str, seq_length: int, part: range) -> RowsDataset | None:
-    if job.training.eval_iters == 0:
+    if job.training.eval_iters == 0 or not has_validation(job):
         return None
-    if job.data.valid_data_path is not None:
-        valid = _open(job, job.data.valid_data_path, seq_length, None)
-    elif len(part):
-        valid = _open(job, prefix, seq_length, part)
-    else:
+    own = job.data.valid_data_path
+    valid = _open(job, prefix, seq_length, part) if own is None else _open(job, own, seq_length, None)
+    if len(valid) == 0:
+        where = f"--split {job.data.split} of {prefix}" if own is None else f"--valid-data-path {own}"
         raise Refused(
-            f"--eval-iters {job.training.eval_iters}: there are no validation rows; give --valid-data-path, or a "
-            f"--split with a second share (found {job.data.split})"
+            f"--eval-iters {job.training.eval_iters}: {where} leaves no row for validation; add rows, or leave "
+            "the evaluation out"
         )
-    return valid if len(valid) else None
+    return valid
 
 
 def _chat_template(
