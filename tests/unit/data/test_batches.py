@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindspeed_lora.data.batches import BatchShape, EvalBatches, Padding, StepBatches, collate
@@ -81,6 +81,7 @@ def test_step_takes_the_next_samples_and_wraps() -> None:
     assert batches.step(1)[0].tokens.shape == (2, 8)
 
 
+@settings(deadline=None)
 @given(
     micro_batch_size=st.integers(1, 3),
     dp_size=st.integers(1, 4),

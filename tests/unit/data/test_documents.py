@@ -21,6 +21,7 @@ def test_parts(count: int, split: str, expected: tuple[range, range, range]) -> 
     assert split_documents(count, split) == expected
 
 
+@settings(deadline=None)
 @given(count=st.integers(0, 2000), shares=st.lists(st.integers(0, 1000), min_size=1, max_size=3))
 def test_parts_cover_everything_in_order(count: int, shares: list[int]) -> None:
     if sum(shares) == 0:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindspeed_lora.data.overlong import kept_positions
@@ -57,6 +57,7 @@ def test_proportional_goes_turn_by_turn() -> None:
     assert kept((2, 8, 4, 4), 10, "proportional") == list(range(10))
 
 
+@settings(deadline=None)
 @given(
     runs=st.lists(st.integers(1, 12), min_size=1, max_size=6),
     seq_length=st.integers(1, 30),
