@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.models import VOCAB_SIZE, make_model
 from tests.support.pool import WorkerPool
+from tests.support.rows import random_rows, write_rows
+from tests.support.tiny import Tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,3 +44,17 @@ def smollm2() -> Assets:
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     paths = dict(line.split("=", 1) for line in printed.splitlines() if "=" in line)
     return Assets(Path(paths["MODEL"]), Path(paths["PADDED_MODEL"]), Path(paths["DATA"]))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A Llama of four layers and 12 rows."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rows = random_rows(12, VOCAB_SIZE, longest=40)
+    return Tiny(make_model("llama", folder / "model"), write_rows(folder / "rows", rows))
+
+
+@pytest.fixture(scope="session")
+def tiny_tied(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Tiny:
+    """The same with tied embeddings."""
+    return Tiny(make_model("llama-tied", tmp_path_factory.mktemp("tied")), tiny.data)

@@ -66,10 +66,10 @@ generate "$OUT/before.jsonl" ""
 
 step "Fine-tuning over $((TP * PP)) processes"
 CKPT_LOAD_DIR=$OUT/mcore CKPT_SAVE_DIR=$OUT/run DATA_PATH=$OUT/data/rows MASTER_PORT=$(free_port) \
-    TRAIN_ITERS=${TRAIN_ITERS:-30} LR=${LR:-5e-4} MIN_LR=${MIN_LR:-5e-5} LR_WARMUP_FRACTION=0.1 WEIGHT_DECAY=0.01 \
-    MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-2} GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-8} SPLIT=${SPLIT:-97,3,0} \
-    EVAL_INTERVAL=${EVAL_INTERVAL:-15} EVAL_ITERS=${EVAL_ITERS:-3} SAVE_INTERVAL=${SAVE_INTERVAL:-15} \
-    "$scripts/tune_llama2_7b_lora_ptd.sh"
+    TRAIN_ITERS=${TRAIN_ITERS:-20} LR=${LR:-5e-4} MIN_LR=${MIN_LR:-5e-5} LR_WARMUP_FRACTION=0.1 WEIGHT_DECAY=0.01 \
+    MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-1} GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-8} SPLIT=${SPLIT:-97,3,0} \
+    EVAL_INTERVAL=${EVAL_INTERVAL:-10} EVAL_ITERS=${EVAL_ITERS:-3} SAVE_INTERVAL=${SAVE_INTERVAL:-10} \
+    SP=${SP:-0} "$scripts/tune_llama2_7b_lora_ptd.sh"
 
 step "Merging the adapter: a Megatron checkpoint"
 CKPT_LOAD_DIR=$OUT/mcore LORA_LOAD=$OUT/run CKPT_SAVE_DIR=$OUT/merged_mcore \

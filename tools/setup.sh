@@ -4,9 +4,9 @@
 #   tools/setup.sh [EXTRA ...]      default: dev
 #
 # PYTHON names the interpreter; else the newest of python3.13, 3.12, 3.11 that works is taken. Nothing is done when
-# .venv is complete already (a stamp, written last, holds the hash of pyproject.toml). An interrupted run is taken
-# up where it was. A torch that suits is kept: one in .venv, or one that the interpreter itself brings (a vendor's
-# container), in which case .venv sees the interpreter's packages.
+# .venv is complete already (a stamp, written last, holds a hash of pyproject.toml and of this folder's path). An
+# interrupted run is taken up where it was. A torch that suits is kept: one in .venv, or one that the interpreter
+# itself brings (a vendor's container), in which case .venv sees the interpreter's packages.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,7 +18,7 @@ readonly -a candidates=(python3.13 python3.12 python3.11 python3 python)
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
-hash_of_project() { sha256sum pyproject.toml | cut -d' ' -f1; }
+hash_of_project() { { cat pyproject.toml; pwd; } | sha256sum | cut -d' ' -f1; }
 
 # Whether interpreter $1 runs (a version manager's shim may not), is 3.11 to 3.13, and can make environments.
 is_suitable() {
@@ -124,11 +124,9 @@ install --editable ".[$extras]" ||
 # An installation that was cut off can leave a package half written, which pip takes for whole.
 .venv/bin/python -c 'import megatron.core, numpy, safetensors, torch, transformers' >/dev/null 2>&1 ||
     die ".venv is damaged; remove it and run make setup again"
-# Where torch is the interpreter's own, so is its torchrun, which would not see this environment.
-if [[ ! -x .venv/bin/torchrun ]]; then
-    printf '#!/bin/sh\nexec "$(dirname "$0")/python" -m torch.distributed.run "$@"\n' >.venv/bin/torchrun
-    chmod +x .venv/bin/torchrun
-fi
+# pip's own torchrun names this folder's path, which may change; that of the interpreter does not see .venv.
+printf '#!/bin/sh\nexec "$(dirname "$0")/python" -m torch.distributed.run "$@"\n' >.venv/bin/torchrun
+chmod +x .venv/bin/torchrun
 hash_of_project >"$stamp.tmp"
 mv "$stamp.tmp" "$stamp"
 say "ready: .venv ($(version_of .venv/bin/python), torch $(.venv/bin/python -c 'import torch; print(torch.__version__)'))"

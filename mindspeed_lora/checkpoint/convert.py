@@ -78,7 +78,7 @@ def open_conversion(job: ConversionJob) -> Conversion:
     """Open the source with its operations, everything checked against the flags."""
     conversion, lora = job.conversion, job.lora
     config_dir = _config_dir(conversion)
-    source = open_source(conversion.load_dir or "", conversion.load_model_type, config_dir)
+    source = open_source(conversion.load_dir or "", conversion.load_model_type, config_dir, "--load-dir")
     _check_family(conversion, source)
     reconcile(job.model, source.shape)
     if conversion.save_model_type == "hf":

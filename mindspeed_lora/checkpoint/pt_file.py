@@ -23,7 +23,7 @@ from mindspeed_lora.models.families.mapping import Region
 _INERT = re.compile(
     r"megatron\.core(\.\w+)*\.enums\.\w+"  # enums in args: AttnBackend, ModelType
     r"|numpy(\._?core)?\.multiarray\._reconstruct|numpy\.ndarray|numpy\.dtype|_codecs\.encode"  # rng_state
-    r"|signal\.Signals|pathlib\.PosixPath|_io\.BytesIO"  # args.exit_signal, paths in args, _extra_state
+    r"|signal\.Signals|pathlib\.PosixPath|_io\.BytesIO|builtins\.bytes"  # args.exit_signal, paths, _extra_state
 )
 """Names in real Megatron files that nothing here needs; an inert object stands in for whatever they make."""
 

@@ -111,27 +111,38 @@ class CheckpointSource:
         raise NotImplementedError
 
 
-def open_source(path: str | Path, kind: str | None = None, config_dir: Path | None = None) -> Source:
+def open_source(
+    path: str | Path, kind: str | None = None, config_dir: Path | None = None, flag: str = "--load"
+) -> Source:
     """Open a checkpoint: a Hugging Face folder or a Megatron one, as ``kind`` says or as is found.
 
-    ``config_dir`` is a folder whose config.json describes a Megatron checkpoint that keeps none beside it.
+    ``config_dir`` is a folder whose config.json describes a Megatron checkpoint that keeps none beside it;
+    ``flag`` is the one that named the path.
+
+    Raises:
+        Refused: there is no such checkpoint, or its description cannot be read.
     """
     # The formats build on this module.
     from mindspeed_lora.checkpoint import hf, mcore
 
     folder = Path(path)
     if not folder.is_dir():
-        raise Refused(f"{folder}: {'is a file; give its folder' if folder.exists() else 'no such folder'}.")
+        found = (
+            "is a file; give its folder" if folder.exists() else "no such folder; expected a checkpoint there"
+        )
+        raise Refused(f"{flag} {folder}: {found}.")
     is_hf = (folder / "config.json").is_file()
     is_mg = mcore.find_iteration(folder) is not None
     if kind == "hf" or (kind is None and is_hf):
         if not is_hf:
-            raise Refused(f"{folder}: not a Hugging Face model (no config.json).")
+            raise Refused(f"{flag} {folder}: not a Hugging Face model (no config.json).")
         return hf.HfSource(folder)
     if kind == "mg" or is_mg:
         return mcore.McoreSource(folder, config_dir)
     if next(folder.glob("**/adapter_config.json"), None):
-        raise Refused(f"{folder}: holds an adapter only; give it to --lora-load, beside its base model.")
+        raise Refused(
+            f"{flag} {folder}: holds an adapter only; give it to --lora-load, beside its base model."
+        )
     raise Refused(
-        f"{folder}: neither a Hugging Face model (config.json) nor a Megatron checkpoint (iter_*/mp_rank_*)."
+        f"{flag} {folder}: neither a Hugging Face model (config.json) nor a Megatron checkpoint (iter_*/mp_rank_*)."
     )

@@ -4,6 +4,8 @@ import warnings
 
 # megatron-core tells on import, once a rank, of every optional accelerator that is not installed.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
+# torch 2.13 renames the collectives that megatron-core 0.16 calls.
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
 from mindspeed_lora.device.runtime import (  # noqa: E402
     bind_device,

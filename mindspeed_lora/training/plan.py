@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.rows import TrainingRows, open_rows
-from mindspeed_lora.training.run_folder import Start, find_start
+from mindspeed_lora.training.run_folder import SavedRun, Start, find_start, make_save_folder
 from mindspeed_lora.training.schedule import LearningRate
 
 if TYPE_CHECKING:
@@ -68,9 +67,12 @@ def plan_training(job: TrainJob) -> TrainPlan:
     rows = open_rows(job, seq_length, shape.vocab_size, tokenizer)
     notices += rows.notices
     num_steps = job.training.num_steps(len(rows.train))
-    _check_save_folder(job)
-    if start.iteration:
-        notices.append(f"going on after iteration {start.iteration} of {start.run.folder}")  # type: ignore[union-attr]
+    learning_rate = LearningRate.of(job.training, num_steps)
+    pad_to = _pad_multiple(job, seq_length)
+    if start.run is not None and start.continues:
+        _check_continuation(job, start.run, len(rows.train), notices)
+    if job.checkpoint.save is not None and not job.runtime.dry_run:
+        make_save_folder(Path(job.checkpoint.save))
     return TrainPlan(
         job=job,
         shape=shape,
@@ -79,10 +81,10 @@ def plan_training(job: TrainJob) -> TrainPlan:
         start=start,
         rows=rows,
         tokenizer=tokenizer,
-        pad_to=_pad_multiple(job, seq_length),
+        pad_to=pad_to,
         seq_length=seq_length,
         num_steps=num_steps,
-        learning_rate=LearningRate.of(job.training, num_steps),
+        learning_rate=learning_rate,
         base_model_name=job.checkpoint.base_model_name or source.hf_origin,
         notices=tuple(notices),
     )
@@ -152,14 +154,20 @@ def _tokenizer(job: TrainJob, source: Source) -> PreTrainedTokenizerBase | None:
     )
 
 
-def _check_save_folder(job: TrainJob) -> None:
-    """Finds out now, not after hours of training, that nothing can be saved."""
-    if job.checkpoint.save is None or job.runtime.dry_run:
-        return
-    folder = Path(job.checkpoint.save)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"--save {folder}: cannot be made ({error.strerror}); choose another folder") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise Refused(f"--save {folder}: no permission to write there; choose another folder")
+def _check_continuation(job: TrainJob, run: SavedRun, num_rows: int, notices: list[str]) -> None:
+    """The position in the data is the number of samples taken: it means the same rows only in the same order."""
+    training, state = job.training, run.state
+    batch = state.get("global_batch_size", training.global_batch_size)
+    if batch != training.global_batch_size:
+        raise Refused(
+            f"--global-batch-size {training.global_batch_size}: {run.folder} was trained with {batch}, and going on "
+            f"would repeat or skip rows; give {batch}, or --finetune to start at iteration 0 with its weights"
+        )
+    notices.append(f"going on after iteration {run.iteration} of {run.folder}")
+    for name, now in (("seed", training.seed), ("documents", num_rows)):
+        before = state.get(name, now)
+        if before != now:
+            what = "--seed" if name == "seed" else "number of rows"
+            notices.append(
+                f"{what} is {now}, and was {before} before iteration {run.iteration}: the order differs"
+            )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,22 @@ def _start_from_flags(job: TrainJob) -> Start:
         load_optimizer=not checkpoint.no_load_optim,
         load_random_state=not checkpoint.no_load_rng,
     )
+
+
+def make_save_folder(save: Path) -> None:
+    """Makes it where needed, and finds out now, not after hours of training, whether it can be written to.
+
+    Raises:
+        Refused: it cannot.
+    """
+    try:
+        save.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=save):
+            pass
+    except OSError as error:
+        raise Refused(
+            f"--save {save}: cannot be written to ({error.strerror}); choose another folder"
+        ) from error
 
 
 def clear_run(save: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.parity import Differences, ParityBench
+from tests.support.differences import Differences, largest
+from tests.support.parity import ParityBench
 from tests.support.pool import WorkerPool
 
 _OBSERVED = pytest.StashKey[dict[str, Differences]]()
@@ -38,11 +39,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     observed = terminalreporter.config.stash.get(_OBSERVED, {})
     if not observed:
         return
-    largest = Differences(
-        *(max(values) for values in zip(*(vars(d).values() for d in observed.values()), strict=True))
-    )
     terminalreporter.write_sep("-", f"differences from transformers and PEFT in {len(observed)} runs")
     if terminalreporter.config.get_verbosity() > 0:
         for name, differences in observed.items():
             terminalreporter.write_line(f"{name:<60} {differences}")
-    terminalreporter.write_line(f"{'largest':<60} {largest}")
+    terminalreporter.write_line(f"{'largest':<60} {largest(list(observed.values()))}")

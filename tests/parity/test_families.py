@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.differences import Differences
 from tests.support.layouts import Layout, all_layouts, covering
 from tests.support.models import MODELS
-from tests.support.parity import Case, Differences, ParityBench
+from tests.support.parity import Case, ParityBench
 
 FAMILIES = [name for name in MODELS if name != "llama"]
 """Plain Llama has every layout of ``test_layouts.py``."""

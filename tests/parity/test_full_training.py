@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.differences import Differences
 from tests.support.layouts import Layout
-from tests.support.parity import Case, Differences, ParityBench
+from tests.support.parity import Case, ParityBench
 
 
 @pytest.mark.parametrize(

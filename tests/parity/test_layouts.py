@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.differences import LOSS_BETWEEN_LAYOUTS, Differences, largest_ratio
 from tests.support.layouts import Layout, all_layouts, covering, pairs
-from tests.support.parity import LOSS_BETWEEN_LAYOUTS, Case, Differences, Outcome, ParityBench, largest_ratio
+from tests.support.parity import Case, Outcome, ParityBench
 
 CASE = Case()
 LAYOUTS = covering(all_layouts())

@@ -1,16 +1,4 @@
-"""A training job in a layout beside its reference in transformers and PEFT, and how far apart they are.
-
-Tolerances, with what they allow for. Both sides compute in fp32, whose unit is 6e-8; a figure after 20 steps is
-the end of thousands of roundings in a row.
-
-- ``LOGITS``: absolute, of logits of size 10; observed up to 3e-5.
-- ``LOSS``: each of 20 steps against PEFT. The reference itself in fp32 and in fp64 differs by 5e-7.
-- ``LOSS_BETWEEN_LAYOUTS``: the same program, sums in another order: 5e-7 a side, with margin.
-- ``GRADIENT``: norm of the difference over the norm, of each A and B. Sums that cancel leave 5e-6.
-- ``GRAD_NORM``: of each of 20 steps; in a late one the two sides have trained to slightly different parameters.
-- ``FACTOR``: norm of the difference over the norm, of each trained tensor after 20 steps. Adam divides a gradient
-  by its own size, so that the relative error of a small one enters whole; observed up to 7e-7.
-"""
+"""A training job in a layout beside its reference in transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -21,20 +9,14 @@ from pathlib import Path
 
 import torch
 
+from tests.support.differences import Differences
 from tests.support.layouts import Layout
 from tests.support.models import VOCAB_SIZE, make_model
 from tests.support.pool import WorkerPool
 from tests.support.reference import LINEARS, Recipe, Reference, ReferenceRecord
 from tests.support.rows import random_rows, write_rows
-from tests.support.shards import Tensors, assemble, largest_relative_difference
+from tests.support.shards import Tensors, assemble
 from tests.support.training import Breakage, RankRecord, train_recorded
-
-LOGITS = 1e-4
-LOSS = 1e-5
-LOSS_BETWEEN_LAYOUTS = 2e-6
-GRADIENT = 1e-5
-GRAD_NORM = 1e-5
-FACTOR = 5e-6
 
 SEQ_LENGTH = 40
 NUM_ROWS = 13
@@ -99,25 +81,13 @@ class Outcome:
         assert all(torch.equal(found[0], other) for other in found[1:]), "ranks differ in the logits"
         return found[0]
 
-
-@dataclass(frozen=True)
-class Differences:
-    """How far a job of ours is from its reference."""
-
-    logits: float
-    loss: float
-    grad_norm: float
-    gradient: float
-    factor: float
-
-    def __str__(self) -> str:
-        return "  ".join(f"{name} {value:.1e}" for name, value in vars(self).items())
-
-    def check(self) -> None:
-        """Raises AssertionError, with all figures, where one is above its tolerance."""
-        limits = Differences(LOGITS, LOSS, GRAD_NORM, GRADIENT, FACTOR)
-        above = [name for name, limit in vars(limits).items() if not getattr(self, name) <= limit]
-        assert not above, f"above tolerance: {', '.join(above)}; found {self}; allowed {limits}"
+    def record(self, lengths: Sequence[int]) -> ReferenceRecord:
+        """What the reference tells too, its probe rows of these lengths."""
+        start, end = (
+            [logits[:length, row] for row, length in enumerate(lengths)]
+            for logits in (self.logits("start"), self.logits("end"))
+        )
+        return ReferenceRecord(self.losses, self.grad_norms, self.gradients, self.end, start, end)
 
 
 class ParityBench:
@@ -150,6 +120,13 @@ class ParityBench:
     def starting_adapter(self, case: Case) -> Path:
         """The PEFT folder that both sides of a case with an adapter start from."""
         return self._reference(case)[1]
+
+    def start_loss(self, case: Case) -> float:
+        """Mean loss per loss-carrying token of all rows, with the starting adapter."""
+        reference = Reference(self.model(case.model))
+        if case.targets is not None:
+            reference.load_adapter(self.starting_adapter(case))
+        return reference.loss(self.rows)
 
     def _reference(self, case: Case) -> tuple[ReferenceRecord, Path]:
         if case not in self._references:
@@ -206,18 +183,10 @@ class ParityBench:
     def compare(self, case: Case, outcome: Outcome) -> Differences:
         """A job of ours against the reference of its case."""
         reference = self.reference(case)
-        return Differences(
-            logits=max(
-                largest_logit_difference(outcome.logits("start"), reference.start_logits),
-                largest_logit_difference(outcome.logits("end"), reference.end_logits),
-            ),
-            loss=largest_ratio(outcome.losses, reference.losses),
-            grad_norm=largest_ratio(outcome.grad_norms, reference.grad_norms),
-            gradient=largest_relative_difference(
-                self._without_padding(outcome.gradients), reference.gradients
-            ),
-            factor=largest_relative_difference(self._without_padding(outcome.end), reference.end),
-        )
+        found = outcome.record([len(logits) for logits in reference.start_logits])
+        found.gradients = self._without_padding(found.gradients)
+        found.end = self._without_padding(found.end)
+        return Differences.between(found, reference)
 
     def _without_padding(self, tensors: Tensors) -> Tensors:
         """Without the rows that a layout adds to the vocabulary, which must be zero."""
@@ -227,14 +196,3 @@ class ParityBench:
                 assert not cut[name][VOCAB_SIZE:].any(), f"{name}: its padding is not zero"
                 cut[name] = cut[name][:VOCAB_SIZE]
         return cut
-
-
-def largest_ratio(found: Sequence[float], expected: Sequence[float]) -> float:
-    """Largest relative difference of two lists of the same length."""
-    return max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
-
-
-def largest_logit_difference(found: torch.Tensor, expected: Sequence[torch.Tensor]) -> float:
-    """Largest absolute difference of ``[s, b, v]``, rows padded at the end, from the rows' ``[s, v]``."""
-    rows = [(found[: len(row), number] - row).abs().max() for number, row in enumerate(expected)]
-    return float(torch.stack(rows).max())

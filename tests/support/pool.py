@@ -7,6 +7,7 @@ processes are started once; the first ``n`` of them serve a world of n ranks.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import socket
@@ -145,3 +146,6 @@ def _serve(connection: Connection, stacks: str) -> None:
             for name in _DISTRIBUTED:
                 os.environ.pop(name, None)
             connection.send((error, result))
+            # Process groups end their threads when nothing refers to them; models and their hooks form cycles.
+            function = args = result = None
+            gc.collect()

@@ -8,7 +8,9 @@ Gradients come back under canonical names, fused as Megatron-core fuses them.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ class Recipe:
 
     def learning_rate(self, steps_done: int) -> float:
         """Megatron's linear warm-up from 0 and cosine decay."""
-        if steps_done <= self.warmup_iters:
+        if self.warmup_iters and steps_done <= self.warmup_iters:
             return self.lr * steps_done / self.warmup_iters
         share = (steps_done - self.warmup_iters) / (self.steps - self.warmup_iters)
         return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * share))
@@ -107,7 +109,8 @@ class Reference:
         config = LoraConfig(
             r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, task_type="CAUSAL_LM"
         )
-        self.model = get_peft_model(self.base, config)
+        with _peft_quiet():
+            self.model = get_peft_model(self.base, config)
         self._tie()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -119,8 +122,13 @@ class Reference:
         """An adapter from a PEFT folder."""
         from peft import PeftModel
 
-        self.model = PeftModel.from_pretrained(self.base, folder, is_trainable=True)
+        with _peft_quiet():
+            self.model = PeftModel.from_pretrained(self.base, folder, is_trainable=True)
         self._tie()
+
+    def merge_adapter(self) -> None:
+        """The adapter merged into the model's weights by PEFT."""
+        self.model = self.model.merge_and_unload()
 
     def save_adapter(self, folder: Path) -> Path:
         """Writes the adapter as PEFT does."""
@@ -134,13 +142,20 @@ class Reference:
             out: torch.Tensor = self.model(torch.tensor([row])).logits[0]
         return out
 
+    def loss(self, rows: Sequence[Row]) -> float:
+        """Mean loss per loss-carrying token of all rows."""
+        self.model.eval()
+        with torch.no_grad():
+            total = sum(self._row_loss(row).item() for row in rows)
+        return total / sum(row.num_loss_tokens for row in rows)
+
     def train(
         self, rows: Sequence[Row], recipe: Recipe, probe: Sequence[Sequence[int]] = ()
     ) -> ReferenceRecord:
         """Trains on the rows in their order, around and around."""
         record = ReferenceRecord(start_logits=[self.logits(row) for row in probe])
         self.model.train()
-        parameters = [parameter for _, parameter in self._trained()]
+        parameters: list[Any] = [parameter for _, parameter in self._trained()]
         adamw = self._optimizer(recipe)
         size = recipe.global_batch_size
         for step in range(recipe.steps):
@@ -149,7 +164,10 @@ class Reference:
             norm = float(torch.stack([p.grad.double().norm() for p in parameters]).norm())
             record.grad_norms.append(norm)
             if step == 0:
-                record.gradients = self._canonical({name: p.grad for name, p in self._trained()})
+                names = [name for name, _ in self._trained()]
+                record.gradients = self._canonical(
+                    {name: p.grad for name, p in zip(names, parameters, strict=True)}
+                )
             coefficient = min(1.0, recipe.clip_grad / (norm + 1e-6)) if recipe.clip_grad else 1.0
             for parameter in parameters:
                 parameter.grad.mul_(coefficient)
@@ -170,12 +188,16 @@ class Reference:
         for group in groups:
             weight = 1.0 / (len(groups) * sum(row.num_loss_tokens for row in group))
             for row in group:
-                logits = self.model(torch.tensor([row.input_ids])).logits[0, :-1]
-                targets = torch.tensor(row.labels[1:])
-                loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum") * weight
+                loss = self._row_loss(row) * weight
                 loss.backward()
                 total += loss.item()
         return total
+
+    def _row_loss(self, row: Row) -> torch.Tensor:
+        """Summed cross entropy of a row's loss-carrying tokens."""
+        logits = self.model(torch.tensor([row.input_ids])).logits[0, :-1]
+        targets = torch.tensor(row.labels[1:])
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
     def _optimizer(self, recipe: Recipe) -> torch.optim.AdamW:
         """AdamW with Megatron's rule: no weight decay on norms and biases."""
@@ -246,6 +268,14 @@ _NORMS = {
     "self_attn.q_norm.weight": "self_attention.q_layernorm.weight",
     "self_attn.k_norm.weight": "self_attention.k_layernorm.weight",
 }
+
+
+@contextmanager
+def _peft_quiet() -> Iterator[None]:
+    """Without what PEFT 0.21 says about the transformers 5 that it runs on, whatever is loaded."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield
 
 
 def _plain(name: str) -> str:

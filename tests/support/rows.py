@@ -33,7 +33,7 @@ def random_rows(
 ) -> list[Row]:
     """Rows of 6 to ``longest`` tokens, the first quarter or so of each without loss, the ``silent`` ones wholly."""
     generator = np.random.RandomState(seed)
-    rows = []
+    rows: list[Row] = []
     for _ in range(count):
         length = int(generator.randint(6, longest + 1))
         prompt = int(generator.randint(1, length // 2))

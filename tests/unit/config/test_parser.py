@@ -76,9 +76,9 @@ def test_flags_without_effect_are_listed_once_each() -> None:
 
 
 def test_training_flags_have_no_effect_in_inference() -> None:
-    parsed = parse("--lr 1 --micro-batch-size 4 --num-layers 2 --fp16", "inference")
+    parsed = parse("--lr 1 --global-batch-size 4 --num-layers 2 --fp16", "inference")
     assert parsed.values == {"num_layers": 2, "fp16": True}
-    assert parsed.without_effect == ["--lr", "--micro-batch-size"]
+    assert parsed.without_effect == ["--lr", "--global-batch-size"]
 
 
 def test_features_that_are_not_there_are_refused_by_name() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from mindspeed_lora.checkpoint.convert import convert
+from mindspeed_lora.config.commands import parse
 from tests.support.generation import infer_on_rank, transformers_greedy
 from tests.support.pool import WorkerPool
 
@@ -101,3 +103,15 @@ def test_a_person_may_think_longer_than_ranks_wait(
     words += ["--tensor-model-parallel-size", "2", "--distributed-timeout-minutes", "0.05"]
     workers.run(2, infer_on_rank, words, str(tmp_path / "out"), [(5.0, "Name\n"), (5.0, "q\n")])
     assert (tmp_path / "out.0").read_text(encoding="utf-8").count("You >> ") == 2
+
+
+def test_a_megatron_checkpoint_brings_its_tokenizer_along(
+    model_folder: Path, tmp_path: Path, workers: WorkerPool
+) -> None:
+    words = ["--load-model-type", "hf", "--save-model-type", "mg", "--target-tensor-parallel-size", "2"]
+    words += ["--load-dir", str(model_folder), "--save-dir", str(tmp_path / "mg")]
+    convert(parse("convert", words, {}))
+    output = tmp_path / "answers.jsonl"
+    words = ["--load", str(tmp_path / "mg"), "--prompt", *PROMPTS, "--output-file", str(output)]
+    workers.run(1, infer_on_rank, [*words, "--max-new-tokens", "12"], str(tmp_path / "out"))
+    assert rows(output) == expected_rows(model_folder, 12)

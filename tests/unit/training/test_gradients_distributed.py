@@ -6,7 +6,7 @@ import pytest
 
 from mindspeed_lora.parallel.groups import destroy_groups
 from tests.support.pool import WorkerPool
-from tests.unit.training.tiny import Tiny, join, open_session
+from tests.support.tiny import Tiny, join, open_session
 
 
 def finalized(words: list[str], tp: int, pp: int, normaliser: float) -> dict[str, float]:

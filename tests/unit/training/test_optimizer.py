@@ -11,7 +11,7 @@ from mindspeed_lora.device import runtime
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.optimizer import AdamW
 from mindspeed_lora.training.session import TrainingSession
-from tests.unit.training.tiny import Tiny, open_session
+from tests.support.tiny import Tiny, open_session
 
 LR = 3e-3
 

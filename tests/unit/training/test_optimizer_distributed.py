@@ -12,8 +12,8 @@ from mindspeed_lora.training.optimizer_files import ShardSlice
 from mindspeed_lora.training.session import TrainingSession
 from tests.support.pool import WorkerPool
 from tests.support.shards import Shard, assemble
+from tests.support.tiny import Tiny, join, open_session
 from tests.support.training import parameter_shards
-from tests.unit.training.tiny import Tiny, join, open_session
 
 LAYOUTS = {"one": (1, 1, 1), "tp": (2, 1, 1), "pp": (1, 2, 1), "dp": (1, 1, 2), "tp × pp": (2, 2, 1)}
 

@@ -13,7 +13,7 @@ from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.optimizer_files import ShardSlice, read_optimizer, write_optimizer
 from mindspeed_lora.training.session import TrainingSession
-from tests.unit.training.tiny import Tiny, open_session
+from tests.support.tiny import Tiny, open_session
 
 
 def test_a_whole_tensor_is_all_positions() -> None:

@@ -11,7 +11,7 @@ from mindspeed_lora.parallel.groups import destroy_groups
 from mindspeed_lora.training.optimizer import OwnedSlice
 from mindspeed_lora.training.optimizer_files import STATES, ShardSlice, read_optimizer, write_optimizer
 from tests.support.pool import WorkerPool
-from tests.unit.training.tiny import Tiny, join, open_session
+from tests.support.tiny import Tiny, join, open_session
 
 LAYOUTS: dict[str, tuple[int, int, int, bool]] = {
     "one": (1, 1, 1, False),

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mindspeed_lora.config.commands import parse
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.training.run_folder import Start, clear_run, find_saved_run, find_start, prune
+from mindspeed_lora.training.run_folder import (
+    Start,
+    clear_run,
+    find_saved_run,
+    find_start,
+    make_save_folder,
+    prune,
+)
 
 NOTHING = Start()
 
@@ -232,3 +243,29 @@ def test_pruning_never_removes_what_was_just_written(tmp_path: Path) -> None:
     save = make_run(tmp_path / "run", 5, 20, 6)
     prune(save / "iter_0000006", keep=1)
     assert sorted(path.name for path in save.glob("iter_*")) == ["iter_0000006", "iter_0000020"]
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's rights, whom permissions do not stop."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_save_folder_without_permission() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o555)
+        with as_nobody():
+            for save in (folder, folder / "new"):
+                with pytest.raises(Refused) as refusal:
+                    make_save_folder(save)
+                assert str(refusal.value) == (
+                    f"--save {save}: cannot be written to (Permission denied); choose another folder"
+                )
+        assert not list(folder.iterdir())

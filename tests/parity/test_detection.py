@@ -1,0 +1,91 @@
+"""The checks of this folder do find the mistakes that sharded LoRA trainers are known for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.differences import FACTOR, GRAD_NORM, GRADIENT
+from tests.support.layouts import Layout
+from tests.support.parity import Case, ParityBench
+from tests.support.reference import Recipe
+from tests.support.training import Breakage
+
+CASE = Case(recipe=Recipe(steps=3, warmup_iters=0))
+SP = Layout(tp=2, sequence_parallel=True)
+
+
+def forget_to_sum_partial_gradients(session: Any) -> None:
+    """Each TP rank keeps the gradient of its own part of the sequence for the factors that it replicates."""
+    session.runner.finalizer.partial = []
+
+
+def sum_whole_gradients_over_tp(session: Any) -> None:
+    """Gradients that are complete on every TP rank are summed as if they were partial."""
+    session.runner.finalizer.partial = [p.param for p in session.trained if p.axis is None]
+
+
+def forget_to_sum_over_data_parallel_ranks(session: Any) -> None:
+    """Every rank trains on its own rows."""
+    session.model.finish_grad_sync = lambda: None
+
+
+def cut_the_graph_below_the_layers(session: Any) -> None:
+    """What full recomputation over a frozen embedding does when nobody asks for the input's gradient."""
+
+    def detach(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
+
+    session.gpt.decoder.register_forward_pre_hook(detach, with_kwargs=True)
+
+
+def divide_the_rank_by_tp(session: Any) -> None:
+    """The scaling α / (r / t) in place of α / r."""
+    for module in session.gpt.modules():
+        if hasattr(module, "scaling"):
+            module.scaling *= 2
+
+
+def count_every_copy_in_the_norm(session: Any) -> None:
+    """A replicated factor enters the global norm once for every TP rank."""
+    for owned in session.optimizer.slices:
+        object.__setattr__(owned.parameter, "counted", True)
+
+
+@pytest.mark.parametrize(
+    ("breakage", "layout"),
+    [
+        (forget_to_sum_partial_gradients, SP),
+        (sum_whole_gradients_over_tp, Layout(tp=2)),
+        (forget_to_sum_over_data_parallel_ranks, Layout(dp=2)),
+    ],
+)
+def test_broken_sums_of_gradients_are_found(breakage: Breakage, layout: Layout, bench: ParityBench) -> None:
+    outcome = bench.train(CASE, layout, breakage=breakage)
+    if breakage is sum_whole_gradients_over_tp:
+        assert bench.compare(CASE, outcome).gradient > 1e4 * GRADIENT
+    else:
+        with pytest.raises(AssertionError, match="holds other bits|ranks differ"):
+            bench.compare(CASE, outcome)
+
+
+def test_a_cut_graph_is_found(bench: ParityBench) -> None:
+    layout = Layout(recompute="uniform")
+    outcome = bench.train(CASE, layout, breakage=cut_the_graph_below_the_layers)
+    differences = bench.compare(CASE, outcome)
+    assert differences.gradient > 1e4 * GRADIENT
+    assert differences.factor > 10 * FACTOR
+
+
+def test_a_wrong_scaling_is_found(bench: ParityBench) -> None:
+    outcome = bench.train(CASE, Layout(tp=2), breakage=divide_the_rank_by_tp)
+    with pytest.raises(AssertionError, match="above tolerance: logits, loss, grad_norm, gradient"):
+        bench.compare(CASE, outcome).check()
+
+
+def test_replicas_counted_twice_in_the_norm_are_found(bench: ParityBench) -> None:
+    outcome = bench.train(CASE, SP, breakage=count_every_copy_in_the_norm)
+    differences = bench.compare(CASE, outcome)
+    assert differences.gradient <= GRADIENT, "the gradients themselves are right"
+    assert differences.grad_norm > 1e3 * GRAD_NORM
