@@ -93,6 +93,7 @@ flag   --eval-interval                         EVAL_INTERVAL                 100
 flag   --eval-iters                            EVAL_ITERS                    0
 flag   --load                                  CKPT_LOAD_DIR                 "your model ckpt path"
 flag   --save                                  CKPT_SAVE_DIR                 "your model save ckpt path"
+switch --log-throughput                        LOG_THROUGHPUT                1
 flag   --distributed-backend                   DISTRIBUTED_BACKEND           nccl
 flag   --distributed-timeout-minutes           DISTRIBUTED_TIMEOUT_MINUTES   ""
 
