@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_lora.checkpoint.atomic import atomic_directory, check_target
+from mindspeed_lora.atomic import atomic_directory, check_target
 from mindspeed_lora.checkpoint.export_adapter import check_lora_flags, export_adapter
 from mindspeed_lora.checkpoint.hf import shape_of
 from mindspeed_lora.checkpoint.hf_writer import write_hf

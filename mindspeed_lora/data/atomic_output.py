@@ -6,11 +6,11 @@ interrupted run leaves the earlier set as it was.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from mindspeed_lora.atomic import sync_directory
 from mindspeed_lora.errors import Refused
 
 
@@ -55,14 +55,4 @@ def publish(pairs: Iterable[tuple[Path, Path]]) -> None:
     for temporary, target in pairs:
         os.replace(temporary, target)
     for folder in {target.parent for _, target in pairs}:
-        sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the folder's entries, on file systems that can do so."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(folder)

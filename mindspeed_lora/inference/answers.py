@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from mindspeed_lora.checkpoint.atomic import atomic_file
+from mindspeed_lora.atomic import atomic_file
 from mindspeed_lora.inference.generator import Answer
 from mindspeed_lora.inference.plan import Prompt
 from mindspeed_lora.inference.session import InferenceSession

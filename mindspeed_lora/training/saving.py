@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mindspeed_lora.adapters.inject import AdapterSpec
+from mindspeed_lora.atomic import StagedDirectory, atomic_link, atomic_text
 from mindspeed_lora.checkpoint.adapter import write_adapter
-from mindspeed_lora.checkpoint.atomic import StagedDirectory, atomic_link, atomic_text
 from mindspeed_lora.checkpoint.iteration import LATEST_FILE, iteration_folder
 from mindspeed_lora.config.checkpoint import CheckpointConfig
 from mindspeed_lora.config.shape import ModelShape

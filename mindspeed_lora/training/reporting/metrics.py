@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mindspeed_lora.checkpoint.atomic import atomic_file
+from mindspeed_lora.atomic import atomic_file
 from mindspeed_lora.errors import Refused
 
 METRICS_FILE = "metrics.jsonl"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mindspeed_lora.checkpoint.atomic import atomic_file
+from mindspeed_lora.atomic import atomic_file
 from mindspeed_lora.training.reporting.metrics import read_metrics
 
 PLOT_FILE = "loss.png"

@@ -72,7 +72,7 @@ def test_an_untouched_file_is_not_replaced(tmp_path: Path) -> None:
 def test_a_kill_while_cutting_leaves_the_old_lines(tmp_path: Path) -> None:
     write(tmp_path, 0, *({"iteration": i} for i in range(1, 10)))
     code = (
-        "import os, signal, sys; from pathlib import Path; from mindspeed_lora.checkpoint import atomic\n"
+        "import os, signal, sys; from pathlib import Path; from mindspeed_lora import atomic\n"
         "atomic.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from mindspeed_lora.training.reporting.metrics import MetricsFile\n"
         "MetricsFile(Path(sys.argv[1]), 4)\n"

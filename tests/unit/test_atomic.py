@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_lora.checkpoint import atomic
-from mindspeed_lora.checkpoint.atomic import (
+from mindspeed_lora import atomic
+from mindspeed_lora.atomic import (
     StagedDirectory,
     atomic_directory,
     atomic_file,
@@ -152,7 +152,7 @@ KILLED_WRITER = textwrap.dedent(
     """
     import os, shutil, signal, sys
     from pathlib import Path
-    from mindspeed_lora.checkpoint import atomic
+    from mindspeed_lora import atomic
 
     target, step, can_exchange = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1"
     count = 0
