@@ -167,11 +167,12 @@ class TestEvaluation:
         assert lengths[0] == lengths[1], "else a rank would wait for its peer"
 
 
-class TestTokenizer:
-    @pytest.fixture(scope="class")
-    def tokenizer(self) -> Any:
-        return make_tokenizer("gpt2")
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return make_tokenizer("gpt2")
 
+
+class TestTokenizer:
     def prepare(self, data: Path, tokenizer: Any, **changes: Any) -> None:
         info = PreparedInfo(
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
