@@ -12,6 +12,7 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.layer_spec import block_spec
 from mindspeed_lora.models.rope import rotary_angles, rotary_frequencies
 from mindspeed_lora.models.vocab_loss import vocab_parallel_loss
@@ -65,6 +66,7 @@ class GPTModel(MegatronGPTModel):
         labels: Tensor | None = None,
         positions: Tensor | None = None,
         last_only: bool = False,
+        context: ForwardContext | None = None,
     ) -> Tensor:
         """One micro-batch through this stage.
 
@@ -73,6 +75,7 @@ class GPTModel(MegatronGPTModel):
             labels: ``[b, s]`` int64, the target of each position or −100; None asks for logits.
             positions: ``[s]`` or ``[b, s]`` int64; None means 0 … s − 1.
             last_only: logits of the last position only, ``[1, b, v]``.
+            context: what else the layers must know of the micro-batch; None: rows are not packed.
 
         Returns:
             On the last stage the summed cross entropy (float32 scalar), or the logits ``[s, b, v]`` over the
@@ -92,6 +95,7 @@ class GPTModel(MegatronGPTModel):
             hidden_states=hidden,
             attention_mask=None,
             rotary_pos_emb=rotary_angles(self.rotary_frequencies, positions),
+            packed_seq_params=context,
         )
         if not self.post_process:
             return hidden

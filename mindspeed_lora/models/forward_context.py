@@ -1,0 +1,25 @@
+"""What the layers must know of the micro-batch that they compute, beside its hidden states.
+
+It travels as an argument, in the place of megatron-core's ``packed_seq_params``, and is never kept on a module:
+recomputation and interleaved stages run a layer for one micro-batch while others are under way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """One micro-batch ``[b, s]``."""
+
+    sub_rows: tuple[tuple[int, ...], ...] | None = None
+    """For each of the b rows the lengths of its sub-rows, in order, summing to s: attention does not cross
+    them. None: every row is one."""
+    token_keys: torch.Tensor | None = None
+    """``[s, b]`` int64, what names a token in any layout (sample of the run and position in it): the counter of
+    the adapters' dropout. None: nothing is dropped."""
+    qkv_format: str = "sbhd"
+    """megatron-core asks this: rows are a dimension of their own, packed or not."""
