@@ -42,14 +42,32 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows ``[start, stop)`` of this rank's shard of the base matrix that a part adds to."""
+    """Rows of this rank's shard of the base matrix that a part adds to: a block that may repeat.
+
+    Rows ``[start + i · stride, stop + i · stride)`` for i < ``repeats``, in this order. Megatron interleaves q, k
+    and v by query group, so that each of them is a block that repeats once per group of this rank; gate and up are
+    one block each.
+    """
 
     start: int
     stop: int
+    repeats: int = 1
+    stride: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of rows in all."""
+        return self.repeats * (self.stop - self.start)
+
+    def of(self, output: Tensor) -> Tensor:
+        """The view ``[…, repeats, stop − start]`` of these rows in ``output […, out]``."""
+        width, stride = self.stop - self.start, max(self.stride, self.stop - self.start)
+        reach = (self.repeats - 1) * stride + width
+        return output.narrow(-1, self.start, reach).unfold(-1, width, stride)
 
 
 class LoraPart(torch.nn.Module):
-    """One pair of factors: ``lora_a [r, in]`` and ``lora_b [rows, r]``, local shards, and their scaling."""
+    """One pair of factors: ``lora_a [r, in]`` and ``lora_b [rows.count, r]``, local shards, and their scaling."""
 
     def __init__(
         self,
@@ -64,15 +82,14 @@ class LoraPart(torch.nn.Module):
         self.rows = rows
         self.scaling = scaling
         self.lora_a = torch.nn.Parameter(torch.empty(rank, in_features, dtype=dtype, device=device))
-        self.lora_b = torch.nn.Parameter(
-            torch.zeros(rows.stop - rows.start, rank, dtype=dtype, device=device)
-        )
+        self.lora_b = torch.nn.Parameter(torch.zeros(rows.count, rank, dtype=dtype, device=device))
 
     def extra_repr(self) -> str:
         """Rank, rows and scaling, for the printed module tree."""
-        return (
-            f"rank={self.lora_a.size(0)}, rows={self.rows.start}:{self.rows.stop}, scaling={self.scaling:g}"
-        )
+        rows = f"{self.rows.start}:{self.rows.stop}"
+        if self.rows.repeats > 1:
+            rows += f" ×{self.rows.repeats} every {self.rows.stride}"
+        return f"rank={self.lora_a.size(0)}, rows={rows}, scaling={self.scaling:g}"
 
 
 class ParallelLoraLinear(torch.nn.Module):
@@ -126,7 +143,7 @@ def _assemble(parts: Sequence[tuple[RowBlock, Tensor]], like: Tensor) -> Tensor:
     """The parts' outputs ``[…, rows]`` at their rows of ``[…, out]``; zero where no part stands."""
     total = torch.zeros_like(like)
     for rows, output in parts:
-        total[..., rows.start : rows.stop] += output
+        rows.of(total).add_(output.unflatten(-1, (rows.repeats, -1)))
     return total
 
 

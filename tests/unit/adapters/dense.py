@@ -25,12 +25,19 @@ class Problem:
     """``y = x Wᵀ + Σ_p s_p (x A_pᵀ) B_pᵀ`` with random values; ``x [s, b, in]``."""
 
     parts: tuple[tuple[int, int, int, float], ...]
-    """First row, end, rank and scaling of each part, for a shard of all rows."""
+    """First row, end, rank and scaling of each part, for a shard of all rows; of repeating blocks the first one."""
+    repeats: int = 1
+    """How often each block repeats, evenly over all rows."""
     in_features: int = 8
     out_features: int = 12
     s: int = 6
     b: int = 2
     bias: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Rows from one repetition of a block to the next."""
+        return self.out_features // self.repeats
 
     def values(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
         """x, W, the gradient of the output, and every A and B, in float64."""
@@ -42,7 +49,7 @@ class Problem:
         x, weight = draw(self.s, self.b, self.in_features), draw(self.out_features, self.in_features)
         grad = draw(self.s, self.b, self.out_features)
         a = [draw(rank, self.in_features) for _, _, rank, _ in self.parts]
-        b = [draw(stop - start, rank) for start, stop, rank, _ in self.parts]
+        b = [draw(self.repeats * (stop - start), rank) for start, stop, rank, _ in self.parts]
         return x, weight, grad, a, b
 
 
@@ -51,6 +58,7 @@ PROBLEMS = {
     "two parts": Problem(parts=((0, 6, 3, 2.0), (6, 12, 2, 0.5))),
     "rows without a part": Problem(parts=((0, 4, 1, 3.0), (8, 12, 2, 0.25))),
     "overlapping parts": Problem(parts=((0, 8, 2, 1.0), (4, 12, 2, 0.5))),
+    "repeating parts": Problem(parts=((0, 3, 2, 1.0), (4, 5, 3, 0.5)), repeats=4, out_features=24),
 }
 
 
@@ -68,15 +76,18 @@ def dense(problem: Problem, blocks: int = 1) -> Result:
     """By autograd on whole matrices.
 
     With ``blocks`` the rows of a part are those of each of so many equal blocks of W: what the shards of a column
-    linear make of it.
+    linear make of it. Parts that repeat are cut between two repetitions and stay where they are.
     """
     x, weight, grad, a, b = problem.values()
     inputs = [tensor.requires_grad_() for tensor in (x, *a, *b)]
     output = x @ weight.t()
     for (start, stop, _, scaling), lora_a, lora_b in zip(problem.parts, a, b, strict=True):
         added = scaling * (x @ lora_a.t()) @ lora_b.t()
-        height = problem.out_features // blocks
-        rows = [torch.arange(start // blocks, stop // blocks) + block * height for block in range(blocks)]
+        if problem.repeats > 1:
+            rows = [torch.arange(start, stop) + i * problem.stride for i in range(problem.repeats)]
+        else:
+            height = problem.out_features // blocks
+            rows = [torch.arange(start // blocks, stop // blocks) + block * height for block in range(blocks)]
         output = output.index_add(-1, torch.cat(rows), added)
     grads = list(torch.autograd.grad((output * grad).sum(), inputs))
     return Result(output.detach(), grads[0], grads[1 : 1 + len(a)], grads[1 + len(a) :])
@@ -117,7 +128,10 @@ def linear(
     base.weight.copy_(weight.chunk(tp, dim=0 if column else 1)[rank])
     parts = []
     for (start, stop, r, scaling), lora_a, lora_b in zip(problem.parts, a, b, strict=True):
-        rows = RowBlock(start // tp, stop // tp) if column else RowBlock(start, stop)
+        if problem.repeats > 1:
+            rows = RowBlock(start, stop, problem.repeats // (tp if column else 1), problem.stride)
+        else:
+            rows = RowBlock(start // tp, stop // tp) if column else RowBlock(start, stop)
         lora_a = lora_a if column else lora_a.chunk(tp, dim=1)[rank]
         part = LoraPart(r, lora_a.size(1), rows, scaling, dtype, torch.device("cpu"))
         with torch.no_grad():

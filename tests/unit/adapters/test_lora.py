@@ -99,3 +99,11 @@ def test_a_new_part_adds_nothing(groups: ParallelGroups) -> None:
     assert part.lora_a.dtype is part.lora_b.dtype is torch.bfloat16
     assert not part.lora_b.any()
     assert "rank=3, rows=2:7, scaling=1.5" in repr(part)
+
+
+def test_a_part_of_repeating_rows() -> None:
+    rows = RowBlock(2, 5, repeats=3, stride=7)
+    part = LoraPart(4, 8, rows, 1.5, torch.float32, torch.device("cpu"))
+    assert part.lora_b.shape == (9, 4)
+    assert "rows=2:5 ×3 every 7" in repr(part)
+    assert rows.of(torch.arange(21)).tolist() == [[2, 3, 4], [9, 10, 11], [16, 17, 18]]
