@@ -20,6 +20,17 @@ class Sample:
     labels: np.ndarray[Any, Any]
     """int64, unshifted, -100 where there is no loss: ``[n]``, or ``[n + 1]`` where the token that follows the
     last one is known and is its target."""
+    sub_rows: tuple[int, ...] | None = None
+    """Lengths of the parts that attention does not cross, summing to n; None: it is one."""
+    position_ids: np.ndarray[Any, Any] | None = None
+    """int64 ``[n]``; None: they start anew in each sub-row."""
+
+    def positions(self) -> np.ndarray[Any, Any]:
+        """Position ids, int64 ``[n]``."""
+        if self.position_ids is not None:
+            return self.position_ids
+        parts = self.sub_rows or (len(self.input_ids),)
+        return np.concatenate([np.arange(length, dtype=np.int64) for length in parts])
 
 
 def carries_loss(labels: np.ndarray[Any, Any]) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +11,10 @@ from mindspeed_lora.config.data import DataConfig
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.resolve_training import has_validation
 from mindspeed_lora.config.training import TrainingConfig
-from mindspeed_lora.data.batches import Batch, BatchShape, EvalBatches, Padding, StepBatches
+from mindspeed_lora.data.batch import Padding
+from mindspeed_lora.data.batches import EvalBatches, StepBatches
 from mindspeed_lora.data.chat_template import chat_template
+from mindspeed_lora.data.dealing import BatchShape, Dealing, OneSampleARow
 from mindspeed_lora.data.documents import split_documents
 from mindspeed_lora.data.gpt_dataset import GptDataset
 from mindspeed_lora.data.indexed_dataset import IndexedDataset
@@ -26,20 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RowsDataset = SftDataset | GptDataset
-
-
-@dataclass(frozen=True)
-class EvaluationPasses:
-    """The evaluation rows as global batches; can be gone through again and again."""
-
-    batches: EvalBatches
-    micro_batches: int
-    """Of one rank in a global batch."""
-
-    def __iter__(self) -> Iterator[list[Batch]]:
-        remaining = iter(self.batches)
-        while chunk := list(itertools.islice(remaining, self.micro_batches)):
-            yield chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +48,15 @@ class TrainingRows:
     def train_batches(self, dp_rank: int, dp_size: int, pad_to: int | None) -> StepBatches:
         """The micro-batches of each step for one data-parallel rank."""
         order = SampleOrder(len(self.train), self.training.seed, shuffle=not self.data.no_shuffle)
-        return StepBatches(self.train, order, self._batch_shape(dp_rank, dp_size), self._padding(pad_to))
+        return StepBatches(self.train, order, self._dealing(dp_rank, dp_size, pad_to))
 
-    def eval_batches(self, dp_rank: int, dp_size: int, pad_to: int | None) -> EvaluationPasses | None:
+    def eval_batches(self, dp_rank: int, dp_size: int, pad_to: int | None) -> EvalBatches | None:
         """The evaluation rows for one data-parallel rank: ``--eval-iters`` global batches, or all (−1)."""
         if self.valid is None:
             return None
         iters, batch = self.training.eval_iters, self.training.global_batch_size
-        batches = EvalBatches(
-            self.valid,
-            self._padding(pad_to),
-            self.training.micro_batch_size,
-            dp_rank,
-            dp_size,
-            num_samples=None if iters < 0 else iters * batch,
-        )
-        return EvaluationPasses(batches, self._batch_shape(dp_rank, dp_size).num_micro_batches)
+        num_samples = None if iters < 0 else iters * batch
+        return EvalBatches(self.valid, self._dealing(dp_rank, dp_size, pad_to), num_samples)
 
     def tokenizer_writer(
         self, tokenizer: PreTrainedTokenizerBase | None, keep_chat_template: bool
@@ -96,21 +76,20 @@ class TrainingRows:
 
         return write
 
-    def _batch_shape(self, dp_rank: int, dp_size: int) -> BatchShape:
-        return BatchShape(
+    def _dealing(self, dp_rank: int, dp_size: int, pad_to: int | None) -> Dealing:
+        shape = BatchShape(
             micro_batch_size=self.training.micro_batch_size,
             global_batch_size=self.training.global_batch_size,
             dp_rank=dp_rank,
             dp_size=dp_size,
         )
-
-    def _padding(self, pad_to: int | None) -> Padding:
-        return Padding(
+        padding = Padding(
             pad_token_id=self.pad_token_id,
             seq_length=self.seq_length if pad_to is None else None,
             multiple_of=pad_to or 1,
             vocab_size=self.vocab_size,
         )
+        return OneSampleARow(shape, padding)
 
 
 def open_rows(

@@ -13,7 +13,7 @@ from mindspeed_lora import __version__
 from mindspeed_lora.checkpoint.canonical import padded_vocab_size
 from mindspeed_lora.checkpoint.load_model import build_model
 from mindspeed_lora.checkpoint.local_parameters import trainable
-from mindspeed_lora.data.batches import Batch
+from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.device import compute_dtype
 from mindspeed_lora.models.transformer_config import transformer_config
 from mindspeed_lora.parallel.collectives import all_gather_objects, all_reduce_sum, together

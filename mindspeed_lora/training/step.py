@@ -11,8 +11,9 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from mindspeed_lora.data.batches import Batch
+from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.device import current_device
+from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.parallel.collectives import all_reduce_sum, broadcast
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.gradients import GradientFinalizer
@@ -94,7 +95,12 @@ class StepRunner:
         batch = next(batches)
         device = current_device()
         labels = batch.labels.to(device, non_blocking=True) if self.groups.is_last_stage else None
-        output = model(batch.tokens.to(device, non_blocking=True), labels=labels)
+        output = model(
+            batch.tokens.to(device, non_blocking=True),
+            labels=labels,
+            positions=batch.position_ids.to(device, non_blocking=True),
+            context=ForwardContext(sub_rows=batch.sub_rows),
+        )
         divisor = max(batch.num_loss_tokens, 1) if mean_per_batch else 1
         return output, partial(_loss_terms, divisor=divisor)
 

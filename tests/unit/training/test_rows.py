@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mindspeed_lora.config.commands import parse
-from mindspeed_lora.data.batches import Batch
+from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, to_json
 from mindspeed_lora.data.tokenizer import tokenizer_fingerprint
 from mindspeed_lora.errors import Failed, Refused
@@ -115,7 +115,7 @@ class TestEvaluation:
         evaluation = found.eval_batches(dp_rank, dp, 2)
         assert evaluation is not None
         return [
-            [number for batch in batches for number in batch.sample_ids.tolist() if number >= 0]
+            [int(row[0]) for batch in batches for row in batch.sample_ids if int(row[0]) >= 0]
             for batches in evaluation
         ]
 
