@@ -1,4 +1,4 @@
-"""Core attention on torch's fused kernels: flash on CUDA, fused on CPU, grouped queries without copies.
+"""Core attention on fused kernels: varlen on CUDA, tile by tile on the CPU, grouped queries without copies.
 
 megatron-core's own ``DotProductAttention`` materialises the ``[b, n, s, s]`` scores and needs a mask tensor.
 """
@@ -12,6 +12,16 @@ import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer import TransformerConfig
+
+from mindspeed_lora.device.attention import rows_at_once
+from mindspeed_lora.models.attention_tiles import attention_tiles
+from mindspeed_lora.models.forward_context import ForwardContext
+from mindspeed_lora.models.tiled_attention import (
+    dropped_attention,
+    heads_first,
+    positions_first,
+    tiled_attention,
+)
 
 Tensor = torch.Tensor
 
@@ -32,7 +42,8 @@ class CoreAttention(torch.nn.Module):
     """Causal softmax attention of queries over keys and values, ``softmax(q kᵀ / √d) v``.
 
     Rows are padded on the right only, so that the causal mask also keeps padding away from real tokens.
-    With ``sliding_window`` w, position i sees positions i − w + 1 … i.
+    Attention does not cross the sub-rows of a packed row. With ``sliding_window`` w, position i sees positions
+    i − w + 1 … i.
     """
 
     def __init__(
@@ -49,7 +60,7 @@ class CoreAttention(torch.nn.Module):
         self.layer_number = layer_number
         self.dropout = config.attention_dropout
         self.sequence_parallel = config.sequence_parallel
-        self.scale = softmax_scale
+        self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
         self.sliding_window = sliding_window
         self.cache: KeyValueCache | None = None
 
@@ -59,28 +70,45 @@ class CoreAttention(torch.nn.Module):
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None = None,
+        packed_seq_params: ForwardContext | None = None,
         **_unused: Any,
     ) -> Tensor:
-        """Attention of ``query [s, b, n, d]`` over ``key, value [t, b, g, d]``, n a multiple of g.
+        """Attention of ``query [s, b, n, d]`` over ``key, value [s, b, g, d]``, n a multiple of g.
 
         Returns:
             ``[s, b, n · d]`` in the dtype of the query.
         """
         if self.cache is not None:
-            key, value, attention_mask = self.cache.extend(key, value)
-        mask = self._window_mask(query, key, attention_mask)
-        with self._dropout_stream():
-            context = F.scaled_dot_product_attention(
-                query.permute(1, 2, 0, 3),
-                key.permute(1, 2, 0, 3),
-                value.permute(1, 2, 0, 3),
-                attn_mask=mask,
-                dropout_p=self.dropout if self.training else 0.0,
-                is_causal=mask is None and query.size(0) > 1,
-                scale=self.scale,
-                enable_gqa=query.size(2) != key.size(2),
-            )
-        return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+            return self._attend_to_cache(query, key, value, self.cache)
+        s, b = query.shape[:2]
+        sub_rows = None if packed_seq_params is None else packed_seq_params.sub_rows
+        window = self.sliding_window if self.sliding_window is not None and self.sliding_window < s else None
+        chunks = ((0, s),)
+        if self.dropout > 0.0 and self.training:
+            tiles = attention_tiles(b, sub_rows, chunks, chunks, window)
+            with self._dropout_stream():
+                return dropped_attention(query, key, value, tiles, self.scale, self.dropout)
+        out = rows_at_once(query, key, value, sub_rows, window, self.scale)
+        if out is not None:
+            return out.flatten(2)
+        return tiled_attention(
+            query, key, value, attention_tiles(b, sub_rows, chunks, chunks, window), self.scale
+        )
+
+    def _attend_to_cache(self, query: Tensor, key: Tensor, value: Tensor, cache: KeyValueCache) -> Tensor:
+        key, value, mask = cache.extend(key, value)
+        mask = self._window_mask(query, key, mask)
+        q, k, v = map(heads_first, (query, key, value))
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and query.size(0) > 1,
+            scale=self.scale,
+            enable_gqa=query.size(2) != key.size(2),
+        )
+        return positions_first(out).flatten(2)
 
     def _dropout_stream(self) -> AbstractContextManager[None]:
         # Each TP rank has other heads and must drop other elements; under SP the whole block runs in that stream.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.models.attention import CoreAttention
+from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 Tensor = torch.Tensor
@@ -97,6 +99,53 @@ def test_one_token_attends_to_itself() -> None:
     torch.testing.assert_close(
         attention()(q, k, v), v.repeat_interleave(2, dim=2).reshape(1, 2, 32), rtol=1e-12, atol=0
     )
+
+
+SUB_ROWS = ((3, 4, 2), (9,))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4], ids=["one KV head", "grouped", "as many KV heads"])
+@pytest.mark.parametrize("window", [None, 1, 2, 4, 20])
+def test_packed_rows_are_the_rows_alone(groups: int, window: int | None) -> None:
+    """Values and gradients; a key or query of another sub-row changes neither."""
+    inputs = random_qkv(s=9, g=groups)
+    weights = torch.randn(9, 2, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.zeros_like(weights)
+    for row, lengths in enumerate(SUB_ROWS):
+        stops = list(itertools.accumulate(lengths, initial=0))
+        for start, stop in itertools.pairwise(stops):
+            alone = [tensor[start:stop, row : row + 1] for tensor in inputs]
+            expected[start:stop, row] = naive(*alone, window=window)[:, 0]
+    wanted = torch.autograd.grad((expected * weights).sum(), inputs)
+    found = attention(window)(*inputs, packed_seq_params=ForwardContext(sub_rows=SUB_ROWS))
+    gradients = torch.autograd.grad((found * weights).sum(), inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, want, rtol=1e-10, atol=1e-12)
+
+
+def test_packed_rows_of_several_rows_are_the_same_bits() -> None:
+    """The kernel is called for each sub-row as it would be for the row alone."""
+    lengths = (70, 33, 50)
+    inputs = [tensor.detach().float() for tensor in random_qkv(s=sum(lengths), b=1, g=2)]
+    packed = attention()(*inputs, packed_seq_params=ForwardContext(sub_rows=(lengths,)))
+    alone = [attention()(*parts) for parts in zip(*(t.split(lengths) for t in inputs), strict=True)]
+    assert torch.equal(packed, torch.cat(alone))
+
+
+def test_dropout_of_packed_rows_stays_inside(groups: ParallelGroups) -> None:
+    """With values of 1, a row of weights that is dropped nowhere sums to 1; kept ones are scaled by 2."""
+    q, k, _ = random_qkv(s=9)
+    value = torch.zeros(9, 2, 4, 8, dtype=torch.float64)
+    value[3:7, 0] = 1.0
+    value.requires_grad_()
+    module = attention(dropout=0.5)
+    torch.manual_seed(0)
+    found = module(q, k, value, packed_seq_params=ForwardContext(sub_rows=SUB_ROWS)).view(9, 2, 4, 8)
+    assert not found[:3].any() and not found[7:].any() and not found[:, 1].any()
+    assert 0.2 < float(found[3:7, 0].detach().mean()) < 1.8 and len(found[3:7, 0].unique()) > 5
+    (grad,) = torch.autograd.grad(found.sum(), value)
+    assert grad.any()
 
 
 @dataclass
