@@ -14,7 +14,7 @@ from megatron.core.transformer import TransformerConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.layer_spec import block_spec
-from mindspeed_lora.models.rope import rotary_angles, rotary_frequencies
+from mindspeed_lora.models.rope import rotary_frequencies, rotary_tables
 from mindspeed_lora.models.vocab_loss import vocab_parallel_loss
 from mindspeed_lora.parallel.groups import ParallelGroups
 
@@ -94,7 +94,7 @@ class GPTModel(MegatronGPTModel):
         hidden = self.decoder(
             hidden_states=hidden,
             attention_mask=None,
-            rotary_pos_emb=rotary_angles(self.rotary_frequencies, positions),
+            rotary_pos_emb=rotary_tables(self.rotary_frequencies, positions, self.config.params_dtype),
             packed_seq_params=context,
         )
         if not self.post_process:

@@ -1,36 +1,26 @@
-"""The layer specification: megatron-core's transformer layer with our attention and norms."""
+"""The layer specification: which modules a layer of a model shape is built of."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.attention import CoreAttention
+from mindspeed_lora.models.layer import MLP, SelfAttention, TransformerLayer
+from mindspeed_lora.models.linear import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    UnbiasedColumnParallelLinear,
+    UnbiasedRowParallelLinear,
+)
 from mindspeed_lora.models.norm import HeadRMSNorm, RMSNorm
-
-
-class UnbiasedColumnParallelLinear(ColumnParallelLinear):
-    """A column-parallel linear without bias, whatever ``config.add_bias_linear`` says for the others."""
-
-    def __init__(self, *args: Any, bias: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, bias=False, **kwargs)
-
-
-class UnbiasedRowParallelLinear(RowParallelLinear):
-    """A row-parallel linear without bias, whatever ``config.add_bias_linear`` says for the others."""
-
-    def __init__(self, *args: Any, bias: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, bias=False, **kwargs)
 
 
 def block_spec(shape: ModelShape, num_layers: int) -> TransformerBlockSubmodules:
@@ -66,9 +56,7 @@ def _layer_spec(shape: ModelShape) -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=attention,
-            self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=mlp,
-            mlp_bda=get_bias_dropout_add,
         ),
     )

@@ -1,9 +1,16 @@
-"""RMSNorm that megatron-core accepts under sequence parallelism."""
+"""RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) that megatron-core accepts under sequence parallelism."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
+
+from mindspeed_lora.device import has_accelerator
+
+Tensor = torch.Tensor
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -16,6 +23,35 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x / √(mean(x²) + ε) · w`` over the last dimension of ``[…, h]``."""
+        if has_accelerator() or x.dtype is not torch.float32 or self.weight.requires_grad:
+            # CUDA has a fused kernel; on the CPU torch takes a dozen passes where the Function takes five.
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        output: Tensor = _FrozenRMSNorm.apply(x, self.weight, self.eps)
+        return output
+
+
+class _FrozenRMSNorm(torch.autograd.Function):
+    """``y = r · x · w`` with ``r = 1/√(mean(x²) + ε)``; ``dx = r · gw − x · r³ · mean(gw · x)``, ``gw = g · w``.
+
+    Saves x and r ``[…, 1]``; the weight is frozen.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        r = square.div_(x.size(-1)).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, r = ctx.saved_tensors
+        grad = grad_outputs[0] * weight
+        mean = torch.linalg.vecdot(grad, x).unsqueeze(-1).div_(-x.size(-1))
+        return grad.mul_(r).addcmul_(x, mean.mul_(r.pow(3))), None, None
 
 
 class HeadRMSNorm(RMSNorm):

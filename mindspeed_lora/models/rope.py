@@ -37,18 +37,17 @@ def _llama3_frequencies(frequencies: torch.Tensor, scaling: RopeScaling) -> torc
     return torch.where(wavelength < original / high, frequencies, scaled)
 
 
-def rotary_angles(frequencies: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Angles for megatron-core's rotary embedding.
+def rotary_tables(frequencies: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Cosine and sine of every position's angles, computed in float32.
 
     Args:
         frequencies: ``[d / 2]`` float32.
         positions: ``[s]``, or ``[b, s]`` where the rows of a batch stand at different positions.
+        dtype: of the result.
 
     Returns:
-        ``[s, 1, 1, d]`` or ``[s, b, 1, d]`` float32, the two halves equal.
+        ``[2, s, 1, 1, d/2]`` or ``[2, s, b, 1, d/2]``.
     """
     angles = positions.to(frequencies.device).unsqueeze(-1).float() * frequencies
-    angles = torch.cat((angles, angles), dim=-1)
-    if positions.dim() == 1:
-        return angles[:, None, None, :]
-    return angles.transpose(0, 1).unsqueeze(2)
+    angles = angles.unsqueeze(1) if positions.dim() == 1 else angles.transpose(0, 1)
+    return torch.stack((angles.cos(), angles.sin())).to(dtype).unsqueeze(3)
