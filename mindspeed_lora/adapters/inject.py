@@ -8,13 +8,8 @@ from dataclasses import dataclass
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
-from mindspeed_lora.adapters.lora import (
-    ColumnParallelLora,
-    LoraPart,
-    ParallelLoraLinear,
-    RowBlock,
-    RowParallelLora,
-)
+from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart, ParallelLoraLinear, RowParallelLora
+from mindspeed_lora.adapters.products import RowBlock
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.gpt import GPTModel
 
@@ -75,7 +70,7 @@ def _with_adapter(base: torch.nn.Module, spec: AdapterSpec, model: GPTModel) -> 
     sequence_parallel = model.config.sequence_parallel
     group = model.groups.tp_group
     if isinstance(base, ColumnParallelLinear):
-        part.lora_a.partial_over_tp = sequence_parallel  # type: ignore[attr-defined]
+        part.lora_a.partial_over_tp = True  # type: ignore[attr-defined]
         return ColumnParallelLora(base, [part], spec.dropout, sequence_parallel, group)
-    part.lora_b.partial_over_tp = sequence_parallel  # type: ignore[attr-defined]
+    part.lora_b.partial_over_tp = True  # type: ignore[attr-defined]
     return RowParallelLora(base, [part], spec.dropout, sequence_parallel, group)

@@ -1,69 +1,35 @@
-"""LoRA over megatron-core's column- and row-parallel linears, one collective per sub-layer.
+"""LoRA over megatron-core's column- and row-parallel linears.
 
 ``y = x Wᵀ + Σ_p s_p · (x A_pᵀ) B_pᵀ`` (LoRA, Hu et al. 2021, arXiv 2106.09685, equation 3), where the parts p
-of an adapter each cover a block of W's rows; a fused matrix with one shared A is the case of one part.
+of an adapter each cover a block of W's rows; a fused matrix with one shared A is the case of one part. The products
+and their collectives are in :mod:`mindspeed_lora.adapters.products`.
 
-Shapes, with t the TP size and T = s · b tokens:
+Shapes, with t the TP size:
 
-=======  =========================  =======================  ==========================================
-linear   A                          B                        collectives of the adapter
-=======  =========================  =======================  ==========================================
-column   ``[r, in]`` replicated     ``[out/t, r]`` sharded   no SP: all-reduce of ``g B`` in backward;
-                                                             SP: all-gather of ``x Aᵀ``, reduce-scatter
-                                                             of ``g B`` in backward
-row      ``[r, in/t]`` sharded      ``[out, r]`` replicated  no SP: all-reduce of ``x Aᵀ``;
-                                                             SP: reduce-scatter of ``x Aᵀ``, all-gather
-                                                             in backward
-=======  =========================  =======================  ==========================================
+=======  =========================  ======================
+linear   A                          B
+=======  =========================  ======================
+column   ``[r, in]`` replicated     ``[out/t, r]`` sharded
+row      ``[r, in/t]`` sharded      ``[out, r]`` replicated
+=======  =========================  ======================
 
-Under SP a replicated factor sees only this rank's part of the sequence: its gradient is a partial sum over TP
-(``partial_over_tp``) and is summed once per optimizer step.
+A replicated factor sees only this rank's rows of W, columns of W or part of the sequence: its gradient is a partial
+sum over TP (``partial_over_tp``) and is summed once per optimizer step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from megatron.core.tensor_parallel import get_cuda_rng_tracker
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-    reduce_scatter_to_sequence_parallel_region,
-)
+
+from mindspeed_lora.adapters.dropout import keep_mask, kept_share
+from mindspeed_lora.adapters.products import ColumnProducts, Layout, RowBlock, RowProducts
+from mindspeed_lora.models.forward_context import ForwardContext
 
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Rows of this rank's shard of the base matrix that a part adds to: a block that may repeat.
-
-    Rows ``[start + i · stride, stop + i · stride)`` for i < ``repeats``, in this order. Megatron interleaves q, k
-    and v by query group, so that each of them is a block that repeats once per group of this rank; gate and up are
-    one block each.
-    """
-
-    start: int
-    stop: int
-    repeats: int = 1
-    stride: int = 0
-
-    @property
-    def count(self) -> int:
-        """Number of rows in all."""
-        return self.repeats * (self.stop - self.start)
-
-    def of(self, output: Tensor) -> Tensor:
-        """The view ``[…, repeats, stop − start]`` of these rows in ``output […, out]``."""
-        width, stride = self.stop - self.start, max(self.stride, self.stop - self.start)
-        reach = (self.repeats - 1) * stride + width
-        return output.narrow(-1, self.start, reach).unfold(-1, width, stride)
 
 
 class LoraPart(torch.nn.Module):
@@ -81,6 +47,8 @@ class LoraPart(torch.nn.Module):
         super().__init__()
         self.rows = rows
         self.scaling = scaling
+        self.stream = 0
+        """Sets the dropout mask of this A apart from all others; from its canonical name."""
         self.lora_a = torch.nn.Parameter(torch.empty(rank, in_features, dtype=dtype, device=device))
         self.lora_b = torch.nn.Parameter(torch.zeros(rows.count, rank, dtype=dtype, device=device))
 
@@ -94,6 +62,9 @@ class LoraPart(torch.nn.Module):
 
 class ParallelLoraLinear(torch.nn.Module):
     """A frozen parallel linear and its adapter; called like the linear that it replaces."""
+
+    products: type[torch.autograd.Function]
+    """The forward and backward pass of this kind of linear."""
 
     def __init__(
         self,
@@ -109,76 +80,60 @@ class ParallelLoraLinear(torch.nn.Module):
         self.dropout = dropout
         self.sequence_parallel = sequence_parallel
         self.tp_group = tp_group
+        self._layout = Layout(
+            tp_group,
+            dist.get_world_size(tp_group),
+            dist.get_rank(tp_group),
+            sequence_parallel,
+            tuple(part.rows for part in parts),
+            tuple(part.scaling for part in parts),
+            kept_share(dropout),
+        )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:
         """The output of the linear with its adapter, and the bias that the base leaves to the caller.
 
         Args:
             x: ``[s, b, in]``, ``[s/t, b, in]`` (column, SP) or ``[s, b, in/t]`` (row).
+            context: of the micro-batch; without it, or without its token keys, nothing is dropped.
         """
-        output, bias = self.base_layer(x)
-        dropped = self._drop(x)
-        parts = [(part.rows, self._part_output(dropped, part)) for part in self._parts()]
-        if len(parts) == 1 and parts[0][1].size(-1) == output.size(-1):
-            return output + parts[0][1], bias
-        return output + _assemble(parts, output), bias
+        base: Any = self.base_layer
+        masks = self._masks(x, context)
+        factors = [factor for part in self.parts for factor in (part.lora_a, part.lora_b)]
+        output = self.products.apply(x, base.weight, self._layout, masks, *factors)
+        if base.bias is None or base.skip_bias_add:
+            return output, base.bias
+        return output + base.bias, None
+
+    def _masks(self, x: Tensor, context: ForwardContext | None) -> list[Tensor] | None:
+        """Per part which elements of the input stay, bool ``[T, in]``; None where nothing is dropped."""
+        if self.dropout == 0.0 or not self.training or context is None or context.token_keys is None:
+            return None
+        keys, features = context.token_keys.reshape(-1), self._features(x.size(-1))
+        return [keep_mask(keys, part.stream, features, self.dropout) for part in self._parts()]
 
     def _parts(self) -> list[LoraPart]:
         return [part for part in self.parts if isinstance(part, LoraPart)]
 
-    def _drop(self, x: Tensor) -> Tensor:
-        if self.dropout == 0.0 or not self.training:
-            return x
-        with self._dropout_stream():
-            return F.dropout(x, self.dropout)
-
-    def _part_output(self, x: Tensor, part: LoraPart) -> Tensor:
+    def _features(self, width: int) -> tuple[int, int]:
+        """First and end of the ``width`` input features of this rank in the whole matrix."""
         raise AssertionError("a parallel linear is column- or row-parallel")
-
-    def _dropout_stream(self) -> AbstractContextManager[None]:
-        raise AssertionError("a parallel linear is column- or row-parallel")
-
-
-def _assemble(parts: Sequence[tuple[RowBlock, Tensor]], like: Tensor) -> Tensor:
-    """The parts' outputs ``[…, rows]`` at their rows of ``[…, out]``; zero where no part stands."""
-    total = torch.zeros_like(like)
-    for rows, output in parts:
-        rows.of(total).add_(output.unflatten(-1, (rows.repeats, -1)))
-    return total
 
 
 class ColumnParallelLora(ParallelLoraLinear):
     """Adapter of ``linear_qkv`` and ``linear_fc1``: A replicated, B's rows sharded like W's."""
 
-    def _part_output(self, x: Tensor, part: LoraPart) -> Tensor:
-        """``[s/t or s, b, in]`` → ``[s, b, rows]``."""
-        inner = F.linear(x, part.lora_a)
-        if self.sequence_parallel:
-            inner = gather_from_sequence_parallel_region(inner, group=self.tp_group)
-        else:
-            inner = copy_to_tensor_model_parallel_region(inner, group=self.tp_group)
-        return F.linear(inner * part.scaling, part.lora_b)
+    products = ColumnProducts
 
-    def _dropout_stream(self) -> AbstractContextManager[None]:
-        # Without SP every TP rank holds the same x and must drop the same elements; with SP the whole block
-        # already runs in the stream that differs between TP ranks.
-        return nullcontext()
+    def _features(self, width: int) -> tuple[int, int]:
+        return 0, width
 
 
 class RowParallelLora(ParallelLoraLinear):
     """Adapter of ``linear_proj`` and ``linear_fc2``: A's columns sharded like W's, B replicated."""
 
-    def _part_output(self, x: Tensor, part: LoraPart) -> Tensor:
-        """``[s, b, in/t]`` → ``[s or s/t, b, rows]``."""
-        inner = F.linear(x, part.lora_a)
-        if self.sequence_parallel:
-            inner = reduce_scatter_to_sequence_parallel_region(inner, group=self.tp_group)
-        else:
-            inner = reduce_from_tensor_model_parallel_region(inner, group=self.tp_group)
-        return F.linear(inner * part.scaling, part.lora_b)
+    products = RowProducts
 
-    def _dropout_stream(self) -> AbstractContextManager[None]:
-        stream: AbstractContextManager[None] = (
-            nullcontext() if self.sequence_parallel else get_cuda_rng_tracker().fork()
-        )
-        return stream
+    def _features(self, width: int) -> tuple[int, int]:
+        rank = self._layout.tp_rank
+        return rank * width, (rank + 1) * width

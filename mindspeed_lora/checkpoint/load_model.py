@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from megatron.core.transformer import TransformerConfig
 
+from mindspeed_lora.adapters.dropout import stream_of
 from mindspeed_lora.adapters.initial import initial_lora_a
 from mindspeed_lora.adapters.inject import AdapterSpec, inject_adapters
 from mindspeed_lora.checkpoint.canonical import padded_vocab_size
@@ -52,6 +53,7 @@ def build_model(
     for parameter in local_parameters(model):
         if parameter.is_adapter:
             assert adapter is not None
+            _set_stream(model, parameter)
             value = _read_factor(parameter, adapter)
         else:
             value = source.read(parameter.name, parameter.axis, parameter.ranges or None)
@@ -73,6 +75,13 @@ def _read_factor(parameter: LocalParameter, adapter: AdapterPlan) -> torch.Tenso
     return torch.cat(
         [whole.narrow(parameter.axis, a, b - a) for a, b in parameter.ranges], dim=parameter.axis
     )
+
+
+def _set_stream(model: GPTModel, parameter: LocalParameter) -> None:
+    """Sets a factor A's dropout apart by its canonical name, which is the same in every layout."""
+    if parameter.name.endswith("lora_a"):
+        part = model.get_submodule(parameter.local_name.rpartition(".")[0])
+        part.stream = stream_of(parameter.name)  # type: ignore[assignment]
 
 
 def _set_parameter(model: GPTModel, parameter: LocalParameter, value: torch.Tensor) -> None:

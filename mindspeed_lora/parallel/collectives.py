@@ -1,6 +1,7 @@
-"""Collectives outside of autograd: sums of scalars and gradients, objects, barriers.
+"""Collectives on tensors and objects; autograd knows nothing of them.
 
-The collectives inside of a layer, with their autograd duals, are megatron-core's ``tensor_parallel.mappings``.
+The adapters' autograd Functions call them themselves. Collectives that stand in a graph, with their duals, are
+megatron-core's ``tensor_parallel.mappings``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,33 @@ def all_reduce_max(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> tor
     if group is not None and dist.get_world_size(group) > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
     return tensor
+
+
+def start_all_reduce(tensor: torch.Tensor, group: dist.ProcessGroup) -> dist.Work | None:
+    """Begins to sum the tensor (any shape, in place) over the group; None where there is nothing to wait for."""
+    if dist.get_world_size(group) == 1:
+        return None
+    return dist.all_reduce(tensor, group=group, async_op=True)
+
+
+def gather_first_dim(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """``[n, …]`` of every rank joined to ``[t · n, …]``; the dual of :func:`reduce_scatter_first_dim`."""
+    size = dist.get_world_size(group)
+    if size == 1:
+        return tensor
+    whole = tensor.new_empty(size * tensor.size(0), *tensor.shape[1:])
+    dist.all_gather_into_tensor(whole, tensor.contiguous(), group=group)
+    return whole
+
+
+def reduce_scatter_first_dim(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """This rank's ``[n, …]`` of the sum of every rank's ``[t · n, …]``; the dual of :func:`gather_first_dim`."""
+    size = dist.get_world_size(group)
+    if size == 1:
+        return tensor
+    part = tensor.new_empty(tensor.size(0) // size, *tensor.shape[1:])
+    dist.reduce_scatter_tensor(part, tensor.contiguous(), group=group)
+    return part
 
 
 def broadcast(tensor: torch.Tensor, group: dist.ProcessGroup, source: int) -> torch.Tensor:

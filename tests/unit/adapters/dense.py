@@ -8,13 +8,15 @@ import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
 
+from mindspeed_lora.adapters.dropout import token_keys
 from mindspeed_lora.adapters.lora import (
     ColumnParallelLora,
     LoraPart,
     ParallelLoraLinear,
-    RowBlock,
     RowParallelLora,
 )
+from mindspeed_lora.adapters.products import RowBlock
+from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 Tensor = torch.Tensor
@@ -99,6 +101,7 @@ def linear(
     groups: ParallelGroups,
     sequence_parallel: bool = False,
     dtype: torch.dtype = torch.float64,
+    dropout: float = 0.0,
 ) -> tuple[ParallelLoraLinear, Tensor]:
     """This rank's layer and its share of x. Parts of a column linear are blocks of every rank's rows."""
     x, weight, _, a, b = (_to(value, dtype) for value in problem.values())
@@ -139,7 +142,7 @@ def linear(
             part.lora_b.copy_(lora_b.chunk(tp, dim=0)[rank] if column else lora_b)
         parts.append(part)
     wrapper = ColumnParallelLora if column else RowParallelLora
-    layer = wrapper(base, parts, 0.0, sequence_parallel, groups.tp_group)
+    layer = wrapper(base, parts, dropout, sequence_parallel, groups.tp_group)
     if column:
         share = x.chunk(tp, dim=0)[rank] if sequence_parallel else x
     else:
@@ -147,9 +150,21 @@ def linear(
     return layer, share.contiguous()
 
 
-def sharded(problem: Problem, kind: str, groups: ParallelGroups, sequence_parallel: bool = False) -> Result:
+def keys(problem: Problem) -> ForwardContext:
+    """Each token of a problem by its place."""
+    places = torch.arange(problem.s * problem.b).view(problem.s, problem.b)
+    return ForwardContext(token_keys=token_keys(1234, 1, places, places))
+
+
+def sharded(
+    problem: Problem,
+    kind: str,
+    groups: ParallelGroups,
+    sequence_parallel: bool = False,
+    dropout: float = 0.0,
+) -> Result:
     """Output and gradients of this rank."""
-    layer, x = linear(problem, kind, groups, sequence_parallel)
+    layer, x = linear(problem, kind, groups, sequence_parallel, dropout=dropout)
     tp, rank = groups.tp_size, groups.tp_rank
     grad = problem.values()[2]
     if kind == "column":
@@ -157,7 +172,7 @@ def sharded(problem: Problem, kind: str, groups: ParallelGroups, sequence_parall
     elif sequence_parallel:
         grad = grad.chunk(tp, dim=0)[rank]
     x.requires_grad_()
-    output = layer(x)[0]
+    output = layer(x, keys(problem))[0]
     (output * grad).sum().backward()
     parts = [part for part in layer.parts if isinstance(part, LoraPart)]
     return Result(

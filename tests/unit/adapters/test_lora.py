@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
-from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart, RowBlock
+from mindspeed_lora.adapters.dropout import token_keys
+from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart
+from mindspeed_lora.adapters.products import RowBlock
+from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.parallel.groups import ParallelGroups
 from tests.unit.adapters.dense import PROBLEMS, Problem, dense, linear, sharded
 
@@ -47,50 +52,60 @@ def test_half_precision_stays_what_it_is(groups: ParallelGroups, kind: str) -> N
     assert (output.double() - expected).norm() < 0.02 * expected.norm()
 
 
-def dropping_layer(groups: ParallelGroups, dropout: float) -> torch.nn.Module:
-    """``y = dropout(x)``: a zero base, and an adapter whose factors are the identity."""
-    problem = Problem(parts=((0, 12, 12, 1.0),), in_features=12)
-    layer, _ = linear(problem, "column", groups)
+def dropping_layer(
+    groups: ParallelGroups, dropout: float, parts: Sequence[tuple[int, int]] = ((0, 12),)
+) -> ColumnParallelLora:
+    """``y = dropout(x)``: a zero base, and parts whose factors are the identity, each with a mask of its own."""
+    problem = Problem(parts=tuple((start, stop, 12, 1.0) for start, stop in parts), in_features=12)
+    layer, _ = linear(problem, "column", groups, dropout=dropout)
     with torch.no_grad():
         layer.base_layer.weight.zero_()
-        layer.parts[0].lora_a.copy_(torch.eye(12))
-        layer.parts[0].lora_b.copy_(torch.eye(12))
-    return ColumnParallelLora(layer.base_layer, list(layer.parts), dropout, False, groups.tp_group)
+        for number, part in enumerate(layer.parts):
+            part.lora_a.copy_(torch.eye(12))
+            part.lora_b.copy_(torch.eye(12)[: part.rows.count])
+            part.stream = number
+    return layer
+
+
+def context(s: int, b: int, step: int = 1) -> ForwardContext:
+    places = torch.arange(s * b).view(s, b)
+    return ForwardContext(token_keys=token_keys(1, step, places, places))
 
 
 def test_dropout_drops_the_share_and_keeps_the_mean(groups: ParallelGroups) -> None:
     layer = dropping_layer(groups, 0.3).train()
     x = torch.ones(500, 4, 12, dtype=torch.float64)
-    out = layer(x)[0]
-    assert out.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    out = layer(x, context(500, 4))[0]
+    assert out.unique().tolist() == [0.0, pytest.approx(1 / 0.7, rel=1e-4)]
     assert (out == 0).double().mean().item() == pytest.approx(0.3, abs=0.01)
     assert out.mean().item() == pytest.approx(1.0, abs=0.015)
-    assert not torch.equal(layer(x)[0], out), "another mask each time"
+    assert torch.equal(layer(x, context(500, 4))[0], out), "the same token, the same mask"
+    assert not torch.equal(layer(x, context(500, 4, step=2))[0], out), "another mask each step"
 
 
-def test_one_mask_for_all_parts_of_an_adapter(groups: ParallelGroups) -> None:
-    base = dropping_layer(groups, 0.5)
-    parts = []
-    for rows in (RowBlock(0, 6), RowBlock(6, 12)):
-        part = LoraPart(12, 12, rows, 1.0, torch.float64, torch.device("cpu"))
-        with torch.no_grad():
-            part.lora_a.copy_(torch.eye(12))
-            part.lora_b.copy_(torch.eye(12)[:6])
-        parts.append(part)
-    layer = ColumnParallelLora(base.base_layer, parts, 0.5, False, groups.tp_group).train()
-    out = layer(torch.ones(50, 2, 12, dtype=torch.float64))[0]
-    assert torch.equal(out[..., :6], out[..., 6:])
+def test_the_gradient_goes_where_the_mask_keeps(groups: ParallelGroups) -> None:
+    layer = dropping_layer(groups, 0.5).train()
+    x = torch.randn(9, 2, 12, dtype=torch.float64, requires_grad=True)
+    out = layer(x, context(9, 2))[0]
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad != 0, out != 0)
+    torch.testing.assert_close(x.grad * x.detach(), out.detach())
+
+
+def test_each_factor_has_a_mask_of_its_own(groups: ParallelGroups) -> None:
+    layer = dropping_layer(groups, 0.5, parts=((0, 6), (6, 12))).train()
+    out = layer(torch.ones(50, 2, 12, dtype=torch.float64), context(50, 2))[0]
+    assert not torch.equal(out[..., :6], out[..., 6:])
 
 
 @pytest.mark.parametrize(("dropout", "training"), [(0.0, True), (0.5, False)])
-def test_nothing_is_drawn_where_nothing_is_dropped(
+def test_nothing_is_dropped_without_dropout_or_in_evaluation(
     groups: ParallelGroups, dropout: float, training: bool
 ) -> None:
     layer = dropping_layer(groups, dropout).train(training)
     x = torch.randn(5, 2, 12, dtype=torch.float64)
-    before = torch.get_rng_state()
-    torch.testing.assert_close(layer(x)[0], x)
-    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(layer(x, context(5, 2))[0], x)
 
 
 def test_a_new_part_adds_nothing(groups: ParallelGroups) -> None:

@@ -76,7 +76,9 @@ def test_an_error_while_reading_comes_through() -> None:
 
 ROOT = Path(__file__).parents[3]
 SLEEPERS = """
-import os, sys, time
+import os, signal, sys, time
+# A shell without job control starts background jobs with interrupts ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from mindspeed_lora.data.worker_pool import ordered_map
 
 def sleep(seconds):

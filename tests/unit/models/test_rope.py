@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from mindspeed_lora.config.shape import ModelShape, RopeScaling
-from mindspeed_lora.models.rope import rotary_angles, rotary_frequencies
+from mindspeed_lora.models.rope import rotary_frequencies, rotary_tables
 
 LLAMA_3_1 = {
     "factor": 8.0,
@@ -77,29 +76,30 @@ def test_llama3_scaling(kv_channels: int, scaling: dict[str, Any]) -> None:
     assert found[-1] == plain[-1] / scaling["factor"], "the slowest are stretched"
 
 
-def test_angles_are_those_of_transformers() -> None:
+def test_tables_are_those_of_transformers() -> None:
     embedding = LlamaRotaryEmbedding(config(16, 1e4))
     positions = torch.tensor([0, 1, 7, 63, 500])
     cos, sin = embedding(torch.zeros(1), positions.unsqueeze(0))
-    angles = rotary_angles(rotary_frequencies(shape(16, 1e4)), positions)
-    assert angles.shape == (5, 1, 1, 16)
-    assert angles.dtype is torch.float32
-    assert torch.equal(angles[:, 0, 0].cos(), cos[0])
-    assert torch.equal(angles[:, 0, 0].sin(), sin[0])
+    tables = rotary_tables(rotary_frequencies(shape(16, 1e4)), positions, torch.float32)
+    assert tables.shape == (2, 5, 1, 1, 8)
+    assert tables.dtype is torch.float32
+    assert torch.equal(tables[0, :, 0, 0], cos[0, :, :8])
+    assert torch.equal(tables[1, :, 0, 0], sin[0, :, :8])
 
 
 def test_rows_at_different_positions() -> None:
     frequencies = rotary_frequencies(shape(8, 1e4))
     rows = torch.tensor([[0, 1, 2], [5, 6, 7]])
-    angles = rotary_angles(frequencies, rows)
-    assert angles.shape == (3, 2, 1, 8)
+    tables = rotary_tables(frequencies, rows, torch.float32)
+    assert tables.shape == (2, 3, 2, 1, 4)
     for row in range(2):
-        assert torch.equal(angles[:, row : row + 1], rotary_angles(frequencies, rows[row]))
+        assert torch.equal(tables[:, :, row : row + 1], rotary_tables(frequencies, rows[row], torch.float32))
 
 
 def test_far_positions_keep_their_precision() -> None:
-    """Computed in bfloat16, position 4095 would be 4096."""
-    angles = rotary_angles(rotary_frequencies(shape(8, 1e4)), torch.tensor([4095]))
-    assert angles[0, 0, 0, 0].item() == 4095.0
-    assert angles[0, 0, 0, 3].item() == pytest.approx(4095.0 * 1e4 ** (-6 / 8), rel=1e-6)
-    assert math.isclose(angles[0, 0, 0, 7].item(), angles[0, 0, 0, 3].item()), "both halves alike"
+    """Angles computed in bfloat16 would make position 4095 the position 4096."""
+    frequencies = rotary_frequencies(shape(8, 1e4))
+    exact = rotary_tables(frequencies.double(), torch.tensor([4095]), torch.float64)
+    rounded = rotary_tables(frequencies, torch.tensor([4095]), torch.bfloat16)
+    assert rounded.dtype is torch.bfloat16
+    torch.testing.assert_close(rounded.double(), exact, rtol=0.005, atol=0.001)
