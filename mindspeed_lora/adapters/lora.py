@@ -19,14 +19,14 @@ sum over TP (``partial_over_tp``) and is summed once per optimizer step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from mindspeed_lora.adapters.dropout import keep_mask, kept_share
-from mindspeed_lora.adapters.products import ColumnProducts, Layout, RowBlock, RowProducts
+from mindspeed_lora.adapters.products import Layout, RowBlock, column_products, row_products
 from mindspeed_lora.models.forward_context import ForwardContext
 
 Tensor = torch.Tensor
@@ -63,9 +63,6 @@ class LoraPart(torch.nn.Module):
 class ParallelLoraLinear(torch.nn.Module):
     """A frozen parallel linear and its adapter; called like the linear that it replaces."""
 
-    products: type[torch.autograd.Function]
-    """The forward and backward pass of this kind of linear."""
-
     def __init__(
         self,
         base_layer: torch.nn.Module,
@@ -80,15 +77,7 @@ class ParallelLoraLinear(torch.nn.Module):
         self.dropout = dropout
         self.sequence_parallel = sequence_parallel
         self.tp_group = tp_group
-        self._layout = Layout(
-            tp_group,
-            dist.get_world_size(tp_group),
-            dist.get_rank(tp_group),
-            sequence_parallel,
-            tuple(part.rows for part in parts),
-            tuple(part.scaling for part in parts),
-            kept_share(dropout),
-        )
+        self.tp_rank, self.tp_size = dist.get_rank(tp_group), dist.get_world_size(tp_group)
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:
         """The output of the linear with its adapter, and the bias that the base leaves to the caller.
@@ -99,11 +88,23 @@ class ParallelLoraLinear(torch.nn.Module):
         """
         base: Any = self.base_layer
         masks = self._masks(x, context)
-        factors = [factor for part in self.parts for factor in (part.lora_a, part.lora_b)]
-        output = self.products.apply(x, base.weight, self._layout, masks, *factors)
+        factors = [factor for part in self._parts() for factor in (part.lora_a, part.lora_b)]
+        output = self._products(x, base.weight, self._layout(), masks, factors)
         if base.bias is None or base.skip_bias_add:
             return output, base.bias
         return output + base.bias, None
+
+    def _layout(self) -> Layout:
+        parts = self._parts()
+        return Layout(
+            tp_group=self.tp_group,
+            tp_size=self.tp_size,
+            tp_rank=self.tp_rank,
+            sequence_parallel=self.sequence_parallel,
+            rows=tuple(part.rows for part in parts),
+            scalings=tuple(part.scaling for part in parts),
+            kept_share=kept_share(self.dropout),
+        )
 
     def _masks(self, x: Tensor, context: ForwardContext | None) -> list[Tensor] | None:
         """Per part which elements of the input stay, bool ``[T, in]``; None where nothing is dropped."""
@@ -115,6 +116,8 @@ class ParallelLoraLinear(torch.nn.Module):
     def _parts(self) -> list[LoraPart]:
         return [part for part in self.parts if isinstance(part, LoraPart)]
 
+    _products: Callable[[Tensor, Tensor, Layout, list[Tensor] | None, Sequence[Tensor]], Tensor]
+
     def _features(self, width: int) -> tuple[int, int]:
         """First and end of the ``width`` input features of this rank in the whole matrix."""
         raise AssertionError("a parallel linear is column- or row-parallel")
@@ -123,7 +126,7 @@ class ParallelLoraLinear(torch.nn.Module):
 class ColumnParallelLora(ParallelLoraLinear):
     """Adapter of ``linear_qkv`` and ``linear_fc1``: A replicated, B's rows sharded like W's."""
 
-    products = ColumnProducts
+    _products = staticmethod(column_products)
 
     def _features(self, width: int) -> tuple[int, int]:
         return 0, width
@@ -132,8 +135,7 @@ class ColumnParallelLora(ParallelLoraLinear):
 class RowParallelLora(ParallelLoraLinear):
     """Adapter of ``linear_proj`` and ``linear_fc2``: A's columns sharded like W's, B replicated."""
 
-    products = RowProducts
+    _products = staticmethod(row_products)
 
     def _features(self, width: int) -> tuple[int, int]:
-        rank = self._layout.tp_rank
-        return rank * width, (rank + 1) * width
+        return self.tp_rank * width, (self.tp_rank + 1) * width

@@ -69,7 +69,34 @@ class Layout:
     """Probability with which dropout keeps an element of the adapter's input; what it keeps is divided by it."""
 
 
-class ColumnProducts(torch.autograd.Function):
+def column_products(
+    x: Tensor, weight: Tensor, layout: Layout, masks: list[Tensor] | None, factors: Sequence[Tensor]
+) -> Tensor:
+    """``x Wᵀ + Σ s · (x Aᵀ) Bᵀ`` of a column-parallel linear, ``[s, b, out/t]``.
+
+    Args:
+        x: ``[s, b, in]``, under SP ``[s/t, b, in]``.
+        weight: W ``[out/t, in]``, frozen.
+        layout: groups, and rows and scaling of each part.
+        masks: per part, which elements of the whole sequence's input dropout keeps, bool ``[T, in]``.
+        factors: A₁ B₁ A₂ B₂ …
+    """
+    output: Tensor = _ColumnProducts.apply(x, weight, layout, masks, *factors)
+    return output
+
+
+def row_products(
+    x: Tensor, weight: Tensor, layout: Layout, masks: list[Tensor] | None, factors: Sequence[Tensor]
+) -> Tensor:
+    """The same of a row-parallel linear, ``[s, b, out]``, under SP ``[s/t, b, out]``.
+
+    x is ``[s, b, in/t]``, W ``[out, in/t]``.
+    """
+    output: Tensor = _RowProducts.apply(x, weight, layout, masks, *factors)
+    return output
+
+
+class _ColumnProducts(torch.autograd.Function):
     """``linear_qkv`` and ``linear_fc1``: W ``[out/t, in]``, A ``[r, in]`` whole, B ``[rows/t, r]``.
 
     forward   y = x Wᵀ + s · v Bᵀ on the whole sequence (SP: all-gather of x first)
@@ -112,15 +139,13 @@ class ColumnProducts(torch.autograd.Function):
             if not layout.sequence_parallel:
                 handle = start_all_reduce(grad_x, layout.tp_group)
             grad_x = grad_x.view(x.shape)
-        factor_grads = _factor_gradients(
-            grad, x.reshape(-1, x.size(-1)), outer, inner, layout, ctx.masks
-        )
+        factor_grads = _factor_gradients(grad, x.reshape(-1, x.size(-1)), outer, inner, layout, ctx.masks)
         if handle is not None:
             handle.wait()
         return grad_x, None, None, None, *factor_grads
 
 
-class RowProducts(torch.autograd.Function):
+class _RowProducts(torch.autograd.Function):
     """``linear_proj`` and ``linear_fc2``: W ``[out, in/t]``, A ``[r, in/t]``, B ``[rows, r]`` whole.
 
     forward   all-reduce (SP: reduce-scatter) of x Wᵀ + s · v Bᵀ, v being this rank's partial sum
@@ -159,9 +184,7 @@ class RowProducts(torch.autograd.Function):
             grad_x = grad @ weight
             _add_input_gradient(grad_x, outer, layout, ctx.masks, factors)
             grad_x = grad_x.view(x.shape)
-        factor_grads = _factor_gradients(
-            grad, x.reshape(-1, x.size(-1)), outer, inner, layout, ctx.masks
-        )
+        factor_grads = _factor_gradients(grad, x.reshape(-1, x.size(-1)), outer, inner, layout, ctx.masks)
         return grad_x, None, None, None, *factor_grads
 
 

@@ -81,7 +81,7 @@ def _set_stream(model: GPTModel, parameter: LocalParameter) -> None:
     """Sets a factor A's dropout apart by its canonical name, which is the same in every layout."""
     if parameter.name.endswith("lora_a"):
         part = model.get_submodule(parameter.local_name.rpartition(".")[0])
-        part.stream = stream_of(parameter.name)  # type: ignore[assignment]
+        part.stream = stream_of(parameter.name)
 
 
 def _set_parameter(model: GPTModel, parameter: LocalParameter, value: torch.Tensor) -> None:

@@ -11,11 +11,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention as MegatronSelfAttention
 from megatron.core.transformer.mlp import MLP as MegatronMLP
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer as MegatronTransformerLayer
 
 from mindspeed_lora.models.forward_context import ForwardContext
+from mindspeed_lora.models.linear import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    UnbiasedColumnParallelLinear,
+    UnbiasedRowParallelLinear,
+)
 from mindspeed_lora.models.rotation import rotate, split_and_rotate
 from mindspeed_lora.models.swiglu import swiglu
 
@@ -25,7 +33,7 @@ Tensor = torch.Tensor
 class TransformerLayer(MegatronTransformerLayer):
     """Norm, attention, norm, MLP, with residuals and hidden dropout."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         rotary_pos_emb: Tensor | None = None,
@@ -59,7 +67,7 @@ class TransformerLayer(MegatronTransformerLayer):
 class SelfAttention(MegatronSelfAttention):
     """Fused projection, rotation, core attention, projection."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -71,7 +79,9 @@ class SelfAttention(MegatronSelfAttention):
         assert rotary_pos_emb is not None, "positions are rotary"
         qkv, _ = self.linear_qkv(hidden_states, packed_seq_params)
         query, key, value = self._split(qkv, *rotary_pos_emb.unbind(0))
-        attend = self._recomputed_attention if self.checkpoint_core_attention and self.training else self._attend
+        attend = (
+            self._recomputed_attention if self.checkpoint_core_attention and self.training else self._attend
+        )
         output: tuple[Tensor, Tensor | None] = self.linear_proj(
             attend(query, key, value, packed_seq_params), packed_seq_params
         )
@@ -101,9 +111,17 @@ class SelfAttention(MegatronSelfAttention):
 
 
 class MLP(MegatronMLP):
-    """``linear_fc1``, SwiGLU, ``linear_fc2``."""
+    """``linear_fc1``, SwiGLU, ``linear_fc2``, none with a bias.
 
-    def forward(  # type: ignore[override]
+    The linears are named here and not in a specification: megatron-core warns of one for a class not its own.
+    """
+
+    linears = MLPSubmodules(linear_fc1=UnbiasedColumnParallelLinear, linear_fc2=UnbiasedRowParallelLinear)
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config, submodules=self.linears, ffn_hidden_size=config.ffn_hidden_size)
+
+    def forward(
         self, hidden_states: Tensor, packed_seq_params: ForwardContext | None = None, **_unused: Any
     ) -> tuple[Tensor, Tensor | None]:
         """``[s, b, h]`` (under SP ``[s/t, b, h]``) to the same shape, and the bias that is left to the caller."""
@@ -112,3 +130,9 @@ class MLP(MegatronMLP):
             gate_up = gate_up + bias
         output: tuple[Tensor, Tensor | None] = self.linear_fc2(swiglu(gate_up), packed_seq_params)
         return output
+
+
+class BiasedMLP(MLP):
+    """With biases (Llama's ``mlp_bias``)."""
+
+    linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)

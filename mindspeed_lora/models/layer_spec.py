@@ -6,14 +6,13 @@ from functools import partial
 
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.attention import CoreAttention
-from mindspeed_lora.models.layer import MLP, SelfAttention, TransformerLayer
+from mindspeed_lora.models.layer import MLP, BiasedMLP, SelfAttention, TransformerLayer
 from mindspeed_lora.models.linear import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -47,16 +46,12 @@ def _layer_spec(shape: ModelShape) -> ModuleSpec:
             k_layernorm=head_norm,
         ),
     )
-    mlp = ModuleSpec(
-        module=MLP,
-        submodules=MLPSubmodules(linear_fc1=column[shape.add_mlp_bias], linear_fc2=row[shape.add_mlp_bias]),
-    )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=attention,
             pre_mlp_layernorm=RMSNorm,
-            mlp=mlp,
+            mlp=BiasedMLP if shape.add_mlp_bias else MLP,
         ),
     )

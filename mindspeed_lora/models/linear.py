@@ -16,9 +16,7 @@ Tensor = torch.Tensor
 class ColumnParallelLinear(MegatronColumnParallelLinear):
     """``linear_qkv`` and ``linear_fc1``: rows of the weight are cut over TP."""
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, context: ForwardContext | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:
         """``[s, b, in]``, under SP ``[s/t, b, in]``, to ``[s, b, out/t]``, and the bias that is left to the caller."""
         output: tuple[Tensor, Tensor | None] = super().forward(x)
         return output
@@ -27,9 +25,7 @@ class ColumnParallelLinear(MegatronColumnParallelLinear):
 class RowParallelLinear(MegatronRowParallelLinear):
     """``linear_proj`` and ``linear_fc2``: columns of the weight are cut over TP."""
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, context: ForwardContext | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:
         """``[s, b, in/t]`` to ``[s, b, out]``, under SP ``[s/t, b, out]``, and the bias that is left to the caller."""
         output: tuple[Tensor, Tensor | None] = super().forward(x)
         return output

@@ -21,9 +21,9 @@ def forget_to_sum_partial_gradients(session: Any) -> None:
     session.runner.finalizer.partial = []
 
 
-def sum_whole_gradients_over_tp(session: Any) -> None:
-    """Gradients that are complete on every TP rank are summed as if they were partial."""
-    session.runner.finalizer.partial = [p.param for p in session.trained if p.axis is None]
+def sum_shards_over_tp(session: Any) -> None:
+    """Gradients of factors that are cut over TP are summed as if every rank held the same factor."""
+    session.runner.finalizer.partial += [p.param for p in session.trained if p.axis is not None]
 
 
 def forget_to_sum_over_data_parallel_ranks(session: Any) -> None:
@@ -57,13 +57,13 @@ def count_every_copy_in_the_norm(session: Any) -> None:
     ("breakage", "layout"),
     [
         (forget_to_sum_partial_gradients, SP),
-        (sum_whole_gradients_over_tp, Layout(tp=2)),
+        (sum_shards_over_tp, Layout(tp=2)),
         (forget_to_sum_over_data_parallel_ranks, Layout(dp=2)),
     ],
 )
 def test_broken_sums_of_gradients_are_found(breakage: Breakage, layout: Layout, bench: ParityBench) -> None:
     outcome = bench.train(CASE, layout, breakage=breakage)
-    if breakage is sum_whole_gradients_over_tp:
+    if breakage is sum_shards_over_tp:
         assert bench.compare(CASE, outcome).gradient > 1e4 * GRADIENT
     else:
         with pytest.raises(AssertionError, match="holds other bits|ranks differ"):

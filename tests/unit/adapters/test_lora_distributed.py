@@ -10,7 +10,7 @@ import torch
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from tests.support.pool import WorkerPool
-from tests.unit.adapters.dense import PROBLEMS, Problem, Result, dense, linear, sharded
+from tests.unit.adapters.dense import PROBLEMS, Problem, Result, dense, sharded
 
 
 def _join() -> ParallelGroups:
