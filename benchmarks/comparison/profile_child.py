@@ -48,7 +48,7 @@ class Stepper:
         session = self.session
         with record_function(OPTIMIZER_RANGE):
             session.optimizer.zero_grad()
-        session.runner.train(session.batches.step(number))
+        session.runner.train(session.batches.step(number), number)
         with record_function(OPTIMIZER_RANGE):
             session.optimizer.step(self.plan.learning_rate.at(number - 1))
 

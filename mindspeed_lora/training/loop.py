@@ -79,7 +79,7 @@ class TrainingLoop:
         synchronize()
         started = time.perf_counter()
         session.optimizer.zero_grad()
-        loss = session.runner.train(session.batches.step(step))
+        loss = session.runner.train(session.batches.step(step), step)
         lr = self.plan.learning_rate.at(step - 1)
         scale = session.optimizer.loss_scale.scale
         grad_norm, skipped = 0.0, True

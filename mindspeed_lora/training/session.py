@@ -60,7 +60,10 @@ class TrainingSession:
         if job.training.fp16:
             self.config.grad_scale_func = lambda loss: loss * self.optimizer.loss_scale.scale
         mean_of_micro_batches = job.training.loss_normalization == "micro-batch"
-        self.runner = StepRunner(self.model, finalizer, groups, mean_of_micro_batches)
+        drops = plan.adapter is not None and plan.adapter.spec.dropout > 0
+        self.runner = StepRunner(
+            self.model, finalizer, groups, mean_of_micro_batches, job.training.seed if drops else None
+        )
         self.batches = plan.rows.train_batches(groups.dp_rank, groups.dp_size, plan.pad_to)
         self.evaluation: Iterable[list[Batch]] | None = plan.rows.eval_batches(
             groups.dp_rank, groups.dp_size, plan.pad_to

@@ -11,6 +11,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from mindspeed_lora.adapters.dropout import token_keys
 from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.device import current_device
 from mindspeed_lora.models.forward_context import ForwardContext
@@ -39,15 +40,18 @@ class StepRunner:
         finalizer: GradientFinalizer,
         groups: ParallelGroups,
         mean_of_micro_batches: bool = False,
+        dropout_seed: int | None = None,
     ) -> None:
         self.model = model
         self.finalizer = finalizer
         self.groups = groups
         self.mean_of_micro_batches = mean_of_micro_batches
+        self.dropout_seed = dropout_seed
+        """Of the adapters' dropout masks; None drops nothing."""
         self.schedule = get_forward_backward_func()
 
-    def train(self, batches: Sequence[Batch]) -> StepLoss:
-        """Forward and backward of all micro-batches; leaves the complete gradient in the buffers.
+    def train(self, batches: Sequence[Batch], step: int) -> StepLoss:
+        """Forward and backward of all micro-batches of step ``step``; leaves the complete gradient in the buffers.
 
         A global batch without any loss-carrying token computes nothing: ``loss_tokens`` is 0.
         """
@@ -57,7 +61,7 @@ class StepRunner:
         normaliser = counts.micro_batches if self.mean_of_micro_batches else counts.loss_tokens
         self.finalizer.normaliser = float(normaliser)
         self.model.train()
-        total = self._run(batches, self.mean_of_micro_batches, forward_only=False)
+        total = self._run(batches, self.mean_of_micro_batches, step)
         return StepLoss(total / normaliser, counts.loss_tokens, counts.tokens)
 
     def evaluate(self, batches: Sequence[Batch]) -> StepLoss:
@@ -67,20 +71,20 @@ class StepRunner:
             return StepLoss(0.0, 0, counts.tokens)
         self.model.eval()
         with torch.no_grad():
-            total = self._run(batches, mean_per_batch=False, forward_only=True)
+            total = self._run(batches, mean_per_batch=False)
         return StepLoss(total / counts.loss_tokens, counts.loss_tokens, counts.tokens)
 
-    def _run(self, batches: Sequence[Batch], mean_per_batch: bool, forward_only: bool) -> float:
-        """Summed loss of the global batch, on every rank."""
+    def _run(self, batches: Sequence[Batch], mean_per_batch: bool, step: int | None = None) -> float:
+        """Summed loss of the global batch, on every rank; without a step, no backward pass."""
         widest = max(batch.tokens.size(1) for batch in batches)
         outputs: list[torch.Tensor] = self.schedule(
-            forward_step_func=partial(self._forward_step, mean_per_batch=mean_per_batch),
+            forward_step_func=partial(self._forward_step, mean_per_batch=mean_per_batch, step=step),
             data_iterator=iter(batches),
             model=[self.model],
             num_microbatches=len(batches),
             seq_length=widest,
             micro_batch_size=batches[0].tokens.size(0),
-            forward_only=forward_only,
+            forward_only=step is None,
         )
         total = torch.zeros(1, dtype=torch.float64, device=current_device())
         for loss in outputs:
@@ -90,7 +94,7 @@ class StepRunner:
         return float(total)
 
     def _forward_step(
-        self, batches: Iterator[Batch], model: DistributedDataParallel, mean_per_batch: bool
+        self, batches: Iterator[Batch], model: DistributedDataParallel, mean_per_batch: bool, step: int | None
     ) -> tuple[torch.Tensor, Any]:
         batch = next(batches)
         device = current_device()
@@ -99,10 +103,18 @@ class StepRunner:
             batch.tokens.to(device, non_blocking=True),
             labels=labels,
             positions=batch.position_ids.to(device, non_blocking=True),
-            context=ForwardContext(sub_rows=batch.sub_rows),
+            context=self._context(batch, step),
         )
         divisor = max(batch.num_loss_tokens, 1) if mean_per_batch else 1
         return output, partial(_loss_terms, divisor=divisor)
+
+    def _context(self, batch: Batch, step: int | None) -> ForwardContext:
+        """What the layers must know of a micro-batch; nothing is dropped outside of a training step."""
+        keys = None
+        if step is not None and self.dropout_seed is not None:
+            samples, positions = batch.sample_ids.t(), batch.sample_positions.t()
+            keys = token_keys(self.dropout_seed, step, samples, positions).to(current_device())
+        return ForwardContext(sub_rows=batch.sub_rows, token_keys=keys)
 
     def _count(self, batches: Sequence[Batch]) -> _Counts:
         """Counts over the global batch: every stage sees the same rows, so only DP is summed."""

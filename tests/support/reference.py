@@ -1,7 +1,7 @@
 """The reference of every parity test: transformers (and PEFT) in one process, fp32, row by row.
 
-Nothing of the package is used here. Rows go through the model one at a time, unpadded, so that neither padding
-nor micro-batches enter; the loss of a step is the sum over its rows' tokens by the number of these tokens.
+Nothing of the package is used here but the adapters' dropout masks, which PEFT would draw otherwise. Rows go
+through the model one at a time, unpadded, so that neither padding nor micro-batches enter; the loss of a step is the sum over its rows' tokens by the number of these tokens.
 Gradients come back under canonical names, fused as Megatron-core fuses them.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from mindspeed_lora.adapters.dropout import keep_mask, kept_share, stream_of, token_keys
 from tests.support.rows import IGNORED, Row
 from tests.support.shards import Tensors
 
@@ -31,6 +32,8 @@ FUSED = {
     "mlp.down_proj": "linear_fc2",
 }
 """Linear of a transformers layer → Megatron's linear that holds it."""
+DEFAULT_SEED = 1234
+"""Of ``--seed``."""
 LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 
@@ -48,6 +51,8 @@ class Recipe:
     """Below the norms of most steps, so that clipping is active; 0 for none."""
     adam_eps: float = 1e-6
     """With Megatron's 1e-8 Adam turns the rounding noise of near-zero gradients into whole steps."""
+    dropout: float = 0.0
+    """Of the adapter's input, by our masks."""
     micro_batch_mean: int | None = None
     """Rows of a micro-batch where the loss is the mean of micro-batch means."""
 
@@ -63,6 +68,7 @@ class Recipe:
             "--weight-decay": self.weight_decay,
             "--clip-grad": self.clip_grad,
             "--adam-eps": self.adam_eps,
+            **({"--lora-dropout": self.dropout} if self.dropout else {}),
         }
         return [word for flag, value in pairs.items() for word in (flag, f"{value}")]
 
@@ -155,12 +161,14 @@ class Reference:
         """Trains on the rows in their order, around and around."""
         record = ReferenceRecord(start_logits=[self.logits(row) for row in probe])
         self.model.train()
+        if recipe.dropout:
+            self.drop(recipe.dropout, DEFAULT_SEED)
         parameters: list[Any] = [parameter for _, parameter in self._trained()]
         adamw = self._optimizer(recipe)
         size = recipe.global_batch_size
         for step in range(recipe.steps):
-            batch = [rows[(step * size + i) % len(rows)] for i in range(size)]
-            record.losses.append(self._backward(batch, recipe))
+            batch = [(step * size + i, rows[(step * size + i) % len(rows)]) for i in range(size)]
+            record.losses.append(self._backward(batch, recipe, step + 1))
             norm = float(torch.stack([p.grad.double().norm() for p in parameters]).norm())
             record.grad_norms.append(norm)
             if step == 0:
@@ -179,19 +187,34 @@ class Reference:
         record.end_logits = [self.logits(row) for row in probe]
         return record
 
-    def _backward(self, batch: Sequence[Row], recipe: Recipe) -> float:
-        """Loss of a global batch; leaves its gradient."""
+    def _backward(self, batch: Sequence[tuple[int, Row]], recipe: Recipe, step: int) -> float:
+        """Loss of a global batch of numbered rows; leaves its gradient."""
         size = recipe.micro_batch_mean or len(batch)
         groups = [batch[first : first + size] for first in range(0, len(batch), size)]
-        groups = [group for group in groups if any(row.num_loss_tokens for row in group)]
+        groups = [group for group in groups if any(row.num_loss_tokens for _, row in group)]
         total = 0.0
         for group in groups:
-            weight = 1.0 / (len(groups) * sum(row.num_loss_tokens for row in group))
-            for row in group:
+            weight = 1.0 / (len(groups) * sum(row.num_loss_tokens for _, row in group))
+            for number, row in group:
+                self._set_masks(step, number, row)
                 loss = self._row_loss(row) * weight
                 loss.backward()
                 total += loss.item()
         return total
+
+    def drop(self, p: float, seed: int) -> None:
+        """Dropout in the place of PEFT's own: our masks, which depend on step, row, position and factor alone."""
+        for name, module in self.base.named_modules():
+            if hasattr(module, "lora_dropout"):
+                _, _, number, linear = name.split(".", 3)
+                place = "self_attention" if "attn" in linear else "mlp"
+                factor = f"decoder.layers.{number}.{place}.{FUSED[linear]}.lora_a"
+                module.lora_dropout["default"] = MaskedDropout(p, seed, factor)
+
+    def _set_masks(self, step: int, number: int, row: Row) -> None:
+        for module in self.base.modules():
+            if isinstance(module, MaskedDropout):
+                module.token = step, number, len(row.input_ids)
 
     def _row_loss(self, row: Row) -> torch.Tensor:
         """Summed cross entropy of a row's loss-carrying tokens."""
@@ -255,6 +278,26 @@ class Reference:
         groups = self.config.num_key_value_heads
         grouped = [tensor.reshape(groups, -1, *tensor.shape[1:]) for tensor in tensors]
         return torch.cat(grouped, dim=1).reshape(-1, *tensors[0].shape[1:])
+
+
+class MaskedDropout(torch.nn.Module):
+    """Dropout of one row ``[1, s, in]`` by the mask of a factor."""
+
+    def __init__(self, p: float, seed: int, factor: str) -> None:
+        super().__init__()
+        self.p, self.seed, self.factor = p, seed, factor
+        self.token = 0, 0, 0
+        """Step, number of the row in the run, and its length."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What is kept, divided by the share that is."""
+        if not self.training:
+            return x
+        step, number, length = self.token
+        places = torch.arange(length)
+        keys = token_keys(self.seed, step, torch.full_like(places, number), places)
+        mask = keep_mask(keys, stream_of(self.factor), (0, x.size(-1)), self.p)
+        return x * mask / kept_share(self.p)
 
 
 _OUTSIDE = {
