@@ -44,14 +44,11 @@ def test_data_parallel_ranks_are_summed_and_normalised_once(
         assert set(found.values()) == {3.0 / 12}
 
 
-def test_without_sp_every_factor_is_complete(workers: WorkerPool, tiny: Tiny) -> None:
-    words = tiny.words(tensor_model_parallel_size=2)
-    for rank, found in enumerate(workers.run(2, finalized, words, 2, 1, 4.0)):
-        assert set(found.values()) == {(rank + 1.0) / 4}
-
-
-def test_under_sp_replicated_factors_are_summed_over_tp(workers: WorkerPool, tiny: Tiny) -> None:
-    words = tiny.words(tensor_model_parallel_size=2, sequence_parallel=True)
+@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["", "sp"])
+def test_replicated_factors_are_summed_over_tp(
+    workers: WorkerPool, tiny: Tiny, sequence_parallel: bool
+) -> None:
+    words = tiny.words(tensor_model_parallel_size=2, sequence_parallel=sequence_parallel)
     for rank, found in enumerate(workers.run(2, finalized, words, 2, 1, 1.0)):
         own, summed = {rank + 1.0}, {3.0}
         assert by_kind(found) == {
