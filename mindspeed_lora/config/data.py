@@ -45,6 +45,15 @@ class DataConfig(Section):
     pad_to_multiple_of: int = flag(
         "with --variable-seq-lengths: pad to a multiple of this many tokens", 8, check=AT_LEAST_ONE
     )
+    packing: bool = flag(
+        "pack the rows of each global batch while training: attention and loss stay inside of each row", False
+    )
+    neat_pack: bool = flag("the data were prepared with --neat-pack, as they tell themselves", False)
+    reset_attention_mask: bool = flag(
+        "attention does not cross documents: rows packed with --neat-pack; with plain text, end tokens", False
+    )
+    reset_position_ids: bool = flag("positions start anew in each document, in the same way", False)
+    eod_mask_loss: bool = flag("plain text: an end token does not predict the next document", False)
     is_instruction_dataset: bool = flag(
         "the data are instruction rows (what --stage sft reads anyway)", False
     )

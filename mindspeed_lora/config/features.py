@@ -64,10 +64,7 @@ NOT_BUILT: dict[str, Feature] = {
         noop-layers=1 decoder-first-pipeline-num-layers=1 decoder-last-pipeline-num-layers=1
         schedules-method=1""",
     ),
-    **_features(
-        "packed rows are not supported by this version",
-        "pack neat-pack packing reset-attention-mask reset-position-ids no-cut-token",
-    ),
+    **_features("rows longer than --seq-length are cut or dropped as --overlong says", "no-cut-token"),
     **_features(
         "quantised base models are not supported by this version",
         """qlora qlora-nf4 qlora-save-dequantize quant-type=1 quant-block-size=1 quant-double
@@ -138,7 +135,7 @@ NOT_BUILT: dict[str, Feature] = {
     ),
     **_features(
         "training reads prepared data; run preprocess_data.py first",
-        "handler-name=1 output-prefix=1 input=1 map-keys=1",
+        "handler-name=1 output-prefix=1 input=1 map-keys=1 pack",
     ),
     **_features(
         "only training has a dry run in this version",

@@ -34,9 +34,17 @@ class PreprocessConfig(Section):
         "JSON object: this tool's column names to yours", check=_JSON_OBJECT, metavar="JSON"
     )
     json_keys: tuple[str, ...] = flag("GeneralPretrainHandler: columns with text", ("text",), metavar="KEY")
-    seq_length: int | None = flag("longest row, in tokens; left out: no limit", check=AT_LEAST_ONE)
+    seq_length: int | None = flag(
+        "longest row, in tokens, and the length of packed rows; left out: no limit", check=AT_LEAST_ONE
+    )
     overlong: str = flag(
         "what happens to rows longer than --seq-length", "truncate", choices=OVERLONG_CHOICES
+    )
+    pack: bool = flag(
+        "put rows together to rows of --seq-length; attention and positions run through them", False
+    )
+    neat_pack: bool = flag(
+        "pack so that attention, positions and loss stay inside of each row (implies --pack)", False
     )
     workers: int = flag("processes that tokenise", 1, check=AT_LEAST_ONE)
     log_interval: int = flag("rows between progress lines", 1000, check=AT_LEAST_ONE)

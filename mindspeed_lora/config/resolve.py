@@ -86,6 +86,10 @@ def _check_target(load_dir: str, save_dir: str, save_model_type: str | None) -> 
 def resolve_preprocess(job: PreprocessJob) -> PreprocessJob:
     """Check a preprocessing job."""
     check_template(job.tokenizer)
+    config = job.preprocess
+    if (config.pack or config.neat_pack) and config.seq_length is None:
+        name = "--neat-pack" if config.neat_pack else "--pack"
+        raise Refused(f"{name} is given without --seq-length; give the length of the packed rows")
     if not job.runtime.print_config:
         require(job.preprocess, "input", "output_prefix")
         if job.tokenizer.tokenizer_model is None:

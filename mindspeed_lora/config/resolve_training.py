@@ -41,6 +41,7 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
     _check_schedule(job)
     _check_recompute(training)
     _check_saving(job)
+    _check_packing(job)
     if job.runtime.print_config:
         return job
     _check_batch(job, job.runtime.resolve_world_size(job.parallel, environ))
@@ -129,6 +130,27 @@ def _check_schedule(job: TrainJob) -> None:
     if training.stage == "pretrain" and job.data.is_instruction_dataset:
         raise Refused(
             "--is-instruction-dataset: pretraining reads plain text; use posttrain_gpt.py --stage sft"
+        )
+
+
+def _check_packing(job: TrainJob) -> None:
+    """Flags of rows put together, against the stage and the mean of the loss."""
+    data, training = job.data, job.training
+    if training.stage == "pretrain" and (data.packing or data.neat_pack):
+        name = "--packing" if data.packing else "--neat-pack"
+        raise Refused(
+            f"{name} is for instruction rows, and plain text fills its windows anyway; leave it out, or give "
+            "--reset-attention-mask to keep its documents apart"
+        )
+    if training.stage != "pretrain" and data.eod_mask_loss:
+        raise Refused(
+            "--eod-mask-loss is for plain text (pretrain_gpt.py); the labels of instruction rows say what "
+            "carries loss, leave it out"
+        )
+    if data.packing and training.loss_normalization == "micro-batch":
+        raise Refused(
+            "--packing with --loss-normalization micro-batch: the mean of micro-batch means would depend on how "
+            "rows are packed; use --loss-normalization token"
         )
 
 

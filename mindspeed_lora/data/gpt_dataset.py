@@ -6,14 +6,46 @@ The documents are put in an order that depends on the seed alone and joined; win
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mindspeed_lora.data.indexed_dataset import IndexedDataset
-from mindspeed_lora.data.sample import Sample
+from mindspeed_lora.data.sample import IGNORE_INDEX, Sample
 from mindspeed_lora.data.sampling import seeded_permutation
 from mindspeed_lora.errors import Refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndOfDocument:
+    """What happens behind the token that ends a document inside of a window: Megatron's three switches."""
+
+    token_id: int
+    reset_attention_mask: bool = False
+    """Attention does not look back beyond it."""
+    reset_position_ids: bool = False
+    """Positions start anew."""
+    mask_loss: bool = False
+    """It predicts nothing; else it predicts the first token of the next document."""
+
+    def sample(self, stream: np.ndarray) -> Sample:
+        """The sample of a window's tokens and the one that follows them, int64 ``[n + 1]``."""
+        tokens = stream[:-1]
+        ends = np.flatnonzero(tokens == self.token_id) + 1
+        lengths = np.diff(ends[ends < len(tokens)], prepend=0, append=len(tokens))
+        labels = stream
+        if self.mask_loss:
+            labels = stream.copy()
+            labels[ends] = IGNORE_INDEX
+        if len(lengths) < 2 or not (self.reset_attention_mask or self.reset_position_ids):
+            return Sample(tokens, labels)
+        positions = np.arange(len(tokens))
+        if self.reset_position_ids:
+            positions -= np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return Sample(
+            tokens, labels, tuple(lengths.tolist()) if self.reset_attention_mask else None, positions
+        )
 
 
 class GptDataset:
@@ -29,9 +61,11 @@ class GptDataset:
         documents: range | None = None,
         seed: int = 1234,
         shuffle: bool = True,
+        end: EndOfDocument | None = None,
     ) -> None:
         self.prefix = str(prefix)
         self.seq_length = seq_length
+        self.end = end
         self._tokens = IndexedDataset(prefix)
         chosen = np.arange(len(self._tokens))
         if documents is not None:
@@ -58,7 +92,12 @@ class GptDataset:
     def __getitem__(self, index: int) -> Sample:
         start = index * self.seq_length
         stream = self._read(start, min(start + self.seq_length + 1, self._num_tokens))
-        return Sample(input_ids=stream[:-1], labels=stream)
+        return Sample(stream[:-1], stream) if self.end is None else self.end.sample(stream)
+
+    def ends_documents_with(self, token_id: int, documents: int = 256) -> bool:
+        """Whether any of the first ``documents`` documents ends with the token."""
+        chosen = (self._tokens[int(document)] for document in self._documents[:documents])
+        return any(len(tokens) and int(tokens[-1]) == token_id for tokens in chosen)
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         """Tokens ``start`` to ``stop`` of the joined documents, int64 ``[stop - start]``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_lora.config.jobs import PreprocessJob
+from mindspeed_lora.config.preprocess import PreprocessConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
 from mindspeed_lora.data.chat_template import chat_template, count_differing
 from mindspeed_lora.data.conversation import Message, UnusableRow
@@ -20,6 +21,7 @@ from mindspeed_lora.data.handlers import (
     make_handler,
 )
 from mindspeed_lora.data.hf_template import HfTemplateEncoder
+from mindspeed_lora.data.packed_rows import PackFormat
 from mindspeed_lora.data.prepared_info import PreparedInfo
 from mindspeed_lora.data.prompt_template import missing_end_token, prompt_template, special_tokens
 from mindspeed_lora.data.readers import read_rows
@@ -42,6 +44,8 @@ class Preparation:
 
     work: Work
     info: PreparedInfo
+    packing: PackFormat | None = None
+    """How rows are put together; None: each is a document of its own."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def prepare(job: PreprocessJob, files: list[Path], notice: Notice) -> Preparatio
         seq_length=config.seq_length,
         overlong=config.overlong,
     )
+    packing = _packing(config, pad_token_id(tokenizer))
     info = PreparedInfo(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         handler_name=name,
@@ -93,13 +98,24 @@ def prepare(job: PreprocessJob, files: list[Path], notice: Notice) -> Preparatio
         append_eod=job.tokenizer.append_eod,
         pad_token_id=pad_token_id(tokenizer),
         eos_token_id=encoding.end_token_id,
+        pack=None if packing is None else packing.name,
     )
-    return Preparation(work, info)
+    return Preparation(work, info, packing)
+
+
+def _packing(config: PreprocessConfig, pad_token: int) -> PackFormat | None:
+    if not (config.pack or config.neat_pack):
+        return None
+    assert config.seq_length is not None, "checked with the flags"
+    return PackFormat(seq_length=config.seq_length, pad_token_id=pad_token, neat=config.neat_pack)
 
 
 def _prepare_text(
     job: PreprocessJob, name: str, handler: TextHandler, tokenizer: PreTrainedTokenizerBase, notice: Notice
 ) -> Preparation:
+    if job.preprocess.pack or job.preprocess.neat_pack:
+        flag = "--neat-pack" if job.preprocess.neat_pack else "--pack"
+        raise Refused(f"{flag}: training cuts plain text into full windows by itself; leave it out")
     if job.preprocess.seq_length is not None:
         notice("--seq-length has no effect on plain text, which training cuts into windows")
     work = TextWork(

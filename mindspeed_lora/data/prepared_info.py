@@ -35,7 +35,11 @@ class PreparedInfo:
     append_eod: bool = False
     pad_token_id: int | None = None
     eos_token_id: int | None = None
+    pack: str | None = None
+    """How several rows were put into one document: ``plain``, ``neat``, or None, one row a document."""
     num_documents: int = 0
+    num_rows: int | None = None
+    """Rows in the documents, where they are packed."""
     num_tokens: int = 0
     num_loss_tokens: int = 0
     longest: int = 0

@@ -12,15 +12,20 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mindspeed_lora.config.jobs import PreprocessJob
 from mindspeed_lora.data.atomic_output import prepare_folder, publish, remove_stale, temporary_sibling
 from mindspeed_lora.data.indexed_dataset import IndexedDatasetBuilder
+from mindspeed_lora.data.packed_rows import RowSpool
 from mindspeed_lora.data.preparation import Preparation, prepare
 from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, text_info_path, to_json
 from mindspeed_lora.data.progress import Progress
 from mindspeed_lora.data.readers import Row, input_files, read_rows
 from mindspeed_lora.data.row_work import InstructionWork, Outcome
+from mindspeed_lora.data.sample import IGNORE_INDEX
 from mindspeed_lora.data.sft_dataset import packed_prefix
 from mindspeed_lora.data.summary import Summary
 from mindspeed_lora.data.worker_pool import ordered_map
@@ -45,6 +50,7 @@ def preprocess(job: PreprocessJob) -> Summary:
     progress = Progress(job.preprocess.log_interval)
     try:
         summary = _run(job, preparation, files, output, progress)
+        output.pack(summary)
         output.publish(summary)
     except BaseException:
         output.discard()
@@ -95,6 +101,7 @@ class _Output:
 
     def __init__(self, prefix: str, preparation: Preparation) -> None:
         self._info = preparation.info
+        self._packing = preparation.packing
         keys = preparation.work.keys
         if isinstance(preparation.work, InstructionWork):
             self.prefixes = [packed_prefix(prefix, key) for key in keys]
@@ -102,14 +109,36 @@ class _Output:
         else:
             self.prefixes = [f"{prefix}_{key}_document" for key in keys]
             self._info_paths = [text_info_path(path) for path in self.prefixes]
-        remove_stale(self._info_paths)
+        spool = Path(f"{prefix}_packed_rows")
+        remove_stale([*self._info_paths, spool])
         self._builders = [IndexedDatasetBuilder(path) for path in self.prefixes]
+        self._spool = RowSpool(spool) if self._packing is not None else None
 
     def add(self, outcome: Outcome) -> None:
         """Append the documents of a row that is kept."""
-        if outcome.reason is None:
-            for builder, document in zip(self._builders, outcome.documents, strict=True):
-                builder.add_document(document)
+        if outcome.reason is not None:
+            return
+        if self._spool is None:
+            self._write(outcome.documents)
+        else:
+            input_ids, _, labels = outcome.documents
+            self._spool.add(input_ids, labels)
+
+    def pack(self, summary: Summary) -> None:
+        """Put the rows together, where that was asked for."""
+        if self._spool is None or self._packing is None:
+            return
+        summary.packed_length = self._packing.seq_length
+        summary.loss_tokens = 0
+        for documents in self._spool.packed(self._packing):
+            self._write(documents)
+            summary.packed += 1
+            summary.loss_tokens += int((documents[2][1:] != IGNORE_INDEX).sum())
+        self._spool.close()
+
+    def _write(self, documents: Sequence[np.ndarray[Any, Any]]) -> None:
+        for builder, document in zip(self._builders, documents, strict=True):
+            builder.add_document(document)
 
     def publish(self, summary: Summary) -> None:
         """Give all files their names, the information last."""
@@ -124,10 +153,11 @@ class _Output:
     def _with_counts(self, summary: Summary, sizes: dict[str, int]) -> PreparedInfo:
         return dataclasses.replace(
             self._info,
-            num_documents=summary.kept,
+            num_documents=summary.packed or summary.kept,
+            num_rows=summary.kept if summary.packed else None,
             num_tokens=summary.tokens,
             num_loss_tokens=summary.loss_tokens,
-            longest=summary.longest,
+            longest=summary.packed_length or summary.longest,
             files=sizes,
         )
 
@@ -141,6 +171,8 @@ class _Output:
         """Remove what is unfinished."""
         for builder in self._builders:
             builder.discard()
+        if self._spool is not None:
+            self._spool.close()
         for path in self._info_paths:
             temporary_sibling(path).unlink(missing_ok=True)
 

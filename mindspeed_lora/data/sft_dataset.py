@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_lora.data.indexed_dataset import IndexedDataset
+from mindspeed_lora.data.indexed_dataset import IndexedDataset, idx_path
 from mindspeed_lora.data.overlong import kept_positions
-from mindspeed_lora.data.sample import Sample
+from mindspeed_lora.data.sample import IGNORE_INDEX, Sample
 from mindspeed_lora.errors import Refused
 
 PACKED_KEYS = ("input_ids", "attention_mask", "labels")
@@ -26,31 +26,47 @@ def packed_prefix(prefix: str | Path, key: str) -> str:
 class SftDataset:
     """The rows of a range of documents, none longer than ``seq_length``.
 
-    Longer rows are cut or dropped by ``overlong``; item i is the i-th row that is kept.
+    Longer rows are cut or dropped by ``overlong``; item i is the i-th row that is kept. The attention mask, where
+    there is one and it may tell something (``packed``), is 0 on padding, which is left out at the end of a row, and
+    counts the rows inside of a packed row (1, 2, 3 …), which become sub-rows.
     """
 
     def __init__(
-        self, prefix: str | Path, seq_length: int, overlong: str = "truncate", documents: range | None = None
+        self,
+        prefix: str | Path,
+        seq_length: int,
+        overlong: str = "truncate",
+        documents: range | None = None,
+        packed: bool = True,
     ) -> None:
         self.prefix = str(prefix)
         self.seq_length = seq_length
         self.overlong = overlong
         _check_prefix(self.prefix)
         self._input_ids = IndexedDataset(packed_prefix(prefix, "input_ids"))
-        self._labels = IndexedDataset(packed_prefix(prefix, "labels"))
-        if not np.array_equal(self._input_ids.sequence_lengths, self._labels.sequence_lengths):
-            raise Refused(
-                f"--data-path {prefix}: the rows of input_ids and labels have different lengths; "
-                "the files are of different runs, prepare the data again"
-            )
+        self._labels = self._beside("labels")
+        mask = packed_prefix(prefix, "attention_mask")
+        self._mask = self._beside("attention_mask") if packed and idx_path(mask).exists() else None
         self._documents = np.arange(len(self._input_ids))
         if documents is not None:
             self._documents = self._documents[documents.start : documents.stop]
         self._drop_overlong()
 
+    def _beside(self, key: str) -> IndexedDataset:
+        """The dataset of another key, whose rows must be as long as the tokens."""
+        dataset = IndexedDataset(packed_prefix(self.prefix, key))
+        if not np.array_equal(self._input_ids.sequence_lengths, dataset.sequence_lengths):
+            raise Refused(
+                f"--data-path {self.prefix}: the rows of input_ids and {key} have different lengths; "
+                "the files are of different runs, prepare the data again"
+            )
+        return dataset
+
     def _drop_overlong(self) -> None:
         lengths = self._input_ids.sequence_lengths[self._documents]
-        overlong = np.flatnonzero(lengths > self.seq_length)
+        overlong = [
+            row for row in np.flatnonzero(lengths > self.seq_length).tolist() if self._is_overlong(row)
+        ]
         dropped = [row for row in overlong if self._kept(int(self._documents[row])) is None]
         self._documents = np.delete(self._documents, dropped)
         self.num_dropped = len(dropped)
@@ -58,26 +74,53 @@ class SftDataset:
         self.num_cut = len(overlong) - len(dropped)
         """Rows that are longer than ``seq_length`` and are cut."""
 
+    def _is_overlong(self, row: int) -> bool:
+        return self._length(int(self._documents[row])) > self.seq_length
+
+    def _length(self, document: int) -> int:
+        """Tokens of a document up to the padding at its end."""
+        if self._mask is None:
+            return int(self._input_ids.sequence_lengths[document])
+        real = np.flatnonzero(self._mask[document])
+        return int(real[-1]) + 1 if len(real) else 0
+
     def _kept(self, document: int) -> np.ndarray | None:
-        return kept_positions(self._labels[document], self.seq_length, self.overlong)
+        labels = self._labels[document][: self._length(document)]
+        return kept_positions(labels, self.seq_length, self.overlong)
 
     def __len__(self) -> int:
         return len(self._documents)
 
     @property
     def longest(self) -> int:
-        """Length of the longest row after cutting, 0 without rows."""
+        """Bound on the length of a row after cutting, 0 without rows."""
         lengths = self._input_ids.sequence_lengths[self._documents]
         return min(int(lengths.max()), self.seq_length) if len(lengths) else 0
 
+    def tells_sub_rows(self, documents: int = 256) -> bool:
+        """Whether any of the first ``documents`` rows is made of several, as its attention mask tells."""
+        if self._mask is None:
+            return False
+        return any((self._mask[int(row)] > 1).any() for row in self._documents[:documents])
+
     def __getitem__(self, index: int) -> Sample:
         document = int(self._documents[index])
-        input_ids, labels = self._input_ids[document], self._labels[document]
-        if len(input_ids) > self.seq_length:
-            kept = self._kept(document)
-            assert kept is not None, "rows that keep nothing were dropped at the start"
-            input_ids, labels = input_ids[kept], labels[kept]
-        return Sample(input_ids.astype(np.int64), labels.astype(np.int64))
+        kept = self._kept(document)
+        assert kept is not None, "rows that keep nothing were dropped at the start"
+        input_ids = self._input_ids[document][kept].astype(np.int64)
+        labels = self._labels[document][kept].astype(np.int64)
+        if self._mask is None:
+            return Sample(input_ids, labels)
+        mask = self._mask[document][kept]
+        starts = np.flatnonzero(np.diff(mask)) + 1
+        if not len(starts):
+            return Sample(input_ids, labels)
+        # The token before a sub-row must not predict its first one.
+        labels[starts] = IGNORE_INDEX
+        labels[mask == 0] = IGNORE_INDEX
+        return Sample(
+            input_ids, labels, sub_rows=tuple(np.diff(starts, prepend=0, append=len(mask)).tolist())
+        )
 
 
 def count_documents(prefix: str | Path) -> int:

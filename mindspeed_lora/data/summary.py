@@ -24,6 +24,10 @@ class Summary:
     loss_tokens: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
     """Number of kept rows by length."""
+    packed: int = 0
+    """Rows that the kept ones were packed to …"""
+    packed_length: int = 0
+    """… each of so many tokens."""
 
     def add(self, outcome: Outcome) -> int:
         """Count one row; returns its tokens."""
@@ -52,6 +56,11 @@ class Summary:
         lines.append(f"rows dropped  {sum(self.dropped.values()):>12,}")
         lines += [f"              {count:>12,}  {reason}" for reason, count in self.dropped.most_common()]
         lines.append(f"tokens        {self.tokens:>12,}  {self.tokens / max(self.kept, 1):,.1f} a row")
+        if self.packed:
+            filled = self.tokens / (self.packed * self.packed_length)
+            lines.append(
+                f"packed rows   {self.packed:>12,}  of {self.packed_length:,} tokens, {filled:.2%} filled"
+            )
         share = self.loss_tokens / max(self.tokens, 1)
         lines.append(f"  with loss   {self.loss_tokens:>12,}  {share:.1%}")
         rate = self.tokens / max(seconds, 1e-9)

@@ -14,14 +14,15 @@ from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.data.batch import Padding
 from mindspeed_lora.data.batches import EvalBatches, StepBatches
 from mindspeed_lora.data.chat_template import chat_template
-from mindspeed_lora.data.dealing import BatchShape, Dealing, OneSampleARow
+from mindspeed_lora.data.dealing import BatchShape, Dealing, OneSampleARow, PackedRows
 from mindspeed_lora.data.documents import split_documents
-from mindspeed_lora.data.gpt_dataset import GptDataset
+from mindspeed_lora.data.gpt_dataset import EndOfDocument, GptDataset
 from mindspeed_lora.data.indexed_dataset import IndexedDataset
 from mindspeed_lora.data.prepared_info import PreparedInfo, check_tokenizer, read_info
 from mindspeed_lora.data.sampling import SampleOrder
 from mindspeed_lora.data.sft_dataset import SftDataset, count_documents
 from mindspeed_lora.errors import Refused
+from mindspeed_lora.training.packed_data import check_ends, check_packed, end_of_document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +90,11 @@ class TrainingRows:
             multiple_of=pad_to or 1,
             vocab_size=self.vocab_size,
         )
-        return OneSampleARow(shape, padding)
+        return (
+            PackedRows(shape, padding, self.seq_length)
+            if self.data.packing
+            else OneSampleARow(shape, padding)
+        )
 
 
 def open_rows(
@@ -109,19 +114,20 @@ def open_rows(
         if data.valid_data_path is not None:
             check_tokenizer(read_info(data.valid_data_path), tokenizer, data.valid_data_path)
     train_part, valid_part, _ = split_documents(_num_documents(job, prefix), data.split)
-    train = _open(job, prefix, seq_length, train_part)
+    end = end_of_document(data, info, tokenizer) if training.stage == "pretrain" else None
+    train = _open(job, prefix, seq_length, train_part, end)
     if len(train) == 0:
         raise Refused(f"--data-path {prefix}: no row is left for training (--split {data.split}); add rows")
     return TrainingRows(
         train=train,
-        valid=_open_valid(job, prefix, seq_length, valid_part),
+        valid=_open_valid(job, prefix, seq_length, valid_part, end),
         data=data,
         training=training,
         seq_length=seq_length,
         pad_token_id=_pad_token(info, tokenizer, vocab_size),
         vocab_size=vocab_size,
         chat_template=_chat_template(job, info, tokenizer),
-        notices=_notices(train, seq_length, data.overlong),
+        notices=_notices(data, info, train),
     )
 
 
@@ -129,17 +135,27 @@ def _num_documents(job: TrainJob, prefix: str) -> int:
     return count_documents(prefix) if job.training.stage == "sft" else len(IndexedDataset(prefix))
 
 
-def _open(job: TrainJob, prefix: str, seq_length: int, documents: range | None) -> RowsDataset:
+def _open(
+    job: TrainJob, prefix: str, seq_length: int, documents: range | None, end: EndOfDocument | None
+) -> RowsDataset:
     if job.training.stage == "sft":
-        return SftDataset(prefix, seq_length, job.data.overlong, documents)
-    return GptDataset(prefix, seq_length, documents, job.training.seed, shuffle=not job.data.no_shuffle)
+        info = read_info(prefix)
+        packed = info is None or info.pack is not None
+        return SftDataset(prefix, seq_length, job.data.overlong, documents, packed)
+    shuffle = not job.data.no_shuffle
+    text = GptDataset(prefix, seq_length, documents, job.training.seed, shuffle, end)
+    check_ends(job.data, text)
+    return text
 
 
-def _open_valid(job: TrainJob, prefix: str, seq_length: int, part: range) -> RowsDataset | None:
+def _open_valid(
+    job: TrainJob, prefix: str, seq_length: int, part: range, end: EndOfDocument | None
+) -> RowsDataset | None:
     if job.training.eval_iters == 0 or not has_validation(job):
         return None
     own = job.data.valid_data_path
-    valid = _open(job, prefix, seq_length, part) if own is None else _open(job, own, seq_length, None)
+    path, documents = (prefix, part) if own is None else (own, None)
+    valid = _open(job, path, seq_length, documents, end)
     if len(valid) == 0:
         where = f"--split {job.data.split} of {prefix}" if own is None else f"--valid-data-path {own}"
         raise Refused(
@@ -174,10 +190,13 @@ def _pad_token(info: PreparedInfo | None, tokenizer: PreTrainedTokenizerBase | N
     return next((token for token in candidates if token is not None and 0 <= token < vocab_size), 0)
 
 
-def _notices(train: RowsDataset, seq_length: int, overlong: str) -> tuple[str, ...]:
-    if not isinstance(train, SftDataset) or not (train.num_cut or train.num_dropped):
+def _notices(data: DataConfig, info: PreparedInfo | None, train: RowsDataset) -> tuple[str, ...]:
+    if not isinstance(train, SftDataset):
         return ()
-    return (
-        f"rows longer than --seq-length {seq_length}: {train.num_cut} cut, {train.num_dropped} dropped "
-        f"(--overlong {overlong})",
-    )
+    notices = check_packed(data, info, train)
+    if train.num_cut or train.num_dropped:
+        notices += (
+            f"rows longer than --seq-length {train.seq_length}: {train.num_cut} cut, {train.num_dropped} dropped "
+            f"(--overlong {data.overlong})",
+        )
+    return notices

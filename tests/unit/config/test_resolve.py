@@ -91,7 +91,9 @@ def test_an_adapter_alone_is_written_in_hugging_face_form() -> None:
             "--input i --output-prefix o --tokenizer-model t --map-keys [1]",
             "--map-keys [1]: expected a JSON object",
         ),
-        ("--input i --output-prefix o --tokenizer-model t --pack", "packed rows"),
+        ("--input i --output-prefix o --tokenizer-model t --pack", "--pack is given without --seq-length"),
+        ("--input i --output-prefix o --tokenizer-model t --neat-pack", "--neat-pack is given without"),
+        ("--print-config --pack", "--pack is given without --seq-length"),
         (
             "--input i --output-prefix o --tokenizer-model t --prompt-type qwen --hf-chat-template",
             "--prompt-type qwen and --hf-chat-template",

@@ -6,13 +6,17 @@ from mindspeed_lora.data.indexed_dataset import IndexedDatasetBuilder
 from mindspeed_lora.data.sft_dataset import packed_prefix
 
 
-def write_packed(prefix: Path, rows: list[tuple[list[int], list[int]]]) -> None:
-    """Rows of tokens and unshifted labels."""
-    builders = {key: IndexedDatasetBuilder(packed_prefix(prefix, key)) for key in ("input_ids", "labels")}
-    for input_ids, labels in rows:
-        builders["input_ids"].add_document(input_ids)
-        builders["labels"].add_document(labels)
-    for builder in builders.values():
+def write_packed(
+    prefix: Path, rows: list[tuple[list[int], list[int]]], masks: list[list[int]] | None = None
+) -> None:
+    """Rows of tokens and unshifted labels, with or without attention masks."""
+    contents = {"input_ids": [row[0] for row in rows], "labels": [row[1] for row in rows]}
+    if masks is not None:
+        contents["attention_mask"] = masks
+    for key, documents in contents.items():
+        builder = IndexedDatasetBuilder(packed_prefix(prefix, key))
+        for document in documents:
+            builder.add_document(document)
         builder.publish()
 
 

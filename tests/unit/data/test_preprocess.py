@@ -22,6 +22,7 @@ from mindspeed_lora.data.sft_dataset import PACKED_KEYS, SftDataset, packed_pref
 from mindspeed_lora.data.summary import Summary
 from mindspeed_lora.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from mindspeed_lora.errors import Refused
+from tests.conftest import Assets
 from tests.unit.data.made_tokenizers import save_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -114,14 +115,80 @@ def test_the_information(tmp_path: Path, tokenizer: Path) -> None:
     assert first[: len(prompt)] == prompt
 
 
-def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path, tokenizer: Path) -> None:
+@pytest.mark.parametrize("packing", [(), ("--neat-pack", "--seq-length", "64")], ids=str)
+def test_any_number_of_workers_gives_the_same_bytes(
+    tmp_path: Path, tokenizer: Path, packing: tuple[str, ...]
+) -> None:
     source = write_rows(tmp_path)
     for workers in ("1", "2", "3"):
         (tmp_path / workers).mkdir()
-        run(source, tokenizer, tmp_path / workers / "data", "--prompt-type", "llama2", "--workers", workers)
+        flags = ("--prompt-type", "llama2", "--workers", workers, *packing)
+        run(source, tokenizer, tmp_path / workers / "data", *flags)
     one, two, three = (all_bytes(tmp_path / workers, "data") for workers in ("1", "2", "3"))
     assert len(one) == 7
     assert one == two == three
+
+
+@pytest.mark.parametrize("flag", ["--pack", "--neat-pack"])
+def test_packed_rows(tmp_path: Path, tokenizer: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row is in some packed row, whole and in input order; attention_mask tells which is which."""
+    source = write_rows(tmp_path)
+    flags = ("--prompt-type", "llama2", "--seq-length", "80")
+    single = run(source, tokenizer, tmp_path / "single", *flags)
+    summary = run(source, tokenizer, tmp_path / "data", *flags, flag)
+    info = read_info(tmp_path / "data")
+    sets = {key: IndexedDataset(packed_prefix(tmp_path / "data", key)) for key in PACKED_KEYS}
+    assert info is not None and (info.num_rows, info.num_documents) == (700, len(sets["labels"]))
+    assert (info.pack, info.longest) == ("neat" if flag == "--neat-pack" else "plain", 80)
+    assert (info.num_tokens, info.num_loss_tokens) == (single.tokens, single.loss_tokens)
+    assert all(set(dataset.sequence_lengths.tolist()) == {80} for dataset in sets.values())
+    rows = SftDataset(tmp_path / "single", 80)
+    expected = sorted(rows[i].input_ids.tolist() + rows[i].labels.tolist() for i in range(700))
+    found = []
+    for tokens, mask, labels in zip(*(sets[key] for key in PACKED_KEYS), strict=True):
+        real = int((mask > 0).sum())
+        assert not mask[real:].any() and (labels[real:] == -100).all()
+        assert (tokens[real:] == info.pad_token_id).all()
+        if flag == "--neat-pack":
+            assert mask[:real].tolist() == sorted(mask[:real]) and (mask[:1] == 1).all()
+            parts = [mask == number for number in range(1, int(mask.max()) + 1)]
+            found += [tokens[part].tolist() + labels[part].tolist() for part in parts]
+        else:
+            assert set(mask[:real].tolist()) == {1}
+    assert found == [] or sorted(found) == expected
+    assert flag == "--pack" or found
+    filled = single.tokens / (80 * len(sets["labels"]))
+    assert (
+        f"packed rows   {summary.packed:>12,}  of 80 tokens, {filled:.2%} filled" in capsys.readouterr().out
+    )
+
+
+def test_demo_rows_leave_little_padding(tmp_path: Path, smollm2: Assets) -> None:
+    flags = ("--seq-length", "2048", "--neat-pack")
+    summary = run(smollm2.data / "alpaca_en_demo.json", smollm2.model, tmp_path / "data", *flags)
+    assert summary.kept == 999
+    assert summary.tokens / (2048 * summary.packed) > 0.97
+
+
+def test_overlong_rows_are_cut_before_they_are_packed(tmp_path: Path, tokenizer: Path) -> None:
+    flags = ("--prompt-type", "llama2", "--seq-length", "40", "--neat-pack")
+    cut = run(write_rows(tmp_path), tokenizer, tmp_path / "data", *flags, "--overlong", "proportional")
+    assert cut.cut > 0 and cut.kept == 700 and cut.longest == 40
+    dropped = run(write_rows(tmp_path), tokenizer, tmp_path / "data", *flags, "--overlong", "drop")
+    assert dropped.dropped == {"longer than --seq-length": cut.cut}
+    info = read_info(tmp_path / "data")
+    assert info is not None and info.num_rows == 700 - cut.cut
+
+
+def test_rows_that_cannot_be_packed(tmp_path: Path, tokenizer: Path) -> None:
+    flags = ("--prompt-type", "llama2", "--pack", "--seq-length", "1")
+    with pytest.raises(Refused, match="none of 700 rows can be used .*without loss when cut"):
+        run(write_rows(tmp_path), tokenizer, tmp_path / "data", *flags)
+    text = write_rows(tmp_path, [{"text": "one two"}], "text.json")
+    handler = ("--handler-name", "GeneralPretrainHandler", "--seq-length", "8")
+    with pytest.raises(Refused, match="--neat-pack: training cuts plain text into full windows by itself"):
+        run(text, tokenizer, tmp_path / "data", *handler, "--neat-pack")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.json", "text.json"]
 
 
 def test_messages_by_the_tokenizers_own_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,7 +310,8 @@ def test_a_killed_run_leaves_the_earlier_set(tmp_path: Path, tokenizer: Path) ->
     run(write_rows(tmp_path, ROWS[:4]), tokenizer, tmp_path / "data", "--prompt-type", "llama2")
     before = all_bytes(tmp_path, "data")
     many = write_rows(tmp_path, ROWS * 300, "many.json")
-    flags = arguments(many, tokenizer, tmp_path / "data", "--prompt-type", "llama2")
+    packing = ("--neat-pack", "--seq-length", "64")
+    flags = arguments(many, tokenizer, tmp_path / "data", "--prompt-type", "llama2", *packing)
     process = subprocess.Popen([sys.executable, str(ROOT / "preprocess_data.py"), *flags])
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".data*")) and time.monotonic() < deadline:
@@ -252,7 +320,7 @@ def test_a_killed_run_leaves_the_earlier_set(tmp_path: Path, tokenizer: Path) ->
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert all_bytes(tmp_path, "data") == before
-    assert list(tmp_path.glob(".data*"))
+    assert list(tmp_path.glob(".data_packed_rows*")), "the rows that wait to be packed"
     run(write_rows(tmp_path, ROWS[:4]), tokenizer, tmp_path / "data", "--prompt-type", "llama2")
     assert not list(tmp_path.glob(".data*"))
 
