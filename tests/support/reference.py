@@ -1,8 +1,9 @@
 """The reference of every parity test: transformers (and PEFT) in one process, fp32, row by row.
 
 Nothing of the package is used here but the adapters' dropout masks, which PEFT would draw otherwise. Rows go
-through the model one at a time, unpadded, so that neither padding nor micro-batches enter; the loss of a step is the sum over its rows' tokens by the number of these tokens.
-Gradients come back under canonical names, fused as Megatron-core fuses them.
+through the model one at a time, unpadded, so that neither padding nor micro-batches enter; the loss of a step is the
+sum over its rows' tokens by the number of these tokens. Gradients come back under canonical names,
+fused as Megatron-core fuses them.
 """
 
 from __future__ import annotations
