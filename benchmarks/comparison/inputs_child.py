@@ -6,6 +6,7 @@ loss as one that has it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from comparison.setting import Setting
 from mindspeed_lora.adapters.initial import generator_for, initial_lora_a
 from mindspeed_lora.checkpoint.adapter import write_adapter
-from mindspeed_lora.checkpoint.canonical import LINEARS, linear_shapes
+from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
+from mindspeed_lora.checkpoint.canonical import LINEARS
 from mindspeed_lora.checkpoint.source import open_source
+from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.data.sft_dataset import SftDataset
 
@@ -41,17 +44,19 @@ def main() -> None:
 
 def _write_start(setting: Setting, shape: ModelShape, folder: Path) -> None:
     """An adapter on every linear: A drawn as for a new one, B small and normal."""
-    sizes = linear_shapes(shape)
+    lora = LoraConfig(lora_r=setting.rank, lora_alpha=setting.alpha, lora_target_modules=tuple(LINEARS))
+    plan = plan_adapter(lora, shape, setting.seed)
+    assert plan is not None
 
     def draw(name: str) -> torch.Tensor:
-        """``lora_a [r, in]`` or ``lora_b [out, r]`` of a canonical module."""
-        module, _, factor = name.rpartition(".")
-        rows, columns = sizes[module.rpartition(".")[2]]
-        if factor == "lora_a":
-            return initial_lora_a(setting.seed, name, setting.rank, columns)
-        return _LORA_B_STD * torch.randn(rows, setting.rank, generator=generator_for(setting.seed, name))
+        """``lora_a [r, in]`` or ``lora_b [out, r]`` by canonical name."""
+        rows, columns = plan.spec.tensors[name]
+        if name.endswith("lora_a"):
+            return initial_lora_a(setting.seed, name, rows, columns)
+        return _LORA_B_STD * torch.randn(rows, columns, generator=generator_for(setting.seed, name))
 
-    write_adapter(folder, shape, setting.rank, setting.alpha, 0.0, tuple(LINEARS), setting.model, draw)
+    config = dataclasses.replace(plan.config, base_model_name=setting.model)
+    write_adapter(folder, shape, config, plan.spec, draw)
 
 
 if __name__ == "__main__":

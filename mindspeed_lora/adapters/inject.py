@@ -2,75 +2,93 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
 from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart, ParallelLoraLinear, RowParallelLora
 from mindspeed_lora.adapters.products import RowBlock
-from mindspeed_lora.errors import Refused
+from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.models.families import FAMILIES
+from mindspeed_lora.models.families.segments import Segment
 from mindspeed_lora.models.gpt import GPTModel
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterSpec:
-    """What is injected: rank, scaling, dropout and the targets by Megatron's names."""
+def inject_adapters(model: GPTModel, spec: AdapterSpec, canonical_name: Callable[[str], str]) -> list[str]:
+    """Freezes the model and gives each target linear of it its adapter; values are filled in afterwards.
 
-    rank: int
-    alpha: float
-    dropout: float
-    target_modules: tuple[str, ...]
-    use_rslora: bool = False
+    A stays uninitialised until it is drawn or read, B is zero. Each factor's canonical name is its attribute
+    ``canonical_name``.
 
-    @property
-    def scaling(self) -> float:
-        """``α / r``, or ``α / √r`` for rank-stabilised LoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
-
-
-def inject_adapters(model: GPTModel, spec: AdapterSpec) -> list[str]:
-    """Freezes the model and gives each target linear an adapter; values are filled in afterwards.
-
-    A stays uninitialised until it is drawn or read, B is zero.
+    Args:
+        model: one chunk of the model; what the others hold of the adapter is passed over.
+        spec: the whole adapter.
+        canonical_name: the canonical name of a module of this chunk, of its local name.
 
     Returns:
         The local names of the linears that were replaced.
-
-    Raises:
-        Refused: a target names no linear of the model.
     """
     model.requires_grad_(False)
-    linears = [name for name, _ in model.named_modules() if _last(name).startswith("linear_")]
-    available = sorted({_last(name) for name in linears})
-    for target in spec.target_modules:
-        if target not in available:
-            raise Refused(
-                f"--lora-target-modules: the model has no module {target}; it has {', '.join(available)}"
-            )
-    replaced = [name for target in spec.target_modules for name in linears if _last(name) == target]
+    by_module: dict[str, list[PartSpec]] = {}
+    for part in spec.parts:
+        by_module.setdefault(part.module, []).append(part)
+    linears = [name for name, _ in model.named_modules() if name.rpartition(".")[2].startswith("linear_")]
+    replaced = [name for name in linears if canonical_name(name) in by_module]
     for name in replaced:
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)
-        setattr(parent, child, _with_adapter(getattr(parent, child), spec, model))
+        parts = by_module[canonical_name(name)]
+        setattr(parent, child, _with_adapter(getattr(parent, child), parts, spec.dropout, model))
     return replaced
 
 
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _with_adapter(base: torch.nn.Module, spec: AdapterSpec, model: GPTModel) -> ParallelLoraLinear:
+def _with_adapter(
+    base: torch.nn.Module, parts: Sequence[PartSpec], dropout: float, model: GPTModel
+) -> ParallelLoraLinear:
     weight: torch.Tensor = base.weight  # type: ignore[assignment]
-    out_features, in_features = weight.shape
-    part = LoraPart(
-        spec.rank, in_features, RowBlock(0, out_features), spec.scaling, weight.dtype, weight.device
+    column = isinstance(base, ColumnParallelLinear)
+    built = []
+    for spec in parts:
+        rows = local_rows(spec, model.shape, weight.size(0), model.groups.tp_size)
+        part = LoraPart(spec.rank, weight.size(1), rows, spec.scaling, weight.dtype, weight.device)
+        part.lora_a.canonical_name = f"{spec.name}.lora_a"  # type: ignore[attr-defined]
+        part.lora_b.canonical_name = f"{spec.name}.lora_b"  # type: ignore[attr-defined]
+        replicated = part.lora_a if column else part.lora_b
+        replicated.partial_over_tp = True  # type: ignore[attr-defined]
+        built.append(part)
+    kind = ColumnParallelLora if column else RowParallelLora
+    return kind(base, built, dropout, model.config.sequence_parallel, model.groups.tp_group)
+
+
+def local_rows(spec: PartSpec, shape: ModelShape, local_size: int, tp_size: int) -> RowBlock:
+    """The rows of a TP rank's shard, of ``local_size`` rows, that a pair of factors adds to."""
+    if not spec.label:
+        return RowBlock(0, local_size)
+    mapping, layer = FAMILIES[shape.family].mapping(f"{spec.module}.weight")
+    # A rank holds whole query groups, so its shard is laid out as the matrix of a smaller model.
+    local_shape = dataclasses.replace(
+        shape,
+        num_attention_heads=shape.num_attention_heads // tp_size,
+        num_query_groups=shape.num_query_groups // tp_size,
     )
-    sequence_parallel = model.config.sequence_parallel
-    group = model.groups.tp_group
-    if isinstance(base, ColumnParallelLinear):
-        part.lora_a.partial_over_tp = True  # type: ignore[attr-defined]
-        return ColumnParallelLora(base, [part], spec.dropout, sequence_parallel, group)
-    part.lora_b.partial_over_tp = True  # type: ignore[attr-defined]
-    return RowParallelLora(base, [part], spec.dropout, sequence_parallel, group)
+    return _row_block(
+        mapping.segments(local_shape, local_size), mapping.modules(layer).index(spec.hf_modules[0])
+    )
+
+
+def _row_block(segments: Sequence[Segment], part: int) -> RowBlock:
+    """Where the rows of one part of a fused matrix stand in it."""
+    places, position = [], 0
+    for segment in segments:
+        length = segment.stop - segment.start
+        if segment.part == part:
+            places.append((position, position + length))
+        position += length
+    (start, stop), *others = places
+    stride = others[0][0] - start if others else 0
+    block = RowBlock(start, stop, len(places), stride)
+    assert all(place == (start + i * stride, stop + i * stride) for i, place in enumerate(places))
+    return block

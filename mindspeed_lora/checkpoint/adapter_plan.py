@@ -2,67 +2,70 @@
 
 from __future__ import annotations
 
-from mindspeed_lora.adapters.inject import AdapterSpec
-from mindspeed_lora.checkpoint.adapter import AdapterSource, open_adapter
-from mindspeed_lora.checkpoint.canonical import LINEARS
+from collections.abc import Collection
+
+from mindspeed_lora.checkpoint.adapter import AdapterSource
+from mindspeed_lora.checkpoint.adapter_contradictions import refuse_contradictions
+from mindspeed_lora.checkpoint.adapter_description import FUSED, describe_adapter, hf_linears
+from mindspeed_lora.checkpoint.adapter_flags import config_from_flags, shared_by_name
 from mindspeed_lora.checkpoint.load_model import AdapterPlan
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.shape import ModelShape
-from mindspeed_lora.errors import Refused
 
 
-def plan_adapter(lora: LoraConfig, shape: ModelShape, seed: int) -> AdapterPlan | None:
+def plan_adapter(
+    lora: LoraConfig, shape: ModelShape, seed: int, shared: Collection[str] | None = None
+) -> AdapterPlan | None:
     """The adapter of a job on a model of this shape; None where no LoRA flag was given.
 
-    With ``--lora-load`` rank, alpha and targets are those of its files. Without it they are set: the command
-    line's rules have filled in what the user left out.
+    With ``--lora-load`` all but the dropout is as its files say. Without it rank, alpha and targets are set: the
+    command line's rules have filled in what the user left out.
+
+    Args:
+        lora: the flags.
+        shape: the model's.
+        seed: of the starting values.
+        shared: of a run that goes on: the fused linears that it trains with one A.
 
     Raises:
-        Refused: a flag contradicts the adapter's files, or the files do not fit the model.
+        Refused: a flag contradicts the adapter's files, or the files or flags do not fit the model.
     """
     if lora.lora_load is not None:
-        source = open_adapter(lora.lora_load, shape)
-        _refuse_contradictions(lora, source)
-        spec = AdapterSpec(
-            rank=source.r,
-            alpha=source.alpha,
-            dropout=lora.lora_dropout,
-            target_modules=source.target_modules,
-            use_rslora=source.use_rslora,
-        )
-        return AdapterPlan(spec=spec, source=source, seed=seed)
+        return _loaded(lora, lora.lora_load, shape, seed, shared)
     if not lora.enabled:
         return None
-    assert lora.lora_r is not None and lora.lora_alpha is not None and lora.lora_target_modules is not None
-    for target in lora.lora_target_modules:
-        if target not in LINEARS:
-            raise Refused(
-                f"--lora-target-modules: the model has no module {target}; it has {', '.join(sorted(LINEARS))}"
-            )
-    spec = AdapterSpec(
-        rank=lora.lora_r,
-        alpha=lora.lora_alpha,
-        dropout=lora.lora_dropout,
-        target_modules=tuple(dict.fromkeys(lora.lora_target_modules)),
-    )
-    return AdapterPlan(spec=spec, source=None, seed=seed)
+    config, named = config_from_flags(lora, shape)
+    spec = describe_adapter(config, shape, named)
+    return AdapterPlan(spec=spec, config=config, shared=named, seed=seed)
 
 
-def _refuse_contradictions(lora: LoraConfig, source: AdapterSource) -> None:
-    """Refuses a flag that was given and is not what the adapter's files say."""
-    targets = lora.lora_target_modules
-    same_targets = targets is None or set(targets) == set(source.target_modules)
-    differing = [
-        f"{flag} {given} (the adapter has {found})"
-        for flag, given, found, same in (
-            ("--lora-r", lora.lora_r, source.r, lora.lora_r in (None, source.r)),
-            ("--lora-alpha", lora.lora_alpha, f"{source.alpha:g}", lora.lora_alpha in (None, source.alpha)),
-            ("--lora-target-modules", " ".join(targets or ()), " ".join(source.target_modules), same_targets),
-        )
-        if not same
+def _loaded(
+    lora: LoraConfig, path: str, shape: ModelShape, seed: int, shared: Collection[str] | None
+) -> AdapterPlan:
+    linears = hf_linears(shape.family, shape.num_layers)
+    wanted = shared
+    if shared is None and lora.lora_target_modules is not None:
+        wanted = shared_by_name(lora.lora_target_modules, linears)
+    source = AdapterSource(path, shape, wanted)
+    refuse_contradictions(lora, source.config, source.hf_modules, linears)
+    spec = describe_adapter(source.config, shape, source.shared, lora.lora_dropout)
+    apart = [
+        linear
+        for linear in (FUSED if wanted is None else wanted)
+        if linear not in source.shared and any(part.linear == linear for part in spec.parts)
     ]
-    if differing:
-        raise Refused(
-            f"contradicting --lora-load {lora.lora_load}: {', '.join(differing)}; "
-            "leave out what the adapter's files tell"
+    notices = []
+    if apart:
+        labels = dict.fromkeys(part.label for part in spec.parts if part.linear in apart)
+        notices.append(
+            f"{source.path}: the matrices of {' and '.join(apart)} have no A in common; "
+            f"{', '.join(labels)} keep separate factors"
         )
+    return AdapterPlan(
+        spec=spec,
+        config=source.config,
+        shared=source.shared,
+        source=source,
+        seed=seed,
+        notices=tuple(notices),
+    )

@@ -2,7 +2,7 @@
 
 Every format reads and writes these names; layouts are ranges of these tensors. Layer numbers are global.
 Adapter factors are ``<module>.lora_a`` ``[r, in]`` and ``<module>.lora_b`` ``[out, r]``, ``<module>`` being
-the linear without ``.weight``.
+the linear without ``.weight``; those of one matrix of a fused linear alone ``<module>.q_proj.lora_a`` and so on.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _WHOLE = TensorRule(None)
 _RULES: tuple[tuple[str, TensorRule], ...] = (
     (r"(embedding\.word_embeddings|output_layer)\.weight", TensorRule(0)),
     (r".*\.linear_qkv\.(weight|bias|lora_b)", TensorRule(0)),
+    (r".*\.(linear_qkv|linear_fc1)\.\w+_proj\.lora_b", TensorRule(0)),
+    (r".*\.(linear_qkv|linear_fc1)\.\w+_proj\.lora_a", _WHOLE),
     (r".*\.linear_fc1\.(weight|bias|lora_b)", TensorRule(0, 2)),
     (r".*\.(linear_proj|linear_fc2)\.(weight|lora_a)", TensorRule(1)),
     (r".*\.(linear_proj|linear_fc2)\.(bias|lora_b)", _WHOLE),
@@ -100,20 +102,9 @@ def linear_shapes(shape: ModelShape) -> dict[str, tuple[int, int]]:
     }
 
 
-def adapter_modules(shape: ModelShape, linears: list[str] | tuple[str, ...]) -> list[str]:
-    """Canonical module names (``decoder.layers.3.mlp.linear_fc1``) of the named linears of every layer."""
-    return [
-        f"decoder.layers.{layer}.{LINEARS[linear]}"
-        for layer in range(shape.num_layers)
-        for linear in LINEARS
-        if linear in linears
-    ]
-
-
-def adapter_tensors(shape: ModelShape, module: str, rank: int) -> dict[str, tuple[int, int]]:
-    """Names and full shapes of the two factors of a canonical module."""
-    rows, columns = linear_shapes(shape)[module.rpartition(".")[2]]
-    return {f"{module}.lora_a": (rank, columns), f"{module}.lora_b": (rows, rank)}
+def adapter_modules(num_layers: int) -> list[str]:
+    """Canonical names (``decoder.layers.3.mlp.linear_fc1``) of the linears that take adapters, of every layer."""
+    return [f"decoder.layers.{layer}.{place}" for layer in range(num_layers) for place in LINEARS.values()]
 
 
 def padded_vocab_size(shape: ModelShape, divisible_by: int, tp_size: int) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from mindspeed_lora.atomic import atomic_directory, check_target
-from mindspeed_lora.checkpoint.export_adapter import check_lora_flags, export_adapter
+from mindspeed_lora.checkpoint.adapter_contradictions import refuse_contradictions
+from mindspeed_lora.checkpoint.export_adapter import export_adapter
 from mindspeed_lora.checkpoint.hf import shape_of
 from mindspeed_lora.checkpoint.hf_writer import write_hf
 from mindspeed_lora.checkpoint.mcore import McoreSource, check_same_shape
@@ -91,7 +92,7 @@ def open_conversion(job: ConversionJob) -> Conversion:
     adapter: PeftAdapter | None = None
     if lora.lora_load is not None:
         adapter = PeftAdapter(lora.lora_load, source.shape)
-        check_lora_flags(lora, adapter.config, list(adapter.hf_modules))
+        refuse_contradictions(lora, adapter.config, adapter.hf_modules, adapter.linears)
         source = MergedSource(source, adapter)
     elif lora.enabled:
         raise Refused(

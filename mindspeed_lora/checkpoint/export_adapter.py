@@ -4,50 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from mindspeed_lora.checkpoint.canonical import LINEARS
+from mindspeed_lora.checkpoint.adapter_contradictions import refuse_contradictions
+from mindspeed_lora.checkpoint.adapter_description import hf_linears
+from mindspeed_lora.checkpoint.adapter_flags import Linears
 from mindspeed_lora.checkpoint.hf import read_json, shape_of
 from mindspeed_lora.checkpoint.model_files import copy_tokenizer_files
 from mindspeed_lora.checkpoint.peft import WEIGHTS_FILE, PeftAdapter, find_adapter, read_adapter_config
 from mindspeed_lora.checkpoint.peft_config import CONFIG_FILE, AdapterConfig
+from mindspeed_lora.checkpoint.peft_rules import layer_index
 from mindspeed_lora.checkpoint.safetensors_file import SafetensorsFile
 from mindspeed_lora.checkpoint.safetensors_writer import SafetensorsWriter
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.models.families.llama import LLAMA_TABLE
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-
-
-def check_lora_flags(lora: LoraConfig, config: AdapterConfig, modules: list[str]) -> None:
-    """Refuse ``--lora-r``, ``--lora-alpha`` or ``--lora-target-modules`` that contradict the adapter.
-
-    ``modules`` are the full Hugging Face names of the modules that carry it.
-    """
-    for flag, given, found in (
-        ("--lora-r", lora.lora_r, config.r),
-        ("--lora-alpha", lora.lora_alpha, config.alpha),
-    ):
-        if given is not None and given != found:
-            raise Refused(f"{flag} {given} contradicts {config.path}, which has {found:g}; leave it out.")
-    if lora.lora_target_modules is None:
-        return
-    wanted = {target for name in lora.lora_target_modules for target in hf_targets(name)}
-    found_targets = {module.rpartition(".")[2] for module in modules}
-    if wanted != found_targets:
-        raise Refused(
-            f"--lora-target-modules {' '.join(lora.lora_target_modules)} contradicts {config.path}, whose "
-            f"adapter is on {', '.join(sorted(found_targets))}; leave it out."
-        )
-
-
-def hf_targets(name: str) -> tuple[str, ...]:
-    """The Hugging Face names of a linear given by Megatron's name; a Hugging Face name stands for itself."""
-    if name not in LINEARS:
-        return (name,)
-    pattern = f"decoder.layers.{{layer}}.{LINEARS[name]}.weight"
-    return next(mapping.targets for mapping in LLAMA_TABLE if mapping.canonical == pattern)
 
 
 def export_adapter(path: str, target: Path, lora: LoraConfig, base_model_name: str | None) -> int:
@@ -60,7 +33,7 @@ def export_adapter(path: str, target: Path, lora: LoraConfig, base_model_name: s
     config = read_adapter_config(folder)
     file = SafetensorsFile(folder / WEIGHTS_FILE)
     modules = _check_pairs(file, config)
-    check_lora_flags(lora, config, modules)
+    refuse_contradictions(lora, config, modules, _linears(modules))
     if config.base_model_name and (Path(config.base_model_name) / "config.json").is_file():
         PeftAdapter(folder, shape_of(Path(config.base_model_name)))
     target.mkdir(parents=True, exist_ok=True)
@@ -76,6 +49,12 @@ def export_adapter(path: str, target: Path, lora: LoraConfig, base_model_name: s
     return len(specs)
 
 
+def _linears(modules: Iterable[str]) -> Linears:
+    """The linears of a model that has these Hugging Face modules; its base need not be here."""
+    numbers = [layer_index(module, ()) for module in modules]
+    return hf_linears("llama", 1 + max(number or 0 for number in numbers))
+
+
 def _check_pairs(file: SafetensorsFile, config: AdapterConfig) -> list[str]:
     """Full names of the modules in the file; each must have both factors, of the configured rank."""
     modules: dict[str, set[str]] = {}
@@ -85,9 +64,10 @@ def _check_pairs(file: SafetensorsFile, config: AdapterConfig) -> list[str]:
             raise Refused(f"{file.path}: {name} is no LoRA factor of a linear.")
         modules.setdefault(match["module"], set()).add(match["factor"])
         rank = entry.shape[0 if match["factor"] == "A" else -1] if len(entry.shape) == 2 else None
-        if rank != config.r:
+        expected = config.rank_of(match["module"])
+        if rank != expected:
             raise Refused(
-                f"{file.path}: {name} has shape {list(entry.shape)}, which is not of rank {config.r}."
+                f"{file.path}: {name} has shape {list(entry.shape)}, which is not of rank {expected}."
             )
     for module, factors in modules.items():
         if len(factors) == 1:

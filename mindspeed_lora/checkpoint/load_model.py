@@ -10,9 +10,10 @@ from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.adapters.dropout import stream_of
 from mindspeed_lora.adapters.initial import initial_lora_a
-from mindspeed_lora.adapters.inject import AdapterSpec, inject_adapters
+from mindspeed_lora.adapters.inject import inject_adapters
+from mindspeed_lora.adapters.spec import AdapterSpec
 from mindspeed_lora.checkpoint.canonical import padded_vocab_size
-from mindspeed_lora.checkpoint.local_parameters import LocalParameter, local_parameters
+from mindspeed_lora.checkpoint.local_parameters import LocalParameter, canonical_name, local_parameters
 from mindspeed_lora.checkpoint.source import Source
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.device import current_device
@@ -21,6 +22,7 @@ from mindspeed_lora.parallel.groups import ParallelGroups
 
 if TYPE_CHECKING:
     from mindspeed_lora.checkpoint.adapter import AdapterSource
+    from mindspeed_lora.checkpoint.peft_config import AdapterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,14 @@ class AdapterPlan:
     """The adapter to train or apply: what is injected, and where its values come from."""
 
     spec: AdapterSpec
-    source: AdapterSource | None
+    config: AdapterConfig
+    """What the saved adapter's configuration says."""
+    shared: frozenset[str] = frozenset()
+    """The fused linears, by Megatron's names, whose matrices share one A."""
+    source: AdapterSource | None = None
     """Values to start from; None draws A from the seed and leaves B at zero."""
     seed: int = 1234
+    notices: tuple[str, ...] = ()
 
 
 def build_model(
@@ -49,7 +56,7 @@ def build_model(
     with torch.device("meta"):
         model = GPTModel(shape, config, groups, padded_vocab_size(shape, vocab_divisible_by, groups.tp_size))
         if adapter is not None:
-            inject_adapters(model, adapter.spec)
+            inject_adapters(model, adapter.spec, lambda local_name: canonical_name(model, local_name))
     for parameter in local_parameters(model):
         if parameter.is_adapter:
             assert adapter is not None
@@ -63,10 +70,9 @@ def build_model(
 
 def _read_factor(parameter: LocalParameter, adapter: AdapterPlan) -> torch.Tensor:
     """This rank's shard of a LoRA factor: from the adapter's files, or its starting value."""
-    module, _, factor = parameter.name.rpartition(".")
     if adapter.source is not None:
-        return adapter.source.read(module, factor[-1], parameter.axis, parameter.ranges or None)
-    if factor == "lora_b":
+        return adapter.source.read(parameter.name, parameter.axis, parameter.ranges or None)
+    if parameter.name.endswith("lora_b"):
         return torch.zeros(parameter.param.shape)
     rank, in_features = parameter.shape
     whole = initial_lora_a(adapter.seed, parameter.name, rank, in_features)

@@ -5,7 +5,6 @@ Loading, the optimizer and saving all work on this one description, so that none
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,9 +20,6 @@ from mindspeed_lora.checkpoint.canonical import (
     to_canonical,
 )
 from mindspeed_lora.models.gpt import GPTModel
-
-_FIRST_PART = re.compile(r"\.parts\.0\.(lora_[ab])$")
-_LATER_PART = re.compile(r"\.parts\.(\d+)\.(lora_[ab])$")
 
 
 @dataclass(frozen=True)
@@ -63,11 +59,19 @@ def trainable(parameters: list[LocalParameter]) -> list[LocalParameter]:
     return [parameter for parameter in parameters if parameter.param.requires_grad]
 
 
-def _describe(model: GPTModel) -> Iterator[LocalParameter]:
+def canonical_name(model: GPTModel, local_name: str) -> str:
+    """Canonical name of a module or of a parameter of the base."""
     groups = model.groups
     offset = stage_layers(model.shape.num_layers, groups.pp_size, groups.pp_rank).start
+    name = to_canonical(local_name, offset)
+    return EMBEDDING if model.share_embeddings_and_output_weights and name == OUTPUT_LAYER else name
+
+
+def _describe(model: GPTModel) -> Iterator[LocalParameter]:
+    groups = model.groups
     for local_name, param in model.named_parameters():
-        name = _canonical(local_name, offset, tied=model.share_embeddings_and_output_weights)
+        # Factors of an adapter are given their names where they are made.
+        name = getattr(param, "canonical_name", None) or canonical_name(model, local_name)
         rule = tensor_rule(name)
         shape = list(param.shape)
         ranges: list[tuple[int, int]] = []
@@ -87,13 +91,6 @@ def _describe(model: GPTModel) -> Iterator[LocalParameter]:
             counted=(rule.axis is not None or groups.tp_rank == 0) and not second_copy,
             shared_embedding=bool(getattr(param, "shared_embedding", False)),
         )
-
-
-def _canonical(local_name: str, layer_offset: int, tied: bool) -> str:
-    name = to_canonical(local_name, layer_offset)
-    name = _FIRST_PART.sub(r".\1", name)
-    name = _LATER_PART.sub(r".\1.\2", name)
-    return EMBEDDING if tied and name == OUTPUT_LAYER else name
 
 
 def is_vocabulary(name: str) -> bool:

@@ -67,7 +67,7 @@ class MergedSource(DerivedSource):
         if not name.endswith(".weight") or not any(targeted):
             return whole
         parts = [
-            merge_weight(part, *self.adapter.factors(module), self.adapter.config.scaling) if hit else part
+            merge_weight(part, *self.adapter.factors(module)) if hit else part
             for part, module, hit in zip(
                 mapping.split(self.shape, whole), mapping.modules(layer), targeted, strict=True
             )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from mindspeed_lora.checkpoint.canonical import LINEARS, adapter_modules, linear_shapes
+from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec
+from mindspeed_lora.checkpoint.adapter_description import FUSED, describe_adapter, hf_linears
 from mindspeed_lora.checkpoint.hf import WEIGHT_DTYPES, read_json
 from mindspeed_lora.checkpoint.iteration import LATEST_FILE, latest_iteration
 from mindspeed_lora.checkpoint.messages import first_few
-from mindspeed_lora.checkpoint.peft_config import CONFIG_FILE, AdapterConfig, parse_adapter_config
+from mindspeed_lora.checkpoint.peft_config import CONFIG_FILE, AdapterConfig
+from mindspeed_lora.checkpoint.peft_config_file import parse_adapter_config
 from mindspeed_lora.checkpoint.safetensors_file import SafetensorsFile
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.models.families import FAMILIES
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FOLDER = "adapter"
@@ -24,19 +25,6 @@ ADAPTER_FOLDER = "adapter"
 def factor_name(module: str, factor: str) -> str:
     """Name in ``adapter_model.safetensors`` of factor ``"a"`` or ``"b"`` of a Hugging Face module."""
     return f"base_model.model.{module}.lora_{factor.upper()}.weight"
-
-
-def hf_linears(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """``(out, in)`` of every Hugging Face linear that can take an adapter, by its full module name."""
-    family, sizes = FAMILIES[shape.family], linear_shapes(shape)
-    linears: dict[str, tuple[int, int]] = {}
-    for module in adapter_modules(shape, tuple(LINEARS)):
-        mapping, layer = family.mapping(f"{module}.weight")
-        parts = mapping.hf_shapes(shape, sizes[module.rpartition(".")[2]])
-        linears.update(
-            {name: (size[0], size[1]) for name, size in zip(mapping.modules(layer), parts, strict=True)}
-        )
-    return linears
 
 
 def read_adapter_config(path: str | Path) -> AdapterConfig:
@@ -64,47 +52,60 @@ def find_adapter(path: str | Path) -> Path:
 
 
 class PeftAdapter:
-    """A PEFT folder, checked against the model that it is for."""
+    """A PEFT folder, checked against the model that it is for.
 
-    def __init__(self, path: str | Path, shape: ModelShape) -> None:
+    Args:
+        path: what :func:`find_adapter` takes.
+        shape: the model's.
+        shared: the fused linears to take as one pair of factors; None takes those whose A are equal throughout.
+    """
+
+    def __init__(self, path: str | Path, shape: ModelShape, shared: Collection[str] | None = None) -> None:
         self.path = find_adapter(path)
         self.shape = shape
+        self.linears = hf_linears(shape.family, shape.num_layers)
         self.config: AdapterConfig = read_adapter_config(self.path)
         if not (self.path / WEIGHTS_FILE).exists() and (self.path / "adapter_model.bin").exists():
             raise Refused(
                 f"{self.path}: holds adapter_model.bin; expected {WEIGHTS_FILE}, save the adapter as such."
             )
         self.file = SafetensorsFile(self.path / WEIGHTS_FILE)
-        self.hf_modules = self._targeted()
-        self._check_tensors()
+        self._check_targets()
+        separate = describe_adapter(self.config, shape, ())
+        self._check_tensors(separate)
+        equal = [linear for linear in FUSED if self._is_shared(linear)]
+        self.shared = frozenset(equal if shared is None else (linear for linear in shared if linear in equal))
+        self.spec: AdapterSpec = describe_adapter(self.config, shape, self.shared)
+        self.hf_modules = {name: part for part in separate.parts for name in part.hf_modules}
+        """Full Hugging Face name of each module with an adapter → its own pair of factors."""
 
-    def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """``lora_A`` ``[r, in]`` and ``lora_B`` ``[out, r]`` of a Hugging Face module."""
-        return self.file.read(factor_name(module, "a")), self.file.read(factor_name(module, "b"))
+    def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """``lora_A`` ``[r, in]``, ``lora_B`` ``[out, r]`` and the scaling of a Hugging Face module."""
+        lora_a, lora_b = (self.file.read(factor_name(module, factor)) for factor in "ab")
+        return lora_a, lora_b, self.hf_modules[module].scaling
 
-    def _targeted(self) -> dict[str, tuple[int, int]]:
-        """``(out, in)`` of the Hugging Face modules that the configuration targets."""
-        linears = hf_linears(self.shape)
-        others = ("lm_head", "model.embed_tokens")
-        wrong = [name for name in others if self.config.targets(name)]
+    def _check_targets(self) -> None:
+        """The configuration targets what can take an adapter, and something at all."""
+        names = [name for names in self.linears.values() for name in names]
+        wrong = [name for name in ("lm_head", "model.embed_tokens") if self.config.targets(name)]
         if wrong:
             raise Refused(
                 f"{self.config.path}: target_modules covers {wrong[0]}, which is not supported; "
-                f"supported are {', '.join(_suffixes(linears))}."
+                f"supported are {', '.join(_suffixes(names))}."
             )
-        targeted = {name: size for name, size in linears.items() if self.config.targets(name)}
-        if not targeted:
+        if not any(self.config.targets(name) for name in names):
             raise Refused(
                 f"{self.config.path}: target_modules {self.config.target_modules!r} matches nothing in a "
-                f"{self.shape.family} model; it has {', '.join(_suffixes(linears))}."
+                f"{self.shape.family} model; it has {', '.join(_suffixes(names))}."
             )
-        return targeted
 
-    def _check_tensors(self) -> None:
-        expected: dict[str, tuple[int, int]] = {}
-        for module, (rows, columns) in self.hf_modules.items():
-            expected[factor_name(module, "a")] = (self.config.r, columns)
-            expected[factor_name(module, "b")] = (rows, self.config.r)
+    def _check_tensors(self, spec: AdapterSpec) -> None:
+        """The file holds the very tensors that the configuration means, in their shapes."""
+        expected = {
+            factor_name(part.hf_modules[0], name[-1]): size
+            for part in spec.parts
+            for name, size in part.tensors.items()
+        }
         entries = self.file.entries
         missing = [name for name in expected if name not in entries]
         extra = [name for name in entries if name not in expected]
@@ -114,17 +115,44 @@ class PeftAdapter:
         ):
             if names:
                 raise Refused(f"{self.file.path}: adapter tensors are {problem}: {first_few(names)}.")
-        for name, size in expected.items():
-            entry = entries[name]
-            if entry.shape != size:
-                raise Refused(
-                    f"{self.file.path}: {name} has shape {list(entry.shape)}; r {self.config.r} on this base "
-                    f"model needs {list(size)}."
-                )
-            if entry.dtype not in WEIGHT_DTYPES:
-                raise Refused(
-                    f"{self.file.path}: {name} has dtype {entry.dtype}; expected a floating-point one."
-                )
+        for part in spec.parts:
+            for name in part.tensors:
+                self._check_tensor(factor_name(part.hf_modules[0], name[-1]), part.tensors[name], part)
+
+    def _check_tensor(self, name: str, size: tuple[int, int], part: PartSpec) -> None:
+        entry = self.file.entries[name]
+        if entry.shape != size:
+            raise Refused(
+                f"{self.file.path}: {name} has shape {list(entry.shape)}; r {part.rank} on this base "
+                f"model needs {list(size)}."
+            )
+        if entry.dtype not in WEIGHT_DTYPES:
+            raise Refused(f"{self.file.path}: {name} has dtype {entry.dtype}; expected a floating-point one.")
+
+    def _is_shared(self, linear: str) -> bool:
+        """Whether the matrices of a fused linear have one A, rank and scaling wherever any is a target."""
+        found = False
+        for module, names in self.linears.items():
+            targeted = [name for name in names if self.config.targets(name)]
+            if module.rpartition(".")[2] != linear or not targeted:
+                continue
+            if len(targeted) < len(names) or not self._has_one_a(names):
+                return False
+            found = True
+        return found
+
+    def _has_one_a(self, names: Sequence[str]) -> bool:
+        config = self.config
+        if len({(config.rank_of(name), config.scaling_of(name)) for name in names}) > 1:
+            return False
+        if len({self.file.entries[factor_name(name, factor)].dtype for name in names for factor in "ab"}) > 1:
+            return False
+        first, *others = (self.file.read(factor_name(name, "a")) for name in names)
+        return all(torch.equal(_bits(first), _bits(one)) for one in others)
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.uint8)
 
 
 def _suffixes(modules: Iterable[str]) -> list[str]:

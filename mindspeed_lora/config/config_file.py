@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,8 @@ def _words(path: str, key: Any, value: Any, grammar: Grammar) -> list[str]:
         return []
     if value is True:
         return [name]
+    if isinstance(value, dict) and name in grammar.options and grammar.options[name].is_object:
+        return [f"{name}={json.dumps(value)}"]
     if isinstance(value, dict):
         raise Refused(f"--config {path}: {key} has keys of its own; flags are keys of the file itself")
     items = value if isinstance(value, list) else [value]

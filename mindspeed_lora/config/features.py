@@ -72,10 +72,9 @@ NOT_BUILT: dict[str, Feature] = {
     ),
     **_features(
         "only plain LoRA is supported by this version",
-        """lu-lora-final-layer-index=1 lu-lora-lr=1 lu-lora-lr-ratio=1 lora-rank-pattern=1
-        lora-alpha-pattern=1
+        """lu-lora-final-layer-index=1 lu-lora-lr=1 lu-lora-lr-ratio=1
         lora-modules-to-save=+ lora-ensure-weight-tying lora-weights=+ extract-lora lora-fusion-plan=1
-        lora-fusion-chunks=1 lora-fusion-interleave use-dora use-rslora""",
+        lora-fusion-chunks=1 lora-fusion-interleave use-dora""",
     ),
     **_features(
         "preference and reward training are not supported by this version",

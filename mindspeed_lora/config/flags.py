@@ -1,7 +1,8 @@
 """How a dataclass field becomes a command-line flag.
 
 A field is declared with :func:`flag`, which carries the flag's names, help, choices and check; its type
-tells how many words the flag takes (``bool``: none, ``tuple``: one or more, anything else: one).
+tells how many words the flag takes (``bool``: none, ``tuple``: one or more, anything else: one). A ``dict`` of
+numbers by name is one word, a JSON object.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,8 @@ class Option:
     item_type: type
     flag: Flag
     default: Any
+    is_object: bool = False
+    """The word is a JSON object whose values are of ``item_type``."""
 
     @property
     def name(self) -> str:
@@ -86,9 +89,15 @@ class Section:
 
     def __post_init__(self) -> None:
         for option in options(type(self)):
-            value = getattr(self, option.dest)
-            for item in value if isinstance(value, tuple) else (value,):
+            for item in items(getattr(self, option.dest)):
                 check_value(option, item)
+
+
+def items(value: Any) -> Iterable[Any]:
+    """The single values of a field's value, which a check looks at."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, tuple) else (value,)
 
 
 def check_value(option: Option, value: object) -> None:
@@ -110,8 +119,9 @@ def options(section: type[Section]) -> tuple[Option, ...]:
 def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
     described: Flag = field.metadata["flag"]
     item_type, arity = _words(hint)
+    is_object = dict in (typing.get_origin(part) for part in (hint, *typing.get_args(hint)))
     names = described.names or ("--" + field.name.replace("_", "-"),)
-    return Option(field.name, names, described.nargs or arity, item_type, described, field.default)
+    return Option(field.name, names, described.nargs or arity, item_type, described, field.default, is_object)
 
 
 def _words(hint: Any) -> tuple[type, Arity]:
@@ -120,4 +130,6 @@ def _words(hint: Any) -> tuple[type, Arity]:
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], "+"
+    if typing.get_origin(hint) is dict:
+        return typing.get_args(hint)[1], "1"
     return hint, "0" if hint is bool else "1"

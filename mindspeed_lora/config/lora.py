@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from mindspeed_lora.config.flags import AT_LEAST_ONE, POSITIVE, PROBABILITY, Section, flag
+from mindspeed_lora.config.flags import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, PROBABILITY, Section, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +16,34 @@ class LoraConfig(Section):
     lora_alpha: int | None = flag(
         "scaling is alpha / r; left out: that of --lora-load, else 2 r", check=POSITIVE
     )
-    lora_dropout: float = flag("dropout of the adapter's input", 0.0, check=PROBABILITY)
+    lora_dropout: float | None = flag(
+        "dropout of the adapter's input; left out: that of --lora-load, else 0", check=PROBABILITY
+    )
     lora_target_modules: tuple[str, ...] | None = flag(
-        "linears that get an adapter: linear_qkv linear_proj linear_fc1 linear_fc2 (left out: those of "
-        "--lora-load, else all four)",
+        "what gets an adapter: Megatron names, whose matrices share one A (linear_qkv linear_proj linear_fc1 "
+        "linear_fc2), Hugging Face names, each for itself (q_proj), all-linear, or regular expressions over full "
+        "names (left out: those of --lora-load, else all four linears)",
         metavar="NAME",
     )
+    lora_exclude_modules: tuple[str, ...] | None = flag(
+        "what gets none although --lora-target-modules names it; the same kinds of names", metavar="NAME"
+    )
+    lora_layers_to_transform: tuple[int, ...] | None = flag(
+        "only these layers get an adapter, counted from 0", check=NOT_NEGATIVE, metavar="LAYER"
+    )
+    lora_layers_pattern: tuple[str, ...] | None = flag(
+        "with --lora-layers-to-transform: name of the list of layers, where it is not found by itself",
+        metavar="NAME",
+    )
+    lora_rank_pattern: dict[str, int] | None = flag(
+        'other ranks, by PEFT\'s rules of names: \'{"v_proj": 32, "layers.0.mlp.up_proj": 4}\'',
+        check=AT_LEAST_ONE,
+        metavar="JSON",
+    )
+    lora_alpha_pattern: dict[str, float] | None = flag(
+        "other alphas, as --lora-rank-pattern", check=POSITIVE, metavar="JSON"
+    )
+    use_rslora: bool = flag("scaling is alpha / √r (rank-stabilised LoRA)", False)
     lora_load: str | None = flag("adapter to start from: a PEFT folder, a --save folder or one of its iter_*")
     lora_fusion: bool = flag("overlap the adapter's communication (accepted; the plain schedule runs)", False)
     lora_ckpt_filter: bool = flag("save only the adapter (the default here)", False)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mindspeed_lora.config.accepted import NO_EFFECT
 from mindspeed_lora.config.features import NOT_BUILT, Feature
-from mindspeed_lora.config.flags import Arity, Option, check_value
+from mindspeed_lora.config.flags import Arity, Option, check_value, items
 from mindspeed_lora.errors import Refused
 
 HELP_FLAGS = ("--help", "-h")
@@ -112,10 +114,35 @@ def _convert(option: Option, words: Sequence[str]) -> Any:
     """The value that the words stand for, checked."""
     if option.arity == "0":
         return True
-    items = tuple(_convert_word(option, word) for word in words)
-    for item in items:
+    convert = _convert_object if option.is_object else _convert_word
+    values = tuple(convert(option, word) for word in words)
+    value = values if option.arity in ("+", "*") else values[0]
+    for item in items(value):
         check_value(option, item)
-    return items if option.arity in ("+", "*") else items[0]
+    return value
+
+
+def _convert_object(option: Option, word: str) -> dict[str, Any]:
+    """A JSON object of numbers by name."""
+    kind = "integers" if option.item_type is int else "numbers"
+    try:
+        pairs = json.loads(word, object_pairs_hook=_Pairs)
+    except ValueError:
+        pairs = None
+    if not isinstance(pairs, _Pairs) or not all(_is_number(value, option.item_type) for _, value in pairs):
+        raise Refused(f'{option.name} {word}: expected a JSON object of names and {kind}, {{"q_proj": 8}}')
+    if len(dict(pairs)) < len(pairs):
+        raise Refused(f"{option.name} {word}: a name is there twice; give each once")
+    return dict(pairs)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The members of a JSON object, duplicates included."""
+
+
+def _is_number(value: object, kind: type) -> bool:
+    fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    return fits and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _convert_word(option: Option, word: str) -> Any:

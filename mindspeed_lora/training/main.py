@@ -61,7 +61,6 @@ def _train(plan: TrainPlan, groups: ParallelGroups, stop: StopRequest, notices: 
 
 def _reporter(session: TrainingSession, save: Path | None) -> Reporter:
     plan, groups = session.plan, session.groups
-    spec = plan.adapter.spec if plan.adapter is not None else None
     if not groups.is_main:
         return Reporter.silent()
     return Reporter(
@@ -71,9 +70,7 @@ def _reporter(session: TrainingSession, save: Path | None) -> Reporter:
         global_batch_size=plan.job.training.global_batch_size,
         resumed_iteration=plan.start.iteration,
         world_size=groups.world_size,
-        model_flops=ModelFlops.of(
-            plan.shape, spec.rank if spec else None, spec.target_modules if spec else ()
-        ),
+        model_flops=ModelFlops.of(plan.shape, plan.adapter.spec if plan.adapter is not None else None),
     )
 
 
@@ -105,6 +102,5 @@ def _layout(plan: TrainPlan, world_size: int, dtype: torch.dtype) -> list[tuple[
         ("steps", str(plan.num_steps)),
     ]
     if plan.adapter is not None:
-        spec = plan.adapter.spec
-        rows.append(("adapter", f"r {spec.rank}, alpha {spec.alpha:g}, on {' '.join(spec.target_modules)}"))
+        rows.append(("adapter", plan.adapter.spec.describe()))
     return rows

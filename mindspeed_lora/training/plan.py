@@ -61,7 +61,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
     source, shape = _model(job, start, notices)
     check_layout(shape, job.parallel)
     check_recompute(shape, job.parallel, job.training)
-    adapter = _adapter(job, start, shape)
+    adapter = _adapter(job, start, shape, notices)
     seq_length = _seq_length(job, shape, notices)
     tokenizer = _tokenizer(job, source)
     rows = open_rows(job, seq_length, shape.vocab_size, tokenizer)
@@ -104,11 +104,14 @@ def _model(job: TrainJob, start: Start, notices: list[str]) -> tuple[Source, Mod
     return source, reconcile(job.model, source.shape)
 
 
-def _adapter(job: TrainJob, start: Start, shape: ModelShape) -> AdapterPlan | None:
-    lora = job.lora
+def _adapter(job: TrainJob, start: Start, shape: ModelShape, notices: list[str]) -> AdapterPlan | None:
+    lora, shared = job.lora, None
     if lora.enabled and start.run is not None:
         lora = dataclasses.replace(lora, lora_load=str(start.run.folder))
-    return plan_adapter(lora, shape, job.training.seed)
+        shared = start.run.state.get("shared_factors")
+    adapter = plan_adapter(lora, shape, job.training.seed, shared)
+    notices += adapter.notices if adapter is not None else ()
+    return adapter
 
 
 def _seq_length(job: TrainJob, shape: ModelShape, notices: list[str]) -> int:

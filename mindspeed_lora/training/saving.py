@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mindspeed_lora.adapters.inject import AdapterSpec
 from mindspeed_lora.atomic import StagedDirectory, atomic_link, atomic_text
 from mindspeed_lora.checkpoint.adapter import write_adapter
 from mindspeed_lora.checkpoint.iteration import LATEST_FILE, iteration_folder
+from mindspeed_lora.checkpoint.load_model import AdapterPlan
 from mindspeed_lora.config.checkpoint import CheckpointConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.device import random_states, restore_random_states
@@ -41,7 +42,7 @@ class RunWriter:
     groups: ParallelGroups
     shape: ModelShape
     optimizer: AdamW
-    adapter: AdapterSpec | None
+    adapter: AdapterPlan | None
     adapter_dtype: torch.dtype
     base_model_name: str | None
     write_tokenizer: Callable[[Path], None]
@@ -97,24 +98,16 @@ class RunWriter:
         if staging is None:
             return
         if factors is not None and self.adapter is not None:
-            self._write_adapter(folder / ADAPTER_FOLDER, self.adapter, factors)
+            config = dataclasses.replace(
+                self.adapter.config,
+                dropout=self.adapter.spec.dropout,
+                base_model_name=self.base_model_name,
+            )
+            target = folder / ADAPTER_FOLDER
+            write_adapter(target, self.shape, config, self.adapter.spec, factors, self.adapter_dtype)
+            self.write_tokenizer(target)
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         staging.commit()
-
-    def _write_adapter(self, folder: Path, spec: AdapterSpec, factors: dict[str, torch.Tensor]) -> None:
-        write_adapter(
-            folder,
-            self.shape,
-            spec.rank,
-            spec.alpha,
-            spec.dropout,
-            spec.target_modules,
-            self.base_model_name,
-            factors,
-            self.adapter_dtype,
-            use_rslora=spec.use_rslora,
-        )
-        self.write_tokenizer(folder)
 
     def _gather_factors(self) -> dict[str, torch.Tensor] | None:
         """All LoRA factors whole, in fp32 from the optimizer's masters, on rank 0.

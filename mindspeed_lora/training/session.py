@@ -103,15 +103,14 @@ class TrainingSession:
         job, plan = self.plan.job, self.plan
         if job.checkpoint.save is None:
             return None
-        spec = plan.adapter.spec if plan.adapter is not None else None
-        whole_model = spec is None or job.lora.lora_save_base
+        whole_model = plan.adapter is None or job.lora.lora_save_base
         return RunWriter(
             save=Path(job.checkpoint.save),
             checkpoint=job.checkpoint,
             groups=self.groups,
             shape=plan.shape,
             optimizer=self.optimizer,
-            adapter=spec,
+            adapter=plan.adapter,
             adapter_dtype=_SAVE_DTYPES[job.lora.lora_save_dtype],
             base_model_name=plan.base_model_name,
             write_tokenizer=plan.rows.tokenizer_writer(plan.tokenizer, job.checkpoint.keep_chat_template),
@@ -140,7 +139,13 @@ class TrainingSession:
             "layout": {"tp": groups.tp_size, "pp": groups.pp_size, "dp": groups.dp_size},
             "base_model_name": self.plan.base_model_name,
             "documents": len(self.plan.rows.train),
+            **self._adapter_state(),
         }
+
+    def _adapter_state(self) -> dict[str, Any]:
+        """What an adapter's files leave open: which linears' matrices share one A because they are one matrix."""
+        adapter = self.plan.adapter
+        return {} if adapter is None else {"shared_factors": sorted(adapter.shared)}
 
     def parameter_counts(self) -> ParameterCounts:
         """Trained and all parameters of the unsharded model, each counted once, and what each rank holds."""

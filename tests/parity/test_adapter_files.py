@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.adapters import new_adapter, write
 from tests.support.differences import FACTOR, GRADIENT, LOGITS, largest_logit_difference
 from tests.support.layouts import Layout
 from tests.support.parity import ALPHA, RANK, Case, Outcome, ParityBench
-from tests.support.reference import LINEARS, Recipe, Reference
+from tests.support.reference import Recipe, Reference
 from tests.support.shards import largest_relative_difference
 
 STEPS = 5
@@ -95,12 +96,11 @@ def test_every_layout_starts_from_the_same_bits(layout: Layout, fresh: FreshRuns
 
 def test_peft_trains_on_from_our_start_as_we_do(fresh: FreshRuns, tmp_path: Path) -> None:
     """With B = 0: the first gradients of A are zero, on both sides."""
-    from mindspeed_lora.checkpoint.adapter import write_adapter
     from mindspeed_lora.checkpoint.source import open_source
 
     outcome, _ = fresh.run(Layout(tp=2, pp=2))
     shape = open_source(fresh.base).shape
-    write_adapter(tmp_path / "start", shape, RANK, ALPHA, 0.0, LINEARS, None, outcome.start)
+    write(tmp_path / "start", shape, new_adapter(shape, RANK, ALPHA), outcome.start)
     reference = Reference(fresh.base)
     reference.load_adapter(tmp_path / "start")
     record = reference.train(fresh.bench.rows, fresh.case.recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,8 @@ class Case:
     """A name of ``models.MODELS``."""
     targets: tuple[str, ...] | None = LINEARS
     """Megatron's names of the linears with an adapter; None trains all parameters."""
+    peft: str | None = None
+    """In place of ``targets``: keywords of PEFT's ``LoraConfig`` as JSON, for an adapter as PEFT makes it."""
     recipe: Recipe = Recipe()
 
 
@@ -125,14 +128,17 @@ class ParityBench:
         """Mean loss per loss-carrying token of all rows, with the starting adapter."""
         reference = Reference(self.model(case.model))
         if case.targets is not None:
-            reference.load_adapter(self.starting_adapter(case))
+            reference.load_adapter(self.starting_adapter(case), tied=case.peft is None)
         return reference.loss(self.rows)
 
     def _reference(self, case: Case) -> tuple[ReferenceRecord, Path]:
         if case not in self._references:
             reference = Reference(self.model(case.model))
             start = self.new_folder()
-            if case.targets is not None:
+            if case.peft is not None:
+                reference.add_peft_adapter(**{"r": RANK, "lora_alpha": ALPHA, **json.loads(case.peft)})
+                reference.save_adapter(start)
+            elif case.targets is not None:
                 reference.add_adapter(RANK, ALPHA, case.targets)
                 reference.save_adapter(start)
             record = reference.train(self.rows, case.recipe, self.probe_rows)

@@ -97,7 +97,10 @@ class ReferenceRecord:
 
 
 class Reference:
-    """A model of transformers, with or without a PEFT adapter whose A are tied as Megatron's are."""
+    """A model of transformers, with or without a PEFT adapter.
+
+    The A of a fused linear are tied, as Megatron's are; an adapter of :meth:`add_peft_adapter` has PEFT's own.
+    """
 
     def __init__(self, model_folder: Path, dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoModelForCausalLM
@@ -107,6 +110,7 @@ class Reference:
         )
         self.model: Any = self.base
         self.config = self.base.config
+        self.tied = True
 
     def add_adapter(self, rank: int, alpha: int, targets: Sequence[str] = LINEARS, seed: int = 11) -> None:
         """A new adapter with random A and B: with B = 0 the gradients of A would be zero."""
@@ -119,19 +123,35 @@ class Reference:
         with _peft_quiet():
             self.model = get_peft_model(self.base, config)
         self._tie()
+        self._draw(seed)
+
+    def add_peft_adapter(self, seed: int = 11, **config: Any) -> None:
+        """A new adapter as these keywords of PEFT's ``LoraConfig`` say, with random A and B."""
+        from peft import LoraConfig, get_peft_model
+
+        with _peft_quiet():
+            self.model = get_peft_model(self.base, LoraConfig(task_type="CAUSAL_LM", **config))
+        self.tied = False
+        self._draw(seed)
+
+    def _draw(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in self._trained():
+                if "lora_" not in name:
+                    continue
                 scale = 0.1 if "lora_B" in name else parameter.size(1) ** -0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
-    def load_adapter(self, folder: Path) -> None:
+    def load_adapter(self, folder: Path, tied: bool = True) -> None:
         """An adapter from a PEFT folder."""
         from peft import PeftModel
 
         with _peft_quiet():
             self.model = PeftModel.from_pretrained(self.base, folder, is_trainable=True)
-        self._tie()
+        self.tied = tied
+        if tied:
+            self._tie()
 
     def merge_adapter(self) -> None:
         """The adapter merged into the model's weights by PEFT."""
@@ -209,7 +229,10 @@ class Reference:
             if hasattr(module, "lora_dropout"):
                 _, _, number, linear = name.split(".", 3)
                 place = "self_attention" if "attn" in linear else "mlp"
-                factor = f"decoder.layers.{number}.{place}.{FUSED[linear]}.lora_a"
+                module_name = f"decoder.layers.{number}.{place}.{FUSED[linear]}"
+                if not self.tied and self._parts(linear) != [linear]:
+                    module_name += f".{linear.rpartition('.')[2]}"
+                factor = f"{module_name}.lora_a"
                 module.lora_dropout["default"] = MaskedDropout(p, seed, factor)
 
     def _set_masks(self, step: int, number: int, row: Row) -> None:
@@ -263,13 +286,21 @@ class Reference:
                 canonical[f"decoder.layers.{number}.{_NORMS[rest]}"] = tensor.clone()
                 continue
             place = "self_attention" if "attn" in linear else "mlp"
-            target = f"decoder.layers.{number}.{place}.{FUSED[linear]}.{kind}"
+            module = f"decoder.layers.{number}.{place}.{FUSED[linear]}"
+            if kind.startswith("lora_") and not self.tied and self._parts(linear) != [linear]:
+                canonical[f"{module}.{linear.rpartition('.')[2]}.{kind}"] = tensor.clone()
+                continue
+            target = f"{module}.{kind}"
             if target not in canonical:
                 canonical[target] = self._fuse(by_name, f"model.layers.{number}.", linear, kind)
         return canonical
 
+    def _parts(self, linear: str) -> list[str]:
+        """The linears of transformers that are fused with this one."""
+        return [name for name in FUSED if FUSED[name] == FUSED[linear]]
+
     def _fuse(self, by_name: Tensors, layer: str, linear: str, kind: str) -> torch.Tensor:
-        parts = [name for name in FUSED if FUSED[name] == FUSED[linear]]
+        parts = self._parts(linear)
         if kind == "lora_a" or len(parts) == 1:
             return by_name[f"{layer}{linear}.{kind}"].clone()
         tensors = [by_name[f"{layer}{part}.{kind}"] for part in parts]

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mindspeed_lora.adapters.spec import AdapterSpec
+from mindspeed_lora.checkpoint.canonical import linear_shapes
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.training.reporting.records import StepRecord
 
@@ -25,19 +27,15 @@ class ModelFlops:
     per_token_and_length: float
 
     @classmethod
-    def of(cls, shape: ModelShape, lora_r: int | None, target_modules: Sequence[str] = ()) -> ModelFlops:
-        """The cost for a model; ``lora_r`` None trains all of its parameters.
-
-        ``target_modules`` are Megatron's names of the linears that have an adapter.
-        """
-        linears = _linears(shape)
-        layer = float(sum(rows * columns for rows, columns in linears.values()))
+    def of(cls, shape: ModelShape, adapter: AdapterSpec | None) -> ModelFlops:
+        """The cost for a model with an adapter; None trains all of its parameters."""
+        layer = float(sum(rows * columns for rows, columns in linear_shapes(shape).values()))
         matrices = shape.num_layers * layer + shape.vocab_size * shape.hidden_size
-        if lora_r is None:
+        if adapter is None:
             cost = _TRAINED * matrices
         else:
-            adapted = sum(sum(linears[name]) for name in target_modules)
-            cost = _FROZEN * matrices + _TRAINED * shape.num_layers * lora_r * adapted
+            factors = sum(rows * columns for rows, columns in adapter.tensors.values())
+            cost = _FROZEN * matrices + _TRAINED * factors
         # Two products, queries with keys and weights with values, over half of the row; backward costs twice
         # as much as forward.
         attention = 3 * 2 * 2 * 0.5 * shape.num_layers * shape.proj_input_size
@@ -53,13 +51,3 @@ def tflops_per_gpu(model: ModelFlops, steps: Sequence[StepRecord], samples: int,
     seconds = sum(step.elapsed_ms for step in steps) / 1000.0
     operations = model.operations(sum(step.tokens for step in steps), samples)
     return operations / (seconds * world_size * 1e12) if seconds > 0 else 0.0
-
-
-def _linears(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """Rows and columns of the linears of a layer, unsharded."""
-    return {
-        "linear_qkv": (shape.qkv_size, shape.hidden_size),
-        "linear_proj": (shape.hidden_size, shape.proj_input_size),
-        "linear_fc1": (2 * shape.ffn_hidden_size, shape.hidden_size),
-        "linear_fc2": (shape.hidden_size, shape.ffn_hidden_size),
-    }

@@ -13,31 +13,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mindspeed_lora.checkpoint.adapter import open_adapter, write_adapter
-from mindspeed_lora.checkpoint.canonical import (
-    LINEARS,
-    adapter_modules,
-    adapter_tensors,
-    shard_ranges,
-    tensor_rule,
-)
+from mindspeed_lora.checkpoint.adapter import AdapterSource
+from mindspeed_lora.checkpoint.canonical import shard_ranges, tensor_rule
 from mindspeed_lora.checkpoint.hf import shape_of
 from mindspeed_lora.checkpoint.merge import merge_weight
 from mindspeed_lora.checkpoint.peft import read_adapter_config
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES
+from tests.support.adapters import ALL, new_adapter, write
 
 RANK = 4
-
-
-def random_factors(shape: ModelShape, targets: tuple[str, ...] = tuple(LINEARS)) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    return {
-        name: torch.randn(size) * 0.2
-        for module in adapter_modules(shape, targets)
-        for name, size in adapter_tensors(shape, module, RANK).items()
-    }
+TARGETS = [
+    ALL,
+    ("linear_qkv", "linear_fc2"),
+    ("v_proj", "q_proj", "up_proj"),
+    ("all-linear",),
+    ("linear_qkv", "gate_proj"),
+]
 
 
 def load_in_peft(model: Any, folder: Path) -> Any:
@@ -59,8 +52,7 @@ def shape(models) -> ModelShape:
 @pytest.fixture
 def folder(shape: ModelShape, tmp_path: Path) -> Path:
     """A whole adapter on the untied Llama."""
-    factors = random_factors(shape)
-    write_adapter(tmp_path / "adapter", shape, RANK, 8, 0.0, tuple(LINEARS), "some/base", factors)
+    write(tmp_path / "adapter", shape, new_adapter(shape), base_model_name="some/base")
     return tmp_path / "adapter"
 
 
@@ -81,23 +73,25 @@ def key(module: str, factor: str, layer: int = 1) -> str:
 
 def refusal(folder: Path, shape: ModelShape) -> str:
     with pytest.raises(Refused) as error:
-        open_adapter(folder, shape)
+        AdapterSource(folder, shape)
     assert str(folder) in str(error.value)
     return str(error.value)
 
 
-@pytest.mark.parametrize("targets", [tuple(LINEARS), ("linear_qkv", "linear_fc2")])
+@pytest.mark.parametrize("targets", TARGETS, ids=" ".join)
 def test_peft_loads_it_and_computes_base_plus_delta(model, tmp_path: Path, targets: tuple[str, ...]):
     shape = shape_of(model.path)
-    factors = random_factors(shape, targets)
-    write_adapter(tmp_path / "adapter", shape, RANK, 8, 0.0, targets, str(model.path), factors)
+    plan = new_adapter(shape, lora_target_modules=targets, lora_rank_pattern={".*layers.1.*": 2})
+    factors = write(tmp_path / "adapter", shape, plan, base_model_name=str(model.path))
     base = model.load().float()
     weights, table = base.state_dict(), FAMILIES[shape.family]
-    for module in adapter_modules(shape, targets):
-        mapping, layer = table.mapping(f"{module}.weight")
-        parts = mapping.split(shape, factors[f"{module}.lora_b"])
-        for name, lora_b in zip(mapping.names(layer), parts, strict=True):
-            weights[name].copy_(merge_weight(weights[name], factors[f"{module}.lora_a"], lora_b, 2.0))
+    for part in plan.spec.parts:
+        mapping, _ = table.mapping(f"{part.module}.weight")
+        lora_a, lora_b = factors[f"{part.name}.lora_a"], factors[f"{part.name}.lora_b"]
+        rows = (lora_b,) if part.label else mapping.split(shape, lora_b)
+        for name, own in zip(part.hf_modules, rows, strict=True):
+            weight = weights[f"{name}.weight"]
+            weight.copy_(merge_weight(weight, lora_a, own, part.scaling))
     tokens = torch.arange(12).view(2, 6)
     expected = base(tokens).logits
     with torch.no_grad():
@@ -106,22 +100,22 @@ def test_peft_loads_it_and_computes_base_plus_delta(model, tmp_path: Path, targe
     assert (found - expected).abs().max() < 1e-4
 
 
-def test_reads_back_any_slice(model, tmp_path: Path):
+@pytest.mark.parametrize("targets", TARGETS, ids=" ".join)
+def test_reads_back_any_slice(model, tmp_path: Path, targets: tuple[str, ...]):
     shape = shape_of(model.path)
-    factors = random_factors(shape)
-    write_adapter(tmp_path / "adapter", shape, RANK, 8, 0.0, tuple(LINEARS), None, factors)
-    source = open_adapter(tmp_path / "adapter", shape)
-    assert (source.r, source.alpha, source.target_modules) == (RANK, 8.0, tuple(LINEARS))
-    assert [f"{m}.lora_{f}" for m in source.modules() for f in "ab"] == list(factors)
+    plan = new_adapter(shape, lora_target_modules=targets)
+    factors = write(tmp_path / "adapter", shape, plan)
+    source = AdapterSource(tmp_path / "adapter", shape)
+    assert (source.config.r, source.config.alpha, source.shared) == (RANK, 8.0, plan.shared)
+    assert source.spec == plan.spec
     for name, whole in factors.items():
-        module, factor = name[:-7], name[-1]
-        assert torch.equal(source.read(module, factor), whole)
+        assert torch.equal(source.read(name), whole)
         rule = tensor_rule(name)
         for rank in range(4 if rule.axis is not None else 0):
             assert rule.axis is not None
             ranges = shard_ranges(rule, whole.shape[rule.axis], rank, 4)
             expected = torch.cat([whole.narrow(rule.axis, a, b - a) for a, b in ranges], rule.axis)
-            assert torch.equal(source.read(module, factor, rule.axis, ranges), expected)
+            assert torch.equal(source.read(name, rule.axis, ranges), expected)
 
 
 def test_configuration_has_hugging_face_names_and_only_keys_that_peft_knows(folder: Path):
@@ -135,8 +129,7 @@ def test_configuration_has_hugging_face_names_and_only_keys_that_peft_knows(fold
 
 
 def test_dtype_of_the_file(shape: ModelShape, tmp_path: Path):
-    factors = random_factors(shape)
-    write_adapter(tmp_path, shape, RANK, 8, 0.0, tuple(LINEARS), None, factors.__getitem__, torch.bfloat16)
+    write(tmp_path, shape, new_adapter(shape), dtype=torch.bfloat16)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
@@ -147,8 +140,8 @@ def test_save_folder_and_iteration_folder(folder: Path, shape: ModelShape, tmp_p
         shutil.copytree(folder, save / f"iter_{iteration:07d}" / "adapter")
     change(save / "iter_0000005" / "adapter", lora_alpha=4)
     (save / "latest_checkpointed_iteration.txt").write_text("10")
-    assert open_adapter(save, shape).alpha == 8
-    assert open_adapter(save / "iter_0000005", shape).alpha == 4
+    assert AdapterSource(save, shape).config.alpha == 8
+    assert AdapterSource(save / "iter_0000005", shape).config.alpha == 4
     assert read_adapter_config(save).r == RANK
 
 
@@ -198,29 +191,6 @@ def test_targets_that_the_model_does_not_have(folder: Path, shape: ModelShape):
     assert "matches nothing in a llama model; it has q_proj, k_proj, v_proj, o_proj" in message
     change(folder, target_modules=["q_proj", "lm_head"])
     assert "covers lm_head, which is not supported" in refusal(folder, shape)
-
-
-def test_different_factors_within_a_fused_matrix(folder: Path, shape: ModelShape):
-    edit(folder, lambda tensors: tensors[key("mlp.up_proj", "A")].mul_(2))
-    message = refusal(folder, shape)
-    assert "model.layers.1.mlp.gate_proj and model.layers.1.mlp.up_proj have different lora_A" in message
-    assert "--save-model-type hf" in message
-
-
-def test_part_of_a_fused_matrix(folder: Path, shape: ModelShape):
-    def keep(tensors: dict[str, torch.Tensor]) -> None:
-        for name in [name for name in tensors if "q_proj" not in name and "v_proj" not in name]:
-            del tensors[name]
-
-    edit(folder, keep)
-    change(folder, target_modules=["q_proj", "v_proj"])
-    assert "targets model.layers.0.self_attn.q_proj without" in refusal(folder, shape)
-
-
-def test_some_layers_only(folder: Path, shape: ModelShape):
-    edit(folder, lambda t: [t.pop(name) for name in list(t) if ".layers.0." in name])
-    change(folder, layers_to_transform=[1, 2, 3])
-    assert "covers only some of the layers" in refusal(folder, shape)
 
 
 def test_damaged_file(folder: Path, shape: ModelShape):

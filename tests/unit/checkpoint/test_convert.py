@@ -12,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mindspeed_lora.checkpoint.adapter import write_adapter
-from mindspeed_lora.checkpoint.canonical import LINEARS, adapter_modules, adapter_tensors
 from mindspeed_lora.checkpoint.hf import shape_of
 from mindspeed_lora.checkpoint.source import open_source
 from mindspeed_lora.errors import Refused
+from tests.support.adapters import ALL, new_adapter, write
 
 Convert = Callable[..., None]
 TO_MG = {"load_model_type": "hf", "save_model_type": "mg"}
@@ -50,14 +49,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 def save_folder(models, tmp_path: Path) -> Path:
     """A training job's --save folder with an adapter on the untied Llama."""
     shape = shape_of(models("llama").path)
-    torch.manual_seed(5)
-    factors = {
-        name: torch.randn(size) * 0.2
-        for module in adapter_modules(shape, tuple(LINEARS))
-        for name, size in adapter_tensors(shape, module, 4).items()
-    }
     folder = tmp_path / "save" / "iter_0000020" / "adapter"
-    write_adapter(folder, shape, 4, 8, 0.0, tuple(LINEARS), str(models("llama").path), factors)
+    write(folder, shape, new_adapter(shape), base_model_name=str(models("llama").path))
     (tmp_path / "save" / "latest_checkpointed_iteration.txt").write_text("20")
     (folder / "chat_template.jinja").write_text("trained")
     return tmp_path / "save"
@@ -150,7 +143,7 @@ def test_merges_are_the_same_in_every_mode(models, tmp_path: Path, run_convert: 
     model = models("llama")
     expected = PeftModel.from_pretrained(model.load(), save_folder / "iter_0000020/adapter")
     merged = expected.merge_and_unload()
-    lora = {"lora_load": save_folder, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": tuple(LINEARS)}
+    lora = {"lora_load": save_folder, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ALL}
     mg = tmp_path / "mg"
     run_convert(
         load_dir=model.path,
@@ -207,9 +200,12 @@ def test_incomplete_adapter_is_not_exported(models, tmp_path: Path, run_convert:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"lora_r": 8}, "--lora-r 8 contradicts .*, which has 4"),
-        ({"lora_alpha": 16}, "--lora-alpha 16 contradicts .*, which has 8"),
-        ({"lora_target_modules": ("linear_qkv",)}, "--lora-target-modules linear_qkv contradicts"),
+        ({"lora_r": 8}, r"--lora-r 8 \(the adapter has 4\): contradicting"),
+        ({"lora_alpha": 16}, r"--lora-alpha 16 \(the adapter has 8\): contradicting"),
+        (
+            {"lora_target_modules": ("linear_qkv",)},
+            r"--lora-target-modules linear_qkv \(the adapter is on q_proj",
+        ),
     ],
 )
 def test_lora_flags_that_contradict(

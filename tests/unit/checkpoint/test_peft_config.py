@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from mindspeed_lora.checkpoint.peft_config import AdapterConfig, parse_adapter_config
+from mindspeed_lora.checkpoint.peft_config import AdapterConfig
+from mindspeed_lora.checkpoint.peft_config_file import parse_adapter_config
 from mindspeed_lora.errors import Refused
 
 MINIMAL: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
@@ -17,8 +18,8 @@ def parse(**values: Any) -> AdapterConfig:
 
 
 def test_scaling():
-    assert parse().scaling == 2.0
-    assert parse(use_rslora=True).scaling == 4.0
+    assert parse().scaling_of(Q3) == 2.0
+    assert parse(use_rslora=True).scaling_of(Q3) == 4.0
 
 
 def test_what_peft_itself_writes_is_accepted(tmp_path: Path):
@@ -36,8 +37,6 @@ def test_what_peft_itself_writes_is_accepted(tmp_path: Path):
     [
         ("use_dora", True),
         ("use_qalora", True),
-        ("rank_pattern", {"q_proj": 2}),
-        ("alpha_pattern", {"q_proj": 2}),
         ("modules_to_save", ["lm_head"]),
         ("trainable_token_indices", [1, 2]),
         ("layer_replication", [[0, 2]]),
@@ -78,7 +77,26 @@ def test_keys_without_effect(values: dict[str, Any]):
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; expected 'LORA'"),
         ({"r": 0}, "r is 0; expected a positive whole number"),
         ({"r": "4"}, "r is '4'"),
-        ({"lora_alpha": "much"}, "unexpected type"),
+        ({"lora_alpha": "much"}, "lora_alpha is 'much'; expected a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan; expected a number"),
+        ({"lora_dropout": 1.0}, "lora_dropout is 1.0; expected a number from 0 to below 1"),
+        ({"use_rslora": "yes"}, "use_rslora is 'yes'; expected true or false"),
+        ({"r": True}, "r is True"),
+        (
+            {"rank_pattern": {"q_proj": 0}},
+            "rank_pattern is .*; expected an object of .* positive whole numbers",
+        ),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is "),
+        ({"rank_pattern": {"(": 2}}, "rank_pattern: '\\(' is no regular expression"),
+        ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern is .* and numbers"),
+        ({"exclude_modules": "("}, "exclude_modules: '\\(' is no regular expression"),
+        ({"target_modules": ["q_proj", 3]}, "target_modules is .*; expected a list of names"),
+        ({"layers_to_transform": ["1"]}, "layers_to_transform is .*; expected numbers of layers"),
+        ({"layers_to_transform": 1, "layers_pattern": ["("]}, "layers_pattern: '\\(' is no regular"),
+        ({"layers_pattern": "layers"}, "layers_pattern says nothing without layers_to_transform"),
+        ({"layers_to_transform": 1, "target_modules": ".*q"}, "layers_to_transform cannot go with"),
+        ({"layers_to_transform": [0], "target_modules": "all-linear"}, "layers_to_transform cannot go with"),
+        ({"base_model_name_or_path": 3}, "base_model_name_or_path is 3; expected a text"),
         ({"target_modules": None}, "target_modules is missing or empty"),
         ({"target_modules": []}, "target_modules is missing or empty"),
     ],
@@ -106,6 +124,9 @@ def test_missing_rank():
         ({"target_modules": "all-linear"}, True),
         ({"layers_to_transform": [3]}, True),
         ({"layers_to_transform": 2}, False),
+        ({"layers_to_transform": 0, "target_modules": [Q3]}, True),
+        ({"layers_to_transform": [2]}, False),
+        ({"layers_to_transform": [3], "layers_pattern": ["(layers|h)"]}, True),
         ({"layers_to_transform": [3], "layers_pattern": "layers"}, True),
         ({"layers_to_transform": [3], "layers_pattern": ["blocks"]}, False),
         ({"exclude_modules": ["q_proj"]}, False),
@@ -120,3 +141,32 @@ def test_which_modules_are_targeted(values: dict[str, Any], hits: bool):
 def test_all_linear_leaves_the_vocabulary_out():
     config = parse(target_modules="all-linear")
     assert not config.targets("lm_head") and not config.targets("model.embed_tokens")
+
+
+def test_patterns_take_the_first_key_that_means_a_module():
+    config = parse(
+        rank_pattern={r"layers\.3\..*": 2, "q_proj": 8}, alpha_pattern={"^model.*q_proj": 3}, use_rslora=True
+    )
+    other = "model.layers.13.self_attn.q_proj"
+    assert (config.rank_of(Q3), config.rank_of(other), config.rank_of("lm_head")) == (2, 8, 4)
+    assert (config.alpha_of(other), config.alpha_of("lm_head")) == (3, 8)
+    assert config.scaling_of(other) == pytest.approx(3 / 8**0.5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"target_modules": r".*\.(q|v)_proj", "exclude_modules": r".*layers\.3\..*"},
+        {"target_modules": "all-linear", "exclude_modules": ["k_proj"], "use_rslora": True},
+        {"layers_to_transform": [0, 3], "layers_pattern": ["layers"], "rank_pattern": {"q_proj": 2}},
+        {"layers_to_transform": 3, "alpha_pattern": {"q_proj": 2.5}, "init_lora_weights": "gaussian"},
+        {"revision": "main", "base_model_name_or_path": "some/model", "lora_dropout": 0.25},
+    ],
+)
+def test_written_as_it_was_read(values: dict[str, Any]):
+    from peft import LoraConfig
+
+    written = parse(**values).to_json()
+    assert {key: written[key] for key in values} == values
+    assert set(written) <= set(LoraConfig().to_dict())
+    assert parse(**written) == parse(**values)

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mindspeed_lora.adapters.inject import AdapterSpec
-from mindspeed_lora.checkpoint.load_model import AdapterPlan
+from mindspeed_lora.checkpoint.hf import shape_of
 from mindspeed_lora.models.gpt import GPTModel
+from tests.support.adapters import new_adapter
 from tests.support.models import VOCAB_SIZE, make_model
 from tests.unit.models.conftest import BuildGpt
 
@@ -99,10 +99,7 @@ def test_tied_embeddings_are_one_parameter(build_gpt: BuildGpt, tied: Path) -> N
 
 
 def with_adapter(build_gpt: BuildGpt, folder: Path, **training: object) -> GPTModel:
-    spec = AdapterSpec(
-        rank=3, alpha=6, dropout=0.0, target_modules=("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
-    )
-    model = build_gpt(folder, AdapterPlan(spec=spec, source=None, seed=5), **training)
+    model = build_gpt(folder, new_adapter(shape_of(folder), 3, 6, seed=5), **training)
     generator = torch.Generator().manual_seed(3)
     for name, parameter in model.named_parameters():
         if name.endswith("lora_b"):

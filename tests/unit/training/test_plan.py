@@ -26,8 +26,7 @@ def test_a_plan_holds_what_was_resolved(tiny: Tiny, tmp_path: Path) -> None:
     assert found.num_steps == 7
     assert (found.shape.num_layers, found.shape.vocab_size, found.seq_length) == (4, VOCAB_SIZE, 48)
     assert found.adapter is not None
-    assert (found.adapter.spec.rank, found.adapter.spec.alpha) == (4, 8)
-    assert found.adapter.spec.target_modules == ("linear_qkv", "linear_fc2")
+    assert found.adapter.spec.describe() == "r 4, alpha 8, on linear_qkv linear_fc2"
     assert found.adapter.source is None and found.start.iteration == 0
     assert found.base_model_name == str(tiny.model)
     assert len(found.rows.train) == 12 and found.rows.valid is None

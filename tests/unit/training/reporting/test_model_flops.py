@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from mindspeed_lora.adapters.spec import AdapterSpec
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.training.reporting import ModelFlops
 from mindspeed_lora.training.reporting.model_flops import tflops_per_gpu
+from tests.support.adapters import new_adapter
 from tests.unit.training.reporting.records import step_record
 
 SHAPE = ModelShape(
@@ -18,8 +22,11 @@ SHAPE = ModelShape(
     vocab_size=50,
     max_position_embeddings=64,
 )
-LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 MATRICES = 3 * ((4 + 2 * 2) * 2 * 8 + 4 * 2 * 8 + 3 * 8 * 20) + 50 * 8
+
+
+def spec(**flags: Any) -> AdapterSpec:
+    return new_adapter(SHAPE, 5, **flags).spec
 
 
 def test_all_parameters_trained_is_six_operations_a_weight() -> None:
@@ -28,12 +35,15 @@ def test_all_parameters_trained_is_six_operations_a_weight() -> None:
 
 def test_a_frozen_weight_costs_four_and_the_adapter_six() -> None:
     adapters = 3 * 5 * ((16 + 8) + (8 + 8) + (40 + 8) + (8 + 20))
-    assert ModelFlops.of(SHAPE, 5, LINEARS).per_token == 4 * MATRICES + 6 * adapters
-    assert ModelFlops.of(SHAPE, 5, ("linear_fc2",)).per_token == 4 * MATRICES + 6 * 3 * 5 * 28
+    assert ModelFlops.of(SHAPE, spec()).per_token == 4 * MATRICES + 6 * adapters
+    assert (
+        ModelFlops.of(SHAPE, spec(lora_target_modules=("linear_fc2",))).per_token
+        == 4 * MATRICES + 6 * 3 * 5 * 28
+    )
 
 
 def test_attention_grows_with_the_square_of_the_row() -> None:
-    flops = ModelFlops.of(SHAPE, 5, LINEARS)
+    flops = ModelFlops.of(SHAPE, spec())
     one = flops.operations(tokens=100, samples=1) - 100 * flops.per_token
     two = flops.operations(tokens=200, samples=1) - 200 * flops.per_token
     assert two == pytest.approx(4 * one)

@@ -1,0 +1,78 @@
+"""What an adapter is on one model: its pairs of factors, each with its place, rank and scaling.
+
+One description that injection, starting values, reading, writing, merging and reporting share. It is made by
+:mod:`mindspeed_lora.checkpoint.adapter_description`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSpec:
+    """One pair of factors: A and B over a whole linear, or over one of the matrices that are fused in it."""
+
+    module: str
+    """Canonical name of the linear (``decoder.layers.3.self_attention.linear_qkv``)."""
+    label: str
+    """The fused linear's one matrix that it covers (``q_proj``); empty where it covers the linear whole."""
+    hf_modules: tuple[str, ...]
+    """Full Hugging Face names of the matrices that B's rows are of; several share A."""
+    rank: int
+    alpha: float
+    scaling: float
+    """``α / r``, or ``α / √r`` for rank-stabilised LoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
+    out_features: int
+    """Rows of B, in the order of the linear, or of the one matrix."""
+    in_features: int
+
+    @property
+    def name(self) -> str:
+        """Canonical name of the pair; ``.lora_a`` and ``.lora_b`` are its factors."""
+        return f"{self.module}.{self.label}" if self.label else self.module
+
+    @property
+    def linear(self) -> str:
+        """Megatron's name of the linear (``linear_qkv``)."""
+        return self.module.rpartition(".")[2]
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, int]]:
+        """Canonical names and shapes of both factors."""
+        return {
+            f"{self.name}.lora_a": (self.rank, self.in_features),
+            f"{self.name}.lora_b": (self.out_features, self.rank),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSpec:
+    """An adapter on one model."""
+
+    parts: tuple[PartSpec, ...]
+    """In the order of the forward pass."""
+    dropout: float
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, int]]:
+        """Canonical names and shapes of all factors."""
+        return {name: size for part in self.parts for name, size in part.tensors.items()}
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What carries it, by Megatron's names, or by Hugging Face's where a fused linear's matrices stand alone."""
+        return tuple(dict.fromkeys(part.label or part.linear for part in self.parts))
+
+    def describe(self) -> str:
+        """Rank, alpha and targets in a few words, for a run's first lines."""
+        ranks, alphas = (
+            _span(values) for values in ([p.rank for p in self.parts], [p.alpha for p in self.parts])
+        )
+        return f"r {ranks}, alpha {alphas}, on {' '.join(self.targets)}"
+
+
+def _span(values: list[int] | list[float]) -> str:
+    """One value, or the smallest and the largest."""
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

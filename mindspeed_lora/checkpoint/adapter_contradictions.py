@@ -1,0 +1,79 @@
+"""LoRA flags beside an adapter's files: what is given and is not what the files say is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+
+from mindspeed_lora.checkpoint.adapter_flags import Linears, excluded_modules, peft_pattern, targeted_modules
+from mindspeed_lora.checkpoint.peft_config import AdapterConfig
+from mindspeed_lora.checkpoint.peft_rules import layer_index, matches
+from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.errors import Refused
+
+
+def refuse_contradictions(
+    lora: LoraConfig, config: AdapterConfig, modules: Collection[str], linears: Linears
+) -> None:
+    """Refuse flags that contradict an adapter.
+
+    Args:
+        lora: the flags.
+        config: the adapter's.
+        modules: full Hugging Face names of the modules that carry it.
+        linears: the linears of its model.
+    """
+    differing = list(_differing(lora, config, modules, linears))
+    if differing:
+        raise Refused(
+            f"{', '.join(differing)}: contradicting {config.path}; leave out what the adapter tells"
+        )
+
+
+def _differing(
+    lora: LoraConfig, config: AdapterConfig, modules: Collection[str], linears: Linears
+) -> Iterator[str]:
+    """Each flag that contradicts, with both values."""
+    if lora.lora_r not in (None, config.r):
+        yield f"--lora-r {lora.lora_r} (the adapter has {config.r})"
+    if lora.lora_alpha not in (None, config.alpha):
+        yield f"--lora-alpha {lora.lora_alpha} (the adapter has {config.alpha:g})"
+    if lora.use_rslora and not config.use_rslora:
+        yield "--use-rslora (the adapter's scaling is alpha / r)"
+    targets = lora.lora_target_modules
+    if targets is not None and _still_named(lora, config, linears) != set(modules):
+        found = dict.fromkeys(module.rpartition(".")[2] for module in modules)
+        yield f"--lora-target-modules {' '.join(targets)} (the adapter is on {' '.join(found)})"
+    excluded = lora.lora_exclude_modules
+    if excluded is not None and excluded_modules(excluded, linears) != config.exclude_modules:
+        yield f"--lora-exclude-modules {' '.join(excluded)} (the adapter has {config.exclude_modules})"
+    layers = lora.lora_layers_to_transform
+    if layers is not None and set(layers) != set(config.layers):
+        found_layers = " ".join(map(str, config.layers)) or "none"
+        yield f"--lora-layers-to-transform {' '.join(map(str, layers))} (the adapter has {found_layers})"
+    yield from _differing_patterns(lora, config, modules, linears)
+
+
+def _still_named(lora: LoraConfig, config: AdapterConfig, linears: Linears) -> set[str]:
+    """What ``--lora-target-modules`` means, without what the adapter's exclusions and layers leave out."""
+    return {
+        module
+        for module in targeted_modules(lora.lora_target_modules or (), linears)
+        if not (config.exclude_modules is not None and matches(config.exclude_modules, module))
+        and (not config.layers or layer_index(module, config.layer_lists) in config.layers)
+    }
+
+
+def _differing_patterns(
+    lora: LoraConfig, config: AdapterConfig, modules: Collection[str], linears: Linears
+) -> Iterator[str]:
+    if lora.lora_rank_pattern is not None:
+        ranks = peft_pattern("--lora-rank-pattern", lora.lora_rank_pattern, linears, modules)
+        given = dataclasses.replace(config, rank_pattern=ranks)
+        if any(given.rank_of(module) != config.rank_of(module) for module in modules):
+            yield f"--lora-rank-pattern {lora.lora_rank_pattern} (the adapter has {dict(config.rank_pattern)})"
+    if lora.lora_alpha_pattern is not None:
+        alphas = peft_pattern("--lora-alpha-pattern", lora.lora_alpha_pattern, linears, modules)
+        given = dataclasses.replace(config, alpha_pattern=alphas)
+        if any(given.alpha_of(module) != config.alpha_of(module) for module in modules):
+            yield f"--lora-alpha-pattern {lora.lora_alpha_pattern} (the adapter has {dict(config.alpha_pattern)})"

@@ -1,0 +1,237 @@
+"""From the LoRA flags to an adapter's configuration in PEFT's form.
+
+A name in ``--lora-target-modules``, ``--lora-exclude-modules`` or a pattern is one of these, tried in this order:
+
+* ``all-linear``, PEFT's word for every linear of the layers;
+* a Megatron name or the end of one (``linear_qkv``, ``mlp.linear_fc1``): the linear as one matrix;
+* a Hugging Face name or the end of one (``q_proj``): that matrix alone, as PEFT has it;
+* a regular expression over whole canonical names (``decoder\\.layers\\.[01]\\..*``): the linears that it means;
+* a regular expression over whole Hugging Face names: the matrices that it means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mindspeed_lora.checkpoint.adapter_description import FUSED, hf_linears
+from mindspeed_lora.checkpoint.peft_config import AdapterConfig
+from mindspeed_lora.checkpoint.peft_rules import (
+    Names,
+    faulty_expression,
+    is_all_linear,
+    is_suffix,
+    matches,
+    pattern_key,
+)
+from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.errors import Refused
+
+Number = TypeVar("Number", int, float)
+Linears = Mapping[str, tuple[str, ...]]
+"""Canonical linear → full Hugging Face names of its matrices."""
+
+
+@dataclass(frozen=True)
+class Meant:
+    """What one name or expression of a flag means on a model."""
+
+    whole: tuple[str, ...]
+    """Canonical linears, each as one matrix."""
+    matrices: tuple[str, ...]
+    """Full Hugging Face names of matrices, each for itself."""
+    peft: Names
+    """The same for PEFT: names, or one expression."""
+
+    def hf_modules(self, linears: Linears) -> set[str]:
+        """Full Hugging Face names of all that is meant."""
+        return {*self.matrices, *(name for module in self.whole for name in linears[module])}
+
+
+def config_from_flags(lora: LoraConfig, shape: ModelShape) -> tuple[AdapterConfig, frozenset[str]]:
+    """The configuration that the flags ask for, and the fused linears whose matrices share one A.
+
+    Rank, alpha and targets are set: the command line's rules have filled in what the user left out.
+
+    Raises:
+        Refused: a name means nothing on the model, or names contradict each other.
+    """
+    assert lora.lora_r is not None and lora.lora_alpha is not None and lora.lora_target_modules is not None
+    linears = hf_linears(shape.family, shape.num_layers)
+    targets = _targets(lora.lora_target_modules, linears)
+    shared = shared_by_name(lora.lora_target_modules, linears)
+    target_modules = _peft_names(targets)
+    _check_layers(lora, shape, target_modules)
+    config = AdapterConfig(
+        r=lora.lora_r,
+        alpha=lora.lora_alpha,
+        dropout=lora.lora_dropout or 0.0,
+        use_rslora=lora.use_rslora,
+        target_modules=target_modules,
+        exclude_modules=excluded_modules(lora.lora_exclude_modules, linears),
+        layers_to_transform=lora.lora_layers_to_transform,
+        layers_pattern=lora.lora_layers_pattern,
+    )
+    found = _found(config, lora, linears)
+    config = dataclasses.replace(
+        config,
+        rank_pattern=peft_pattern("--lora-rank-pattern", lora.lora_rank_pattern, linears, found),
+        alpha_pattern=peft_pattern("--lora-alpha-pattern", lora.lora_alpha_pattern, linears, found),
+    )
+    return config, shared
+
+
+def targeted_modules(names: Sequence[str], linears: Linears) -> set[str]:
+    """Full Hugging Face names of what ``--lora-target-modules`` means."""
+    return {module for one in _targets(names, linears) for module in one.hf_modules(linears)}
+
+
+def _targets(names: Sequence[str], linears: Linears) -> list[Meant]:
+    return [meaning(name, linears, "--lora-target-modules") for name in names]
+
+
+def meaning(name: str, linears: Linears, flag: str) -> Meant:
+    """What a name or expression means; by the order of this module's first lines."""
+    matrices = [matrix for names in linears.values() for matrix in names]
+    if is_all_linear(name):
+        return Meant((), tuple(matrices), name.lower())
+    whole = tuple(module for module in linears if is_suffix(name, module))
+    if whole:
+        return Meant(whole, (), _shortest(whole, linears))
+    alone = tuple(matrix for matrix in matrices if is_suffix(name, matrix))
+    if alone:
+        return Meant((), alone, (name,))
+    fault = faulty_expression([name])
+    if fault is not None:
+        raise Refused(f"{flag}: {fault}, and no module has this name; {_there_are(linears)}")
+    whole = tuple(module for module in linears if re.fullmatch(name, module))
+    if whole:
+        return Meant(whole, (), _shortest(whole, linears))
+    alone = tuple(matrix for matrix in matrices if re.fullmatch(name, matrix))
+    if alone:
+        return Meant((), alone, name)
+    raise Refused(f"{flag}: the model has no module {name}; {_there_are(linears)}")
+
+
+def _there_are(linears: Linears) -> str:
+    megatron = sorted({module.rpartition(".")[2] for module in linears})
+    ours = ", ".join(megatron)
+    theirs = ", ".join(dict.fromkeys(name.rpartition(".")[2] for names in linears.values() for name in names))
+    return f"it has {ours} by Megatron's names, {theirs} by Hugging Face's"
+
+
+def _shortest(modules: Sequence[str], linears: Linears) -> tuple[str, ...]:
+    """PEFT's names of whole linears: ``q_proj`` where every layer's is meant, else the full names."""
+    names: list[str] = []
+    for module in modules:
+        kind = module.rpartition(".")[2]
+        every = all(other in modules for other in linears if other.rpartition(".")[2] == kind)
+        names += [name.rpartition(".")[2] if every else name for name in linears[module]]
+    return tuple(dict.fromkeys(names))
+
+
+def _peft_names(meant: Sequence[Meant]) -> Names:
+    """``target_modules`` or ``exclude_modules`` of several names: one expression alone stays one."""
+    if len(meant) == 1:
+        return meant[0].peft
+    everything = next((one.peft for one in meant if is_all_linear(one.peft)), None)
+    if everything is not None:
+        return everything
+    names: list[str] = []
+    for one in meant:
+        names += one.matrices if isinstance(one.peft, str) else one.peft
+    return tuple(dict.fromkeys(names))
+
+
+def shared_by_name(names: Sequence[str], linears: Linears) -> frozenset[str]:
+    """The fused linears that are named as one matrix; refused where their matrices are also named alone."""
+    targets = _targets(names, linears)
+    whole = {module for one in targets for module in one.whole if len(linears[module]) > 1}
+    shared = {module.rpartition(".")[2] for module in whole}
+    for matrix in (matrix for one in targets for matrix in one.matrices):
+        module = next(module for module, names in linears.items() if matrix in names)
+        linear, name = module.rpartition(".")[2], matrix.rpartition(".")[2]
+        if linear in shared:
+            raise Refused(
+                f"--lora-target-modules: {linear} is one adapter for {_last(linears[module])}, and {name} one for "
+                "itself; name either"
+            )
+    return frozenset(linear for linear in FUSED if linear in shared)
+
+
+def _last(names: Sequence[str]) -> str:
+    return ", ".join(name.rpartition(".")[2] for name in names)
+
+
+def _check_layers(lora: LoraConfig, shape: ModelShape, target_modules: Names) -> None:
+    layers = lora.lora_layers_to_transform
+    if layers is None:
+        if lora.lora_layers_pattern is not None:
+            raise Refused("--lora-layers-pattern says nothing without --lora-layers-to-transform; add it")
+        return
+    absent = [layer for layer in layers if layer >= shape.num_layers]
+    if absent:
+        raise Refused(
+            f"--lora-layers-to-transform {absent[0]}: the model has the layers 0 to {shape.num_layers - 1}"
+        )
+    in_full = (
+        [] if isinstance(target_modules, str) else [name for name in target_modules if ".layers." in name]
+    )
+    if isinstance(target_modules, str) or in_full:
+        raise Refused(
+            "--lora-layers-to-transform goes with names like q_proj or linear_qkv in --lora-target-modules; with an "
+            "expression, all-linear or a name in full, say there which layers are meant"
+        )
+    fault = faulty_expression(lora.lora_layers_pattern or ())
+    if fault is not None:
+        raise Refused(f"--lora-layers-pattern: {fault}")
+
+
+def excluded_modules(names: Sequence[str] | None, linears: Linears) -> Names | None:
+    """``exclude_modules`` for what ``--lora-exclude-modules`` names."""
+    if names is None:
+        return None
+    return _peft_names([meaning(name, linears, "--lora-exclude-modules") for name in names])
+
+
+def _found(config: AdapterConfig, lora: LoraConfig, linears: Linears) -> set[str]:
+    """Full Hugging Face names of what gets an adapter; refused where nothing is left or excluded in vain."""
+    found = {name for names in linears.values() for name in names if config.targets(name)}
+    if not found:
+        raise Refused(
+            "the LoRA flags leave no module: --lora-exclude-modules, --lora-layers-to-transform and "
+            "--lora-layers-pattern take away all that --lora-target-modules names"
+        )
+    excluded = config.exclude_modules
+    wanted = targeted_modules(lora.lora_target_modules or (), linears)
+    if excluded is not None and not any(matches(excluded, name) for name in wanted):
+        raise Refused(
+            f"--lora-exclude-modules {' '.join(lora.lora_exclude_modules or ())}: none of it is named by "
+            "--lora-target-modules; leave it out"
+        )
+    return found
+
+
+def peft_pattern(
+    flag: str, given: Mapping[str, Number] | None, linears: Linears, found: Collection[str]
+) -> dict[str, Number]:
+    """A pattern for PEFT: a key that means no matrix but canonical linears is written as their matrices' names."""
+    pattern: dict[str, Number] = {}
+    for key, value in (given or {}).items():
+        fault = faulty_expression([key])
+        if fault is not None:
+            raise Refused(f"{flag}: {fault}")
+        whole = [module for module in linears if pattern_key([key], module)]
+        known = any(pattern_key([key], matrix) for names in linears.values() for matrix in names)
+        keys = (key,) if known else _shortest(whole, linears)
+        touching = [one for one in keys if any(pattern_key([one], name) for name in found)]
+        if not touching:
+            what = "none of the modules that get an adapter" if keys else "no module of the model"
+            raise Refused(f"{flag}: {key!r} means {what}; {_there_are(linears)}")
+        for one in touching:
+            pattern.setdefault(one, value)
+    return pattern
