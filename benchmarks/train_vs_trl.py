@@ -1,7 +1,7 @@
 """LoRA training speed and memory: ours and TRL (SFTTrainer) with PEFT, alternately in one run.
 
     python benchmarks/train_vs_trl.py                        the whole comparison, on SmolLM2-135M
-    python benchmarks/train_vs_trl.py --steps 3 --repeats 1  a quick one
+    python benchmarks/train_vs_trl.py --steps 3 --repeats 1 --sides ours:packed trl:8   a quick one
     python benchmarks/train_vs_trl.py --profile              and where a step of ours goes
 
 Each repetition of a side is a process of its own. Both train the same weights on the same tokens in file
@@ -26,12 +26,12 @@ from comparison.process import ROOT
 from comparison.profiling import profile_ours
 from comparison.report import Facts, Outcome
 from comparison.setting import Inputs, Setting
-from comparison.sides import Ours, Side, SideRun, Trl
+from comparison.sides import Ours, Side, SideRun, side_of
 from comparison.summary import summarise
 
 from mindspeed_lora.errors import Failed, Refused, UserError
 
-_BATCHES = (1, 2, 4, 8)
+_SIDES = ("ours:packed", "trl:8", "trl:4", "trl:2", "trl:1", "trl:packed", "trl:8+kept", "trl:1+kept")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +82,8 @@ def _measure(options: argparse.Namespace, words: Sequence[str], folder: Path) ->
     profile = None
     if options.profile:
         _say("profiling ours")
-        profile = profile_ours(setting, inputs, options.micro_batch_size, _new(folder / "profile"))
+        rows = next((side.rows_at_once for side in sides if isinstance(side, Ours)), None)
+        profile = profile_ours(setting, inputs, rows, _new(folder / "profile"))
     return Outcome(
         facts=facts,
         repeats=options.repeats,
@@ -111,14 +112,14 @@ def _alternate(
 
 
 def _sides(options: argparse.Namespace) -> list[Side]:
-    known: dict[str, Side] = {"ours": Ours(options.micro_batch_size), "trl": Trl(options.per_device_batch)}
+    sides = [side_of(word) for word in options.sides]
     missing = [name for name in ("trl", "peft", "datasets") if importlib.util.find_spec(name) is None]
-    if "trl" in options.sides and missing:
+    if missing and not all(isinstance(side, Ours) for side in sides):
         raise Refused(
             f"{' and '.join(missing)} cannot be imported; make bench installs what is compared with, "
-            "--sides ours does without"
+            "--sides ours:packed does without"
         )
-    return [side for name, side in known.items() if name in options.sides]
+    return sides
 
 
 def _setting(options: argparse.Namespace) -> Setting:
@@ -160,10 +161,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=_positive, default=10, help="measured steps of a repetition (default: %(default)s)")
     add("--warmup", type=_whole, default=2, help="steps before them (default: %(default)s)")
     add("--repeats", type=_whole, default=3, help="repetitions of each side (default: %(default)s)")
-    add("--micro-batch-size", type=int, choices=_BATCHES, default=1, help="rows that ours computes at once")
-    add("--per-device-batch", type=int, choices=_BATCHES, default=8, help="rows that TRL computes at once")
     add("--threads", type=_positive, default=2, help="threads of each process (default: %(default)s)")
-    add("--sides", nargs="+", choices=("ours", "trl"), default=["ours", "trl"], help="who takes part")
+    add(
+        "--sides",
+        nargs="+",
+        default=_SIDES,
+        metavar="SIDE",
+        help="who takes part: ours:ROWS or trl:ROWS, ROWS at once being 1, 2, 4, 8 or packed, and for TRL +kept to "
+        "keep freed memory as ours does; ratios are of the first to the others (default: %(default)s)",
+    )
     add("--profile", action="store_true", help="also show where a step of ours goes")
     add("--json", type=Path, metavar="FILE", help="also write everything to this file")
     return parser

@@ -9,13 +9,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_lora.errors import Failed
 
 ROOT = Path(__file__).resolve().parents[2]
+KEPT_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647:glibc.malloc.top_pad=67108864"
+}
+"""glibc's counterpart of the ``mallopt`` calls in ``mindspeed_lora/device/runtime.py``."""
 _PACKAGE_FOLDERS = (ROOT, ROOT / "benchmarks")
 
 
@@ -28,8 +32,10 @@ class Ended:
     """``ru_maxrss``."""
 
 
-def run_child(arguments: Sequence[str], threads: int, log: Path) -> Ended:
-    """Run this Python with ``arguments``; its output goes to ``log``.
+def run_child(
+    arguments: Sequence[str], threads: int, log: Path, environment: Mapping[str, str] | None = None
+) -> Ended:
+    """Run this Python with ``arguments`` and what ``environment`` adds; its output goes to ``log``.
 
     Raises:
         Failed: the child ended with another status than 0.
@@ -39,7 +45,7 @@ def run_child(arguments: Sequence[str], threads: int, log: Path) -> Ended:
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env=_environment(threads),
+            env={**_environment(threads), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

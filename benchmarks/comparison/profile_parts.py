@@ -24,7 +24,7 @@ PARTS = (FROZEN, ADAPTERS, ATTENTION, LOSS, ELEMENT_WISE, OPTIMIZER, REST)
 OPTIMIZER_RANGE = "benchmark: optimizer"
 """Name of the range around the optimizer's work."""
 
-_LEFT_OPERAND = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
+_LEFT_OPERAND = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::addmm_": 1, "aten::baddbmm": 1}
 _ATTENTION_FORWARD = "aten::_scaled_dot_product_flash_attention_for_cpu"
 # Scores and context in forward; in backward the scores anew, and the gradients of all four operands.
 _ATTENTION_PRODUCTS = {_ATTENTION_FORWARD: (2, 0), f"{_ATTENTION_FORWARD}_backward": (5, 1)}
@@ -84,7 +84,9 @@ def product_shape(event: Event) -> tuple[int, ...]:
 
 def plain_products(events: Iterable[Event]) -> Counter[tuple[int, ...]]:
     """How often each shape of an unbatched product occurs."""
-    return Counter(product_shape(event) for event in events if event.name in ("aten::mm", "aten::addmm"))
+    return Counter(
+        product_shape(event) for event in events if event.name in ("aten::mm", "aten::addmm", "aten::addmm_")
+    )
 
 
 def slowest(events: Iterable[Event], count: int) -> list[tuple[str, int, float]]:
@@ -104,7 +106,7 @@ def _part_of(event: Event, rank: int) -> str:
         return OPTIMIZER
     if any("CrossEntropy" in name for name in names):
         return LOSS
-    if any("attention" in name or "ScaledDotProduct" in name for name in names):
+    if any("attention" in name.lower() or "ScaledDotProduct" in name for name in names):
         return ATTENTION
     if event.name in _LEFT_OPERAND:
         return ADAPTERS if rank in product_shape(event) else FROZEN

@@ -14,11 +14,11 @@ from comparison.table import table
 _PROFILED_STEPS = 2
 
 
-def profile_ours(setting: Setting, inputs: Inputs, micro_batch_size: int, folder: Path) -> dict[str, Any]:
+def profile_ours(setting: Setting, inputs: Inputs, rows_at_once: int | None, folder: Path) -> dict[str, Any]:
     """Figures of a profiled step of our trainer: see :mod:`comparison.profile_child`."""
     request, result = folder / "request.json", folder / "result.json"
     wanted = {
-        "flags": ours_flags(setting, inputs, micro_batch_size),
+        "flags": ours_flags(setting, inputs, rows_at_once),
         "warmup": setting.warmup,
         "steps": min(setting.steps, _PROFILED_STEPS),
         "rank": setting.rank,
@@ -27,7 +27,7 @@ def profile_ours(setting: Setting, inputs: Inputs, micro_batch_size: int, folder
     request.write_text(json.dumps(wanted))
     run_child(["-m", "comparison.profile_child", str(request)], setting.threads, folder / "log")
     measured: dict[str, Any] = json.loads(result.read_text())
-    return {"micro_batch_size": micro_batch_size, **measured}
+    return {"rows_at_once": rows_at_once, **measured}
 
 
 def profile_text(profile: dict[str, Any]) -> str:
@@ -44,8 +44,7 @@ def profile_text(profile: dict[str, Any]) -> str:
     shape = " × ".join(map(str, profile["peak_shape"]))
     return "\n\n".join(
         [
-            f"Where a step of ours goes (micro-batch {profile['micro_batch_size']}, mean of "
-            f"{profile['steps']} steps)",
+            f"Where a step of ours goes ({_rows(profile)}, mean of {profile['steps']} steps)",
             table(["part", "ms a step", "share", "GFLOP", "GFLOP/s"], parts),
             table(["operation", "calls", "ms a step", "share"], operations),
             f"A step takes {profile['step_ms']:.0f} ms, {wall:.0f} ms under the profiler. Its products, those of "
@@ -54,6 +53,11 @@ def profile_text(profile: dict[str, Any]) -> str:
             f"({profile['peak_gflop_per_second']:.1f} GFLOP/s, {shape}).",
         ]
     )
+
+
+def _rows(profile: dict[str, Any]) -> str:
+    rows = profile["rows_at_once"]
+    return "packed" if rows is None else f"{rows} a micro-batch"
 
 
 def _work(part: dict[str, float]) -> list[str]:

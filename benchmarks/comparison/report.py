@@ -13,7 +13,14 @@ from comparison.machine import commit, machine, versions
 from comparison.profiling import profile_text
 from comparison.setting import Setting
 from comparison.sides import SideRun
-from comparison.summary import LOSS_TOLERANCE, Summary, comparison_table, loss_difference, ratios
+from comparison.summary import (
+    LOSS_TOLERANCE,
+    Summary,
+    best_peer,
+    comparison_table,
+    loss_difference,
+    ratios,
+)
 
 BUSY = 0.5
 """Load average at the start from which on figures are not to be trusted."""
@@ -67,7 +74,7 @@ class Outcome:
             "not compute the same and the ratios mean nothing"
             for first in self.summaries[:1]
             for peer in self.summaries[1:]
-            if not loss_difference(first, peer) <= LOSS_TOLERANCE
+            if peer.same_rows and not loss_difference(first, peer) <= LOSS_TOLERANCE
         ]
 
     def text(self) -> str:
@@ -77,6 +84,13 @@ class Outcome:
             parts.append(comparison_table(self.summaries))
         if len(self.summaries) > 1 and not self.disagreements:
             parts.append(f"First losses agree (difference at most {LOSS_TOLERANCE:g}).")
+        best = best_peer(self.summaries[1:])
+        if best is not None:
+            found = ratios(self.summaries[0], best)
+            parts.append(
+                f"The fastest peer is {best.name}: ours is {found['tokens_per_second']:.2f} times as fast, with "
+                f"{found['peak_memory_bytes']:.2f} of its memory."
+            )
         if self.profile is not None:
             parts.append(profile_text(self.profile))
         return "\n\n".join(parts)
@@ -97,6 +111,7 @@ class Outcome:
                 for ours in first
                 for peer in peers
             ],
+            "best_peer": best.name if (best := best_peer(peers)) else None,
             "first_losses_agree": not self.disagreements,
             "profile": self.profile,
         }

@@ -19,6 +19,9 @@ class Setting:
     """Longer rows are cut."""
     global_batch_size: int = 8
     """Rows of an optimizer step, however a side cuts them into micro-batches."""
+    packed_rows: int = 3
+    """Rows of an optimizer step of a peer that packs the data set into rows of ``seq_length``: about as many
+    tokens as in ``global_batch_size`` rows of the demo set."""
     pad_to_multiple_of: int = 8
     """A micro-batch is padded to its longest row, rounded up to a multiple of this."""
     rank: int = 16

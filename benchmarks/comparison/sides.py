@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from comparison.process import Ended, run_child
+from comparison.process import KEPT_MEMORY, Ended, run_child
 from comparison.setting import Inputs, Setting
-from mindspeed_lora.errors import Failed
+from mindspeed_lora.errors import Failed, Refused
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,13 @@ class Side(Protocol):
         ...
 
     @property
-    def micro_batch_size(self) -> int:
-        """Rows that are computed at once."""
+    def rows_at_once(self) -> int | None:
+        """Rows of a micro-batch; None where rows are packed."""
+        ...
+
+    @property
+    def same_rows(self) -> bool:
+        """Whether its steps take the rows of everyone's steps, so that losses can be compared."""
         ...
 
     def run(self, setting: Setting, inputs: Inputs, folder: Path) -> SideRun:
@@ -59,33 +64,43 @@ class Side(Protocol):
 class Ours:
     """``posttrain_gpt.py``."""
 
-    micro_batch_size: int
+    rows_at_once: int | None
+    same_rows: bool = True
 
     @property
     def name(self) -> str:
         """Heading of its column."""
-        return f"ours, micro-batch {self.micro_batch_size}"
+        return "ours, packed" if self.rows_at_once is None else f"ours, batch {self.rows_at_once}"
 
     def run(self, setting: Setting, inputs: Inputs, folder: Path) -> SideRun:
         """Train once; what each step did is in the run's ``metrics.jsonl``."""
         save = folder / "run"
-        command = ["posttrain_gpt.py", *ours_flags(setting, inputs, self.micro_batch_size)]
+        command = ["posttrain_gpt.py", *ours_flags(setting, inputs, self.rows_at_once)]
         ended = run_child([*command, "--save", str(save)], setting.threads, folder / "log")
         records = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
         steps = [Step(r["lm_loss"], r["elapsed_ms"], r["tokens"], r["loss_tokens"]) for r in records]
-        return checked(self.name, setting, inputs, steps, ended)
+        return checked(self, setting, inputs, steps, ended)
 
 
 @dataclass(frozen=True)
 class Trl:
     """TRL's ``SFTTrainer`` on a PEFT model, as it comes but for what :mod:`comparison.trl_child` tells."""
 
-    micro_batch_size: int
+    rows_at_once: int | None
+    """Its per-device batch; None: packed by TRL."""
+    kept_memory: bool = False
+    """Whether freed memory stays in the process, as it does in ours: the same setting, from the environment."""
 
     @property
     def name(self) -> str:
         """Heading of its column."""
-        return f"TRL, batch {self.micro_batch_size}"
+        rows = "packed" if self.rows_at_once is None else f"batch {self.rows_at_once}"
+        return f"TRL, {rows}" + (", memory kept" if self.kept_memory else "")
+
+    @property
+    def same_rows(self) -> bool:
+        """TRL packs the whole data set, so that a step's rows are others."""
+        return self.rows_at_once is not None
 
     def run(self, setting: Setting, inputs: Inputs, folder: Path) -> SideRun:
         """Train once; the child writes losses and times."""
@@ -94,24 +109,43 @@ class Trl:
             "setting": asdict(setting),
             "rows_file": inputs.rows_file,
             "start_adapter": inputs.start_adapter,
-            "per_device_batch": self.micro_batch_size,
+            "per_device_batch": self.rows_at_once,
             "output_dir": str(folder / "run"),
             "result": str(result),
         }
         request.write_text(json.dumps(wanted))
-        ended = run_child(["-m", "comparison.trl_child", str(request)], setting.threads, folder / "log")
-        measured: dict[str, list[float]] = json.loads(result.read_text())
-        steps = [
-            Step(loss, elapsed, *_tokens_of_step(setting, inputs, number))
-            for number, (loss, elapsed) in enumerate(
-                zip(measured["losses"], measured["elapsed_ms"], strict=True)
-            )
+        command = ["-m", "comparison.trl_child", str(request)]
+        environment = KEPT_MEMORY if self.kept_memory else {}
+        ended = run_child(command, setting.threads, folder / "log", environment)
+        measured: dict[str, Any] = json.loads(result.read_text())
+        counts = measured["tokens"] or [
+            _tokens_of_step(setting, inputs, number) for number in range(setting.num_steps)
         ]
-        return checked(self.name, setting, inputs, steps, ended)
+        told = zip(measured["losses"], measured["elapsed_ms"], counts, strict=True)
+        return checked(self, setting, inputs, [Step(loss, ms, *count) for loss, ms, count in told], ended)
 
 
-def ours_flags(setting: Setting, inputs: Inputs, micro_batch_size: int) -> list[str]:
-    """The flags of our trainer for a setting, without ``--save``."""
+def side_of(word: str) -> Side:
+    """The side that a word of ``--sides`` means: ``ours:1``, ``ours:packed``, ``trl:8``, ``trl:8+kept`` …
+
+    Raises:
+        Refused: it means none.
+    """
+    name, _, rows = word.partition(":")
+    rows, _, memory = rows.partition("+")
+    batch = None if rows == "packed" else int(rows) if rows in ("1", "2", "4", "8") else 0
+    if batch != 0 and name == "ours" and not memory:
+        return Ours(batch)
+    if batch != 0 and name == "trl" and memory in ("", "kept"):
+        return Trl(batch, bool(memory))
+    raise Refused(
+        f"--sides {word}: no such side; give ours:ROWS or trl:ROWS, ROWS being 1, 2, 4, 8 or packed, and for TRL "
+        "+kept to keep freed memory in the process"
+    )
+
+
+def ours_flags(setting: Setting, inputs: Inputs, rows_at_once: int | None) -> list[str]:
+    """The flags of our trainer for a setting, without ``--save``; rows are packed where ``rows_at_once`` is None."""
     flags: dict[str, Any] = {
         "--stage": "sft",
         "--load": setting.model,
@@ -119,7 +153,7 @@ def ours_flags(setting: Setting, inputs: Inputs, micro_batch_size: int) -> list[
         "--lora-load": inputs.start_adapter,
         "--seq-length": setting.seq_length,
         "--pad-to-multiple-of": setting.pad_to_multiple_of,
-        "--micro-batch-size": micro_batch_size,
+        "--micro-batch-size": rows_at_once or 1,
         "--global-batch-size": setting.global_batch_size,
         "--train-iters": setting.num_steps,
         "--lr": setting.lr,
@@ -133,16 +167,17 @@ def ours_flags(setting: Setting, inputs: Inputs, micro_batch_size: int) -> list[
         "--seed": setting.seed,
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    return [*words, "--variable-seq-lengths", "--no-shuffle"]
+    packed = ["--packing"] if rows_at_once is None else []
+    return [*words, *packed, "--variable-seq-lengths", "--no-shuffle"]
 
 
-def computed_positions(setting: Setting, inputs: Inputs, micro_batch_size: int) -> int:
+def computed_positions(setting: Setting, inputs: Inputs, rows_at_once: int) -> int:
     """Positions, padding included, of the measured steps of a side that pads as the setting says."""
     multiple, positions = setting.pad_to_multiple_of, 0
     first = setting.warmup * setting.global_batch_size
-    for start in range(first, setting.num_samples, micro_batch_size):
-        longest = max(inputs.sample(number)[0] for number in range(start, start + micro_batch_size))
-        positions += micro_batch_size * -(-longest // multiple) * multiple
+    for start in range(first, setting.num_samples, rows_at_once):
+        longest = max(inputs.sample(number)[0] for number in range(start, start + rows_at_once))
+        positions += rows_at_once * -(-longest // multiple) * multiple
     return positions
 
 
@@ -153,13 +188,14 @@ def _tokens_of_step(setting: Setting, inputs: Inputs, step: int) -> tuple[int, i
     return sum(tokens for tokens, _ in samples), sum(loss_tokens for _, loss_tokens in samples)
 
 
-def checked(name: str, setting: Setting, inputs: Inputs, steps: Sequence[Step], ended: Ended) -> SideRun:
+def checked(side: Side, setting: Setting, inputs: Inputs, steps: Sequence[Step], ended: Ended) -> SideRun:
     """The run, if it took the steps and the rows that were asked for."""
+    name = side.name
     if len(steps) != setting.num_steps:
         raise Failed(f"{name}: made {len(steps)} steps, expected {setting.num_steps}")
     for number, step in enumerate(steps):
         expected = _tokens_of_step(setting, inputs, number)
-        if (step.tokens, step.loss_tokens) != expected:
+        if side.same_rows and (step.tokens, step.loss_tokens) != expected:
             raise Failed(
                 f"{name}: step {number + 1} had {step.tokens} tokens, {step.loss_tokens} with loss; the rows in "
                 f"file order have {expected[0]} and {expected[1]}, so the sides would not train the same"

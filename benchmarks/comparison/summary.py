@@ -33,7 +33,10 @@ class Summary:
     """What a side reached; warm-up steps are left out of all but the losses."""
 
     name: str
-    micro_batch_size: int
+    rows_at_once: int | None
+    """Rows of a micro-batch; None: packed."""
+    same_rows: bool
+    """Whether its losses are comparable."""
     tokens_per_second: Spread
     """Real tokens, without padding."""
     loss_tokens_per_second: Spread
@@ -42,8 +45,8 @@ class Summary:
     """The largest over the repetitions."""
     process_seconds: float
     """Median over the repetitions, start-up included."""
-    real_share: float
-    """Real tokens among the positions that were computed."""
+    real_share: float | None
+    """Real tokens among the positions that were computed; None where rows are packed."""
     losses: tuple[float, ...]
     """Of all steps of the first repetition."""
 
@@ -58,13 +61,16 @@ def summarise(setting: Setting, inputs: Inputs, side: Side, runs: Sequence[SideR
     tokens = sum(step.tokens for step in runs[0].steps[setting.warmup :])
     return Summary(
         name=side.name,
-        micro_batch_size=side.micro_batch_size,
+        rows_at_once=side.rows_at_once,
+        same_rows=side.same_rows,
         tokens_per_second=Spread.of([step.tokens / step.elapsed_ms * 1000 for step in measured]),
         loss_tokens_per_second=Spread.of([step.loss_tokens / step.elapsed_ms * 1000 for step in measured]),
         step_ms=Spread.of([step.elapsed_ms for step in measured]),
         peak_memory_bytes=max(run.peak_memory_bytes for run in runs),
         process_seconds=statistics.median(run.seconds for run in runs),
-        real_share=tokens / computed_positions(setting, inputs, side.micro_batch_size),
+        real_share=(
+            tokens / computed_positions(setting, inputs, side.rows_at_once) if side.rows_at_once else None
+        ),
         losses=tuple(step.loss for step in runs[0].steps),
     )
 
@@ -77,6 +83,12 @@ def ratios(ours: Summary, peer: Summary) -> dict[str, float]:
         "step_ms": ours.step_ms.median / peer.step_ms.median,
         "peak_memory_bytes": ours.peak_memory_bytes / peer.peak_memory_bytes,
     }
+
+
+def best_peer(peers: Sequence[Summary]) -> Summary | None:
+    """The fastest of the peers that run as their documentation tells."""
+    own = [peer for peer in peers if "memory kept" not in peer.name]
+    return max(own, key=lambda peer: peer.tokens_per_second.median, default=None)
 
 
 def loss_difference(ours: Summary, peer: Summary) -> float:
@@ -107,7 +119,10 @@ def comparison_table(summaries: Sequence[Summary]) -> str:
                 [f"{s.peak_memory_bytes / 1e9:.2f}" for s in summaries],
                 "peak_memory_bytes",
             ),
-            row("real share of positions", [f"{s.real_share:.0%}" for s in summaries]),
+            row(
+                "real share of positions",
+                ["" if s.real_share is None else f"{s.real_share:.0%}" for s in summaries],
+            ),
             row("first loss", [f"{s.losses[0]:.6f}" for s in summaries]),
             row("last loss", [f"{s.losses[-1]:.6f}" for s in summaries]),
         ],

@@ -63,7 +63,12 @@ def main() -> None:
         callbacks=[watch],
     )
     trainer.train()
-    result = {"losses": watch.losses, "elapsed_ms": watch.elapsed_ms}
+    packed = request["per_device_batch"] is None
+    result = {
+        "losses": watch.losses,
+        "elapsed_ms": watch.elapsed_ms,
+        "tokens": _packed_tokens(setting, trainer.train_dataset) if packed else None,
+    }
     Path(request["result"]).write_text(json.dumps(result))
 
 
@@ -74,11 +79,26 @@ def _dataset(setting: Setting, rows_file: Path) -> Dataset:
     return Dataset.from_list(samples)
 
 
-def _config(setting: Setting, per_device_batch: int, output_dir: str) -> SFTConfig:
+def _packed_tokens(setting: Setting, dataset: Dataset) -> list[tuple[int, int]]:
+    """Of each step the tokens, and those that carry loss, of the rows that TRL has packed."""
+    rows = [(len(labels), sum(label != -100 for label in labels[1:])) for labels in dataset["labels"]]
+    steps = []
+    for step in range(setting.num_steps):
+        first = step * setting.packed_rows
+        taken = [rows[number % len(rows)] for number in range(first, first + setting.packed_rows)]
+        steps.append((sum(tokens for tokens, _ in taken), sum(loss for _, loss in taken)))
+    return steps
+
+
+def _config(setting: Setting, per_device_batch: int | None, output_dir: str) -> SFTConfig:
+    packed = per_device_batch is None
     return SFTConfig(
         output_dir=output_dir,
-        per_device_train_batch_size=per_device_batch,
-        gradient_accumulation_steps=setting.global_batch_size // per_device_batch,
+        packing=packed,
+        per_device_train_batch_size=per_device_batch or 1,
+        gradient_accumulation_steps=(
+            setting.packed_rows if per_device_batch is None else setting.global_batch_size // per_device_batch
+        ),
         max_steps=setting.num_steps,
         max_length=setting.seq_length,
         pad_to_multiple_of=setting.pad_to_multiple_of,

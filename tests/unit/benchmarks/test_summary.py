@@ -16,8 +16,8 @@ def run(elapsed: list[float], peak: int = 1000, loss: float = 2.0) -> SideRun:
     return SideRun(steps, peak, 7.0)
 
 
-def summary(micro_batch_size: int, runs: list[SideRun], peer: bool = False) -> Summary:
-    side = Trl(micro_batch_size) if peer else Ours(micro_batch_size)
+def summary(rows: int, runs: list[SideRun], peer: bool = False) -> Summary:
+    side = Trl(rows) if peer else Ours(rows)
     return summarise(SETTING, inputs(), side, runs)
 
 
@@ -59,7 +59,7 @@ def test_the_table_has_a_column_a_side_and_one_a_ratio() -> None:
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
         "",
-        "ours, micro-batch 1",
+        "ours, batch 1",
         "TRL, batch 1",
         "TRL, batch 4",
         "ours / TRL, batch 1",

@@ -90,25 +90,32 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(900)
 def test_two_steps_of_the_whole_comparison(model: str, data: str, tmp_path: Path) -> None:
     """More samples than rows, so that the rows start again."""
-    out, sides = tmp_path / "new" / "out.json", ["ours", "trl"] if HAS_TRL else ["ours"]
+    out, sides = (
+        tmp_path / "new" / "out.json",
+        ["ours:packed", "trl:4", "trl:packed"] if HAS_TRL else ["ours:packed"],
+    )
     done = run_script(
         *("--model", model, "--data", data, "--rows", "12"),
         *("--steps", "2", "--warmup", "1", "--repeats", "1"),
-        *("--micro-batch-size", "2", "--per-device-batch", "4", "--threads", "1"),
+        *("--threads", "1"),
         *("--profile", "--json", str(out), "--sides", *sides),
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
-    assert [side["name"] for side in report["sides"]] == ["ours, micro-batch 2", "TRL, batch 4"][: len(sides)]
+    assert [side["name"] for side in report["sides"]] == ["ours, packed", "TRL, batch 4", "TRL, packed"][
+        : len(sides)
+    ]
     assert report["first_losses_agree"]
     for side in report["sides"]:
         assert [len(run["steps"]) for run in side["runs"]] == [3]
         assert side["tokens_per_second"]["lowest"] > side["loss_tokens_per_second"]["lowest"] > 0
         assert side["peak_memory_bytes"] > 100e6
-        assert 0 < side["real_share"] <= 1
+        assert side["real_share"] is None or 0 < side["real_share"] <= 1
         assert side["losses"] == [step["loss"] for step in side["runs"][0]["steps"]]
     if HAS_TRL:
-        ours, peer = report["sides"]
+        ours, peer, packed = report["sides"]
+        assert packed["losses"] != peer["losses"]
+        assert report["best_peer"] in (peer["name"], packed["name"])
         assert ours["losses"] == pytest.approx(peer["losses"], abs=1e-3)
         assert (
             report["ratios"][0]["peak_memory_bytes"] == ours["peak_memory_bytes"] / peer["peak_memory_bytes"]
@@ -137,7 +144,8 @@ class MadeSide:
 
     name: str
     loss: float
-    micro_batch_size: int = 8
+    rows_at_once: int = 8
+    same_rows: bool = True
 
     def run(self, setting: Setting, inputs: Inputs, folder: Path) -> SideRun:
         assert folder.is_dir()
@@ -173,12 +181,14 @@ def test_losses_that_differ_are_told_loudly(
         (["--model", "/nowhere"], "--model /nowhere: there is no config.json"),
         (["--repeats", "0"], "--repeats 0 measures nothing"),
         (["--data", "/nowhere.json"], "--data /nowhere.json: no such file"),
+        (["--sides", "ours:3"], "--sides ours:3: no such side"),
+        (["--sides", "ours:1+kept"], "--sides ours:1+kept: no such side"),
     ],
 )
 def test_what_cannot_be_is_refused(
     arguments: list[str], message: str, model: str, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = train_vs_trl.main(["--sides", "ours", "--model", model, "--data", data, *arguments])
+    status = train_vs_trl.main(["--sides", "ours:1", "--model", model, "--data", data, *arguments])
     assert status == 2
     assert message in capsys.readouterr().err
 
@@ -196,7 +206,7 @@ def test_a_process_that_fails_leaves_its_log(
 ) -> None:
     bad = Path(data).with_name("bad.json")
     bad.write_text("[]")
-    assert train_vs_trl.main(["--sides", "ours", "--model", model, "--data", str(bad)]) == 1
+    assert train_vs_trl.main(["--sides", "ours:1", "--model", model, "--data", str(bad)]) == 1
     message = capsys.readouterr().err
     assert "preprocess_data.py" in message
     log = Path(message.rpartition("its output is in ")[2].strip())
