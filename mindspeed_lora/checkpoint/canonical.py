@@ -8,6 +8,7 @@ the linear without ``.weight``; those of one matrix of a fused linear alone ``<m
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mindspeed_lora.config.shape import ModelShape
@@ -130,26 +131,29 @@ def shard_ranges(rule: TensorRule, size: int, tp_rank: int, tp_size: int) -> lis
     ]
 
 
-def stage_layers(num_layers: int, pp_size: int, pp_rank: int) -> range:
-    """Global numbers of the layers of one pipeline stage."""
-    if num_layers % pp_size:
-        raise ValueError(f"{num_layers} layers do not divide into {pp_size} pipeline stages")
-    count = num_layers // pp_size
-    return range(pp_rank * count, (pp_rank + 1) * count)
+def without_wrappers(local_name: str) -> str:
+    """The name without the ``module.`` prefixes of wrappers and the ``.base_layer`` under an adapter."""
+    return _LOCAL_PREFIX.sub("", local_name).replace(".base_layer.", ".")
 
 
-def to_canonical(local_name: str, layer_offset: int) -> str:
-    """Canonical name of a parameter of one pipeline stage, whose first layer is ``layer_offset``.
-
-    Strips the ``module.`` prefixes of wrappers and the ``.base_layer`` of a linear that carries an adapter.
-    """
-    name = _LOCAL_PREFIX.sub("", local_name).replace(".base_layer.", ".")
+def to_canonical(local_name: str, layers: Sequence[int | None] | Mapping[int, int]) -> str:
+    """Canonical name of a parameter of a model chunk; ``layers`` has the layer of each local number."""
+    name = without_wrappers(local_name)
     match = _LAYER.match(name)
     if match is None:
         return name
-    return f"{match.group(1)}{int(match.group(2)) + layer_offset}{match.group(3)}"
+    return f"{match.group(1)}{layers[int(match.group(2))]}{match.group(3)}"
 
 
-def to_local(name: str, layer_offset: int) -> str:
-    """The name of a canonical tensor within the stage whose first layer is ``layer_offset``."""
-    return to_canonical(name, -layer_offset)
+def to_local(name: str, layers: Sequence[int | None]) -> str:
+    """The name of a canonical tensor within the chunk that holds these layers, local number by local number."""
+    match = _LAYER.match(name)
+    if match is None:
+        return name
+    return f"{match.group(1)}{layers.index(int(match.group(2)))}{match.group(3)}"
+
+
+def layer_number(name: str) -> int | None:
+    """The layer's number in a name, local or canonical as the name is; None outside of the layers."""
+    match = _LAYER.match(without_wrappers(name))
+    return None if match is None else int(match.group(2))

@@ -16,6 +16,7 @@ from mindspeed_lora.checkpoint.canonical import padded_vocab_size
 from mindspeed_lora.checkpoint.local_parameters import LocalParameter, canonical_name, local_parameters
 from mindspeed_lora.checkpoint.source import Source
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.stages import ModelChunk
 from mindspeed_lora.device import current_device
 from mindspeed_lora.models.gpt import GPTModel
 from mindspeed_lora.parallel.groups import ParallelGroups
@@ -47,14 +48,16 @@ def build_model(
     source: Source,
     adapter: AdapterPlan | None = None,
     vocab_divisible_by: int = 1,
+    chunk: ModelChunk | None = None,
 ) -> tuple[GPTModel, list[LocalParameter]]:
-    """The model of this rank's stage with its weights on the device, and its parameters in canonical terms.
+    """One chunk of the model with its weights on the device, and its parameters in canonical terms.
 
     Peak memory is the rank's shard and one tensor: the modules are made on the meta device, and each parameter
     is read as just the ranges that this rank holds.
     """
+    vocab_size = padded_vocab_size(shape, vocab_divisible_by, groups.tp_size)
     with torch.device("meta"):
-        model = GPTModel(shape, config, groups, padded_vocab_size(shape, vocab_divisible_by, groups.tp_size))
+        model = GPTModel(shape, config, groups, vocab_size, chunk)
         if adapter is not None:
             inject_adapters(model, adapter.spec, lambda local_name: canonical_name(model, local_name))
     for parameter in local_parameters(model):

@@ -15,7 +15,6 @@ from mindspeed_lora.checkpoint.canonical import (
     OUTPUT_LAYER,
     VOCABULARY_TENSORS,
     shard_ranges,
-    stage_layers,
     tensor_rule,
     to_canonical,
 )
@@ -50,7 +49,7 @@ class LocalParameter:
 
 
 def local_parameters(model: GPTModel) -> list[LocalParameter]:
-    """All parameters of this stage, in the module's order."""
+    """All parameters of this chunk, in the module's order."""
     return list(_describe(model))
 
 
@@ -61,9 +60,7 @@ def trainable(parameters: list[LocalParameter]) -> list[LocalParameter]:
 
 def canonical_name(model: GPTModel, local_name: str) -> str:
     """Canonical name of a module or of a parameter of the base."""
-    groups = model.groups
-    offset = stage_layers(model.shape.num_layers, groups.pp_size, groups.pp_rank).start
-    name = to_canonical(local_name, offset)
+    name = to_canonical(local_name, model.chunk.slots)
     return EMBEDDING if model.share_embeddings_and_output_weights and name == OUTPUT_LAYER else name
 
 

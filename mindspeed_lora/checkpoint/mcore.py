@@ -2,7 +2,7 @@
 
 The layout is found from the folders and checked against ``args``. Layers are numbered within a stage or,
 with a virtual pipeline, within a chunk (``model0``, ``model1`` …); chunks are counted through in the order
-of the forward pass, so that uneven stages need no flag.
+of the forward pass, so that uneven stages need no flag. A number that no tensor has is a no-op layer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from mindspeed_lora.checkpoint.canonical import (
     EMBEDDING,
     OUTPUT_LAYER,
     VOCABULARY_TENSORS,
+    layer_number,
     tensor_rule,
     to_canonical,
+    without_wrappers,
 )
 from mindspeed_lora.checkpoint.hf import WEIGHT_DTYPES, origin_of, shape_of
 from mindspeed_lora.checkpoint.iteration import LATEST_FILE, latest_iteration
@@ -82,7 +84,7 @@ class McoreSource(CheckpointSource):
         kept = kept_hf_config(folder)
         origin = kept_origin(kept) if kept else origin_of(config_dir) if config_dir else None
         config_dir = config_dir or kept
-        shape = self._shape(files[0, 0], config_dir)
+        shape = self._shape(files, config_dir)
         super().__init__(path, shape, origin, config_dir)
         self.shards = Shards(files, shape)
         self._check_tensors()
@@ -125,8 +127,9 @@ class McoreSource(CheckpointSource):
                         f"{self.folder} mean {size}; rank folders are missing or do not belong together."
                     )
 
-    def _shape(self, first: PtFile, config_dir: Path | None) -> ModelShape:
+    def _shape(self, files: dict[tuple[int, int], PtFile], config_dir: Path | None) -> ModelShape:
         """From ``args``, and from config.json if there is one: it tells the vocabulary without padding."""
+        first = files[0, 0]
         config_shape = shape_of(config_dir) if config_dir else None
         args = first.content.get("args")
         if not isinstance(args, Namespace):
@@ -135,7 +138,9 @@ class McoreSource(CheckpointSource):
                     f"{first.path}: holds no args, and there is no hf_config; the shape is unknown."
                 )
             return config_shape
-        names = {to_canonical(name, 0) for chunk in _chunks(first) for name in chunk}
+        names = {
+            without_wrappers(name) for file in files.values() for chunk in _chunks(file) for name in chunk
+        }
         shape = shape_from_args(args, names, first.path)
         if config_shape is None or config_dir is None:
             return shape
@@ -213,9 +218,10 @@ class Shards:
 
     def _add_chunk(self, tp_rank: int, file: PtFile, chunk: dict[str, Any], offset: int) -> int:
         """Add one chunk whose first layer is ``offset``; returns the first layer of the next chunk."""
-        last = offset
+        numbers = {number for name in chunk if (number := layer_number(name)) is not None}
+        layers = {number: offset + place for place, number in enumerate(sorted(numbers))}
         for local_name, tensor in chunk.items():
-            name = to_canonical(local_name, offset)
+            name = to_canonical(local_name, layers)
             store_name = f"{tp_rank}:{name}"
             if store_name in self._files:
                 if name in VOCABULARY_TENSORS:
@@ -226,9 +232,7 @@ class Shards:
                 raise Refused(f"{file.path}: {name} is missing from an earlier tensor-parallel rank.")
             entries.append(file.entry(local_name, tensor))
             self._files[store_name] = file
-            match = re.match(r"decoder\.layers\.(\d+)\.", name)
-            last = max(last, int(match[1]) + 1) if match else last
-        return last
+        return offset + len(layers)
 
 
 def _open_ranks(folder: Path) -> tuple[dict[tuple[int, int], PtFile], int, int]:

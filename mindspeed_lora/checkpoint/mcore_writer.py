@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from mindspeed_lora.checkpoint.canonical import (
     layer_tensors,
     padded_vocab_size,
     shard_ranges,
-    stage_layers,
     tensor_rule,
     to_local,
 )
@@ -29,6 +28,7 @@ from mindspeed_lora.checkpoint.pt_writer import PtWriter
 from mindspeed_lora.checkpoint.safetensors_writer import TensorSpec
 from mindspeed_lora.checkpoint.source import Source
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.stages import LayerPlacement, ModelChunk
 
 CHECKPOINT_VERSION = 3.0
 
@@ -38,32 +38,32 @@ def rank_folder(iteration: Path, tp_rank: int, pp_rank: int, pp_size: int) -> Pa
     return iteration / (f"mp_rank_{tp_rank:02d}" + (f"_{pp_rank:03d}" if pp_size > 1 else ""))
 
 
-def open_rank_file(folder: Path, args: Namespace, iteration: int, specs: dict[str, TensorSpec]) -> PtWriter:
-    """Start the file of one rank; ``specs`` are its tensors by local name, in the order of writing."""
+def open_rank_file(
+    folder: Path, args: Namespace, iteration: int, chunks: Sequence[Mapping[str, TensorSpec]]
+) -> PtWriter:
+    """Start the file of one rank; each chunk has its tensors by local name, in the order of writing."""
     folder.mkdir(parents=True)
     content = {"args": args, "checkpoint_version": CHECKPOINT_VERSION, "iteration": iteration}
-    return PtWriter(folder / RANK_FILE, content, specs)
+    keys = ["model"] if len(chunks) == 1 else [f"model{number}" for number in range(len(chunks))]
+    return PtWriter(folder / RANK_FILE, content, dict(zip(keys, chunks, strict=True)))
 
 
-def stage_tensors(
-    shape: ModelShape, pp_size: int, pp_rank: int
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Local name, canonical name and full shape of the tensors of one stage.
+def chunk_tensors(shape: ModelShape, chunk: ModelChunk) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Local name, canonical name and full shape of the tensors of one chunk.
 
-    With tied embeddings the last of several stages holds the embedding once more, as ``output_layer.weight``.
+    With tied embeddings the last of several chunks holds the embedding once more, as ``output_layer.weight``.
     """
-    layers = stage_layers(shape.num_layers, pp_size, pp_rank)
     vocabulary = (shape.vocab_size, shape.hidden_size)
-    if pp_rank == 0:
+    if chunk.is_first:
         yield EMBEDDING, EMBEDDING, vocabulary
-    for layer in layers:
+    for layer in chunk.layers:
         for name, size in layer_tensors(shape, layer).items():
-            yield to_local(name, layers.start), name, size
-    if pp_rank == pp_size - 1:
+            yield to_local(name, chunk.slots), name, size
+    if chunk.is_last:
         yield FINAL_LAYERNORM, FINAL_LAYERNORM, (shape.hidden_size,)
         if shape.untie_embeddings_and_output_weights:
             yield OUTPUT_LAYER, OUTPUT_LAYER, vocabulary
-        elif pp_size > 1:
+        elif not chunk.is_first:
             yield OUTPUT_LAYER, EMBEDDING, vocabulary
 
 
@@ -81,15 +81,16 @@ def write_mcore(
     """
     shape = source.shape
     padded = padded_vocab_size(shape, vocab_divisible_by, tp_size)
-    args = args_from_shape(shape, tp_size, pp_size, padded)
+    placement = LayerPlacement.even(shape.num_layers, pp_size)
+    args = args_from_shape(shape, tp_size, placement, padded)
     for pp_rank in range(pp_size):
-        tensors = list(stage_tensors(shape, pp_size, pp_rank))
+        tensors = list(chunk_tensors(shape, placement.chunk(pp_rank)))
         specs = _local_specs(source, tensors, padded, tp_size)
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(
                     open_rank_file(
-                        rank_folder(iteration_folder(target, 1), tp_rank, pp_rank, pp_size), args, 1, specs
+                        rank_folder(iteration_folder(target, 1), tp_rank, pp_rank, pp_size), args, 1, [specs]
                     )
                 )
                 for tp_rank in range(tp_size)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mindspeed_lora.config.shape import ModelShape, RopeScaling
+from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES
 
@@ -38,12 +39,11 @@ _REQUIRED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_head
 
 
 def args_from_shape(
-    shape: ModelShape, tp_size: int, pp_size: int, padded_vocab_size: int, iteration: int = 1
+    shape: ModelShape, tp_size: int, placement: LayerPlacement, padded_vocab_size: int, iteration: int = 1
 ) -> argparse.Namespace:
     """The namespace that goes into every rank's file of a checkpoint of this layout."""
     dtype = getattr(torch, shape.params_dtype)
     values = {
-        "num_layers": shape.num_layers,
         "hidden_size": shape.hidden_size,
         "ffn_hidden_size": shape.ffn_hidden_size,
         "num_attention_heads": shape.num_attention_heads,
@@ -75,17 +75,29 @@ def args_from_shape(
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
         "tensor_model_parallel_size": tp_size,
-        "pipeline_model_parallel_size": pp_size,
-        "virtual_pipeline_model_parallel_size": None,
         "expert_model_parallel_size": 1,
         "use_mcore_models": True,
         "transformer_impl": "local",
         "iteration": iteration,
         "consumed_train_samples": 0,
         "consumed_valid_samples": 0,
+        **_placement_args(placement),
         **_rope_args(shape.rope_scaling),
     }
     return argparse.Namespace(**values)
+
+
+def _placement_args(placement: LayerPlacement) -> dict[str, Any]:
+    """Layers and stages; Megatron and MindSpeed-LLM count the no-op layers among the layers."""
+    vp, sizes = placement.vp_size, [len(chunk) for chunk in placement.chunks]
+    return {
+        "num_layers": placement.num_slots,
+        "noop_layers": list(placement.noop_slots) or None,
+        "pipeline_model_parallel_size": placement.pp_size,
+        "virtual_pipeline_model_parallel_size": vp if vp > 1 else None,
+        "num_layers_per_virtual_pipeline_stage": sizes[0] if vp > 1 and placement.is_even else None,
+        "num_layer_list": ",".join(map(str, sizes)) if vp == 1 and not placement.is_even else None,
+    }
 
 
 def _rope_args(scaling: RopeScaling | None) -> dict[str, Any]:
@@ -128,7 +140,7 @@ def shape_from_args(args: argparse.Namespace, local_names: Collection[str], path
     present = _present(local_names)
     return ModelShape(
         family=_family(values, present),
-        num_layers=values["num_layers"],
+        num_layers=values["num_layers"] - _num_noops(values.get("noop_layers")),
         hidden_size=values["hidden_size"],
         ffn_hidden_size=values["ffn_hidden_size"],
         num_attention_heads=heads,
@@ -150,6 +162,12 @@ def shape_from_args(args: argparse.Namespace, local_names: Collection[str], path
         add_mlp_bias=present["add_mlp_bias"],
         qk_layernorm=present["qk_layernorm"],
     )
+
+
+def _num_noops(noop_layers: str | Collection[int] | None) -> int:
+    """How many of the layers are no-ops; MindSpeed-LLM keeps their places as text or as a set."""
+    places = noop_layers.split(",") if isinstance(noop_layers, str) else noop_layers
+    return len(places or ())
 
 
 def _present(local_names: Collection[str]) -> dict[str, bool]:

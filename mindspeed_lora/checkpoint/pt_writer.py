@@ -12,6 +12,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import count
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -65,20 +66,26 @@ class _Pickler(pickle.Pickler):
 
 
 class PtWriter:
-    """A file being written whose ``content["model"]`` is the flat dictionary of ``specs``.
+    """A file being written: ``content`` and, under each key of ``models``, a flat dictionary of tensors.
 
-    The tensors are written in the order of ``specs``.
+    The tensors are written in the order of their specs, model by model.
     """
 
-    def __init__(self, path: Path, content: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> None:
+    def __init__(
+        self, path: Path, content: Mapping[str, Any], models: Mapping[str, Mapping[str, TensorSpec]]
+    ) -> None:
         self.path = path
-        self._specs = list(specs.items())
+        self._specs = [entry for specs in models.values() for entry in specs.items()]
         self._next = 0
         self._file = path.open("wb")
         self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
-        model = {name: TensorSlot(key, spec) for key, (name, spec) in enumerate(self._specs)}
+        numbers = count()
+        slots = {
+            key: {name: TensorSlot(next(numbers), spec) for name, spec in specs.items()}
+            for key, specs in models.items()
+        }
         pickled = io.BytesIO()
-        _Pickler(pickled, protocol=2).dump({**content, "model": model})
+        _Pickler(pickled, protocol=2).dump({**content, **slots})
         self._record("data.pkl", pickled.getvalue())
         self._record("byteorder", b"little")
 

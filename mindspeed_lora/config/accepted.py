@@ -13,7 +13,7 @@ _KERNELS_AND_DEVICE = """
     no-bias-dropout-fusion no-rope-fusion no-persist-layer-norm no-gradient-accumulation-fusion
     gemm-gradient-accumulation-fusion attention-softmax-in-fp32 apply-query-key-layer-scaling
     accumulate-allreduce-grads-in-fp32 use-ascend-mc2 use-mc2 use-ascend-coc use-cp-send-recv-overlap
-    tp-comm-overlap overlap-grad-reduce overlap-param-gather no-async-tensor-model-parallel-allreduce
+    tp-comm-overlap no-async-tensor-model-parallel-allreduce
     reuse-fp32-param swap-attention swap-optimizer recompute-activation-function recompute-in-advance
     recompute-in-bubble manual-gc jit-compile use-cpu-initialization npu-deterministic use-deter-comp
     mla-fa-without-pad shape-order=1 recompute-activation-function-num-layers=1 manual-gc-interval=1

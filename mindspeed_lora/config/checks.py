@@ -9,6 +9,7 @@ from typing import Any
 from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape, RopeScaling
+from mindspeed_lora.config.stages import LayerPlacement, divisors
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused
 
@@ -38,9 +39,9 @@ _ROPE_COMPARED = {
 }
 
 
-def check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
-    """Refuse a tensor- or pipeline-parallel size that does not divide what it cuts."""
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+def check_layout(shape: ModelShape, parallel: ParallelConfig) -> LayerPlacement:
+    """Refuse degrees that do not divide what they cut; returns where the layers go."""
+    tp = parallel.tensor_model_parallel_size
     cut = {
         "attention heads": shape.num_attention_heads,
         "query groups (key/value heads)": shape.num_query_groups,
@@ -50,39 +51,49 @@ def check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
         if size % tp:
             raise Refused(
                 f"--tensor-model-parallel-size {tp} does not divide the model's {size} {what}; "
-                f"use {_divisors(math.gcd(*cut.values()))}"
+                f"use {divisors(math.gcd(*cut.values()))}"
             )
-    if shape.num_layers % pp:
-        raise Refused(
-            f"--pipeline-model-parallel-size {pp} does not divide the model's {shape.num_layers} layers; "
-            f"use {_divisors(shape.num_layers)}"
-        )
+    return LayerPlacement.of(shape.num_layers, parallel)
 
 
-def check_recompute(shape: ModelShape, parallel: ParallelConfig, training: TrainingConfig) -> None:
-    """Refuse chunks of layers to recompute that do not divide the layers of a stage: megatron-core needs that."""
-    chunk = training.recompute_num_layers or 1
-    layers = shape.num_layers // parallel.pipeline_model_parallel_size
+def check_recompute(placement: LayerPlacement, training: TrainingConfig) -> None:
+    """Refuse groups of layers to recompute that do not divide the layers of a stage: megatron-core needs that."""
+    group = training.recompute_num_layers or 1
     uniform = training.recompute_granularity == "full" and training.recompute_method in (None, "uniform")
-    if uniform and layers % chunk:
+    sizes = {len(chunk) for chunk in placement.chunks}
+    for layers in sorted(sizes, reverse=True):
+        if uniform and layers % group:
+            stage = "virtual pipeline stage" if placement.vp_size > 1 else "pipeline stage"
+            raise Refused(
+                f"--recompute-num-layers {group} does not divide the {layers} layers of a {stage}, which "
+                f"--recompute-method uniform needs; use {divisors(math.gcd(*sizes))}"
+            )
+
+
+def check_interleaving(placement: LayerPlacement, training: TrainingConfig, dp_size: int) -> None:
+    """Refuse a number of micro-batches that the interleaved schedule does not take: it wants whole rounds."""
+    if placement.vp_size == 1:
+        return
+    pp, rows = placement.pp_size, training.micro_batch_size * dp_size
+    batch = training.global_batch_size
+    if (batch // rows) % pp:
+        nearest = max(1, math.floor(batch / (rows * pp) + 0.5)) * rows * pp
         raise Refused(
-            f"--recompute-num-layers {chunk} does not divide the {layers} layers of a pipeline stage, which "
-            f"--recompute-method uniform needs; use {_divisors(layers)}"
+            f"--global-batch-size {batch} gives {batch // rows} micro-batches a step, and the interleaved pipeline "
+            f"needs a multiple of --pipeline-model-parallel-size {pp}; the nearest valid one is {nearest}"
         )
 
 
-def _divisors(number: int) -> str:
-    found = [str(candidate) for candidate in range(1, min(number, 64) + 1) if number % candidate == 0]
-    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"
-
-
-def reconcile(model: ModelConfig, shape: ModelShape) -> ModelShape:
+def reconcile(model: ModelConfig, shape: ModelShape, num_noops: int = 0) -> ModelShape:
     """The checkpoint's shape with the dropout that the flags ask for; contradicting flags are refused.
+
+    ``--num-layers`` counts the no-op layers too.
 
     ``--max-position-embeddings``, ``--init-method-std`` and switches that choose kernels never contradict.
     ``--padded-vocab-size`` may be anything from the model's own vocabulary up.
     """
-    pairs = [(flag, getattr(model, flag), getattr(shape, name)) for flag, name in _COMPARED.items()]
+    told = dataclasses.replace(shape, num_layers=shape.num_layers + num_noops)
+    pairs = [(flag, getattr(model, flag), getattr(told, name)) for flag, name in _COMPARED.items()]
     pairs += [(flag, getattr(model, flag), _rope_value(shape, name)) for flag, name in _ROPE_COMPARED.items()]
     differing = [
         (flag, given, found) for flag, given, found in pairs if given is not None and not _same(given, found)
@@ -93,6 +104,7 @@ def reconcile(model: ModelConfig, shape: ModelShape) -> ModelShape:
         differing.append(("padded_vocab_size", model.padded_vocab_size, f"{shape.vocab_size} words"))
     if differing:
         listed = ", ".join(_contradiction(*entry) for entry in differing)
+        listed += f" with the {num_noops} of --noop-layers" if num_noops and "--num-layers" in listed else ""
         raise Refused(f"contradicting the checkpoint: {listed}; leave out what the checkpoint tells")
     given = {
         name: getattr(model, name)
@@ -119,8 +131,11 @@ def _contradiction(field: str, given: Any, found: Any) -> str:
     return f"{name} (checkpoint: {told})" if given is True else f"{name} {given} (checkpoint: {told})"
 
 
-def shape_from_flags(model: ModelConfig) -> ModelShape:
-    """The shape of a model with random weights, from the flags alone, with Megatron's defaults."""
+def shape_from_flags(model: ModelConfig, num_noops: int = 0) -> ModelShape:
+    """The shape of a model with random weights, from the flags alone, with Megatron's defaults.
+
+    ``--num-layers`` counts the no-op layers too.
+    """
     vocab_size = model.vocab_size or model.padded_vocab_size
     needed = {
         "--num-layers": model.num_layers,
@@ -133,9 +148,11 @@ def shape_from_flags(model: ModelConfig) -> ModelShape:
     if missing:
         raise Refused(f"without --load the shape must be given: {', '.join(missing)} missing")
     layers, hidden, heads, positions, vocabulary = (value for value in needed.values() if value is not None)
+    if layers <= num_noops:
+        raise Refused(f"--num-layers {layers}: --noop-layers leaves none of them; raise it")
     return ModelShape(
         family=_family(model),
-        num_layers=layers,
+        num_layers=layers - num_noops,
         hidden_size=hidden,
         ffn_hidden_size=model.ffn_hidden_size or _default_ffn(hidden, bool(model.swiglu)),
         num_attention_heads=heads,

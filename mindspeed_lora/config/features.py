@@ -58,11 +58,11 @@ NOT_BUILT: dict[str, Feature] = {
         "context parallelism is not supported by this version",
         "context-parallel-size=1:1 ulysses-degree-in-cp=1:1 attention-mask-on-cpu reset-attention-mask-in-cp",
     ),
+    **_features("the only schedules are 1F1B and interleaved 1F1B", "schedules-method=1"),
     **_features(
-        "uneven or interleaved pipeline stages are not supported by this version",
+        "convert_ckpt.py writes even pipeline stages only; training loads them in any layout",
         """num-layers-per-virtual-pipeline-stage=1 num-virtual-stages-per-pipeline-rank=1:1 num-layer-list=1
-        noop-layers=1 decoder-first-pipeline-num-layers=1 decoder-last-pipeline-num-layers=1
-        schedules-method=1""",
+        noop-layers=1 decoder-first-pipeline-num-layers=1 decoder-last-pipeline-num-layers=1""",
     ),
     **_features("rows longer than --seq-length are cut or dropped as --overlong says", "no-cut-token"),
     **_features(

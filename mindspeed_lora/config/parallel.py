@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspeed_lora.config.flags import AT_LEAST_ONE, POSITIVE, Section, flag
+from mindspeed_lora.config.flags import AT_LEAST_ONE, POSITIVE, Check, Section, flag
 from mindspeed_lora.errors import Refused
+
+_STAGE_SIZES = Check(
+    "numbers of layers of at least 1, one a stage, separated by commas",
+    lambda text: all(word.strip().isdigit() and int(word) > 0 for word in text.split(",")),
+)
+_PLACES = Check(
+    "different numbers of at least 0, separated by commas",
+    lambda text: (
+        all(word.strip().isdigit() for word in text.split(","))
+        and len(set(map(int, text.split(",")))) == len(text.split(","))
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +26,40 @@ class ParallelConfig(Section):
 
     tensor_model_parallel_size: int = flag("ranks that share each layer's matrices", 1, check=AT_LEAST_ONE)
     pipeline_model_parallel_size: int = flag("stages that the layers are cut into", 1, check=AT_LEAST_ONE)
+    num_layers_per_virtual_pipeline_stage: int | None = flag(
+        "interleaved pipeline: layers of each of the chunks that a pipeline rank holds", check=AT_LEAST_ONE
+    )
+    num_virtual_stages_per_pipeline_rank: int = flag(
+        "interleaved pipeline: chunks that a pipeline rank holds", 1, check=AT_LEAST_ONE
+    )
+    num_layer_list: str | None = flag(
+        "layers of each pipeline stage, no-ops included, separated by commas", check=_STAGE_SIZES
+    )
+    decoder_first_pipeline_num_layers: int | None = flag(
+        "layers of the first pipeline stage; the other stages share the rest", check=AT_LEAST_ONE
+    )
+    decoder_last_pipeline_num_layers: int | None = flag(
+        "layers of the last pipeline stage; the other stages share the rest", check=AT_LEAST_ONE
+    )
+    noop_layers: str | None = flag(
+        "places, from 0, of layers that do nothing, separated by commas; they come to the checkpoint's layers",
+        check=_PLACES,
+    )
     sequence_parallel: bool = flag(
         "cut norms, dropout and residuals along the sequence (no effect at TP 1)", False
     )
     use_distributed_optimizer: bool = flag("cut the optimizer state over data-parallel ranks", False)
+    overlap_grad_reduce: bool = flag(
+        "sum gradients over data-parallel ranks while the backward pass goes on", False
+    )
+    overlap_param_gather: bool = flag(
+        "gather updated parameters while the forward pass goes on (with --use-distributed-optimizer)", False
+    )
+    ddp_bucket_size: int | None = flag(
+        "parameters that --overlap-grad-reduce and --overlap-param-gather send at once; left out: an eighth of "
+        "the trained ones, at least a million",
+        check=AT_LEAST_ONE,
+    )
     distributed_backend: str | None = flag(
         "communication library; left out: nccl with CUDA, else gloo", choices=("nccl", "gloo")
     )
@@ -29,6 +71,16 @@ class ParallelConfig(Section):
     def model_parallel_size(self) -> int:
         """Ranks that hold one copy of the model together, TP × PP."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+    @property
+    def stage_sizes(self) -> tuple[int, ...]:
+        """``--num-layer-list`` as numbers."""
+        return tuple(map(int, self.num_layer_list.split(","))) if self.num_layer_list is not None else ()
+
+    @property
+    def noop_slots(self) -> tuple[int, ...]:
+        """``--noop-layers`` as numbers."""
+        return tuple(map(int, self.noop_layers.split(","))) if self.noop_layers is not None else ()
 
     def data_parallel_size(self, world_size: int) -> int:
         """Copies of the model in a world of that size; refused when it does not fit TP × PP."""

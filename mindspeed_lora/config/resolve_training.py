@@ -40,6 +40,11 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
     check_template(job.tokenizer)
     _check_schedule(job)
     _check_recompute(training)
+    if job.parallel.overlap_param_gather and not job.parallel.use_distributed_optimizer:
+        raise Refused(
+            "--overlap-param-gather hides the gathering of what the distributed optimizer cuts; add "
+            "--use-distributed-optimizer, or drop it"
+        )
     _check_saving(job)
     _check_packing(job)
     if job.runtime.print_config:

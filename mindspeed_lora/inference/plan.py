@@ -17,7 +17,9 @@ from mindspeed_lora.checkpoint.source import Source, open_source
 from mindspeed_lora.config.checks import check_layout, reconcile
 from mindspeed_lora.config.inference import InferenceConfig
 from mindspeed_lora.config.jobs import InferenceJob
+from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.data.tokenizer import load_tokenizer
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.inference.generation_config import GenerationDefaults, read_generation_defaults
@@ -47,6 +49,8 @@ class InferencePlan:
 
     job: InferenceJob
     shape: ModelShape
+    placement: LayerPlacement
+    """The layers of each pipeline stage."""
     source: Source
     adapter: AdapterPlan | None
     tokenizer: PreTrainedTokenizerBase
@@ -83,8 +87,9 @@ def plan_inference(job: InferenceJob) -> InferencePlan:
     """
     notices: list[str] = []
     source = _source(job)
-    shape = reconcile(job.model, source.shape)
-    check_layout(shape, job.parallel)
+    shape = reconcile(job.model, source.shape, len(job.parallel.noop_slots))
+    job = dataclasses.replace(job, parallel=_without_interleaving(job.parallel, notices))
+    placement = check_layout(shape, job.parallel)
     adapter = plan_adapter(job.lora, shape, job.inference.seed)
     tokenizer = _tokenizer(job, source)
     encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token)
@@ -103,6 +108,7 @@ def plan_inference(job: InferenceJob) -> InferencePlan:
     return InferencePlan(
         job=job,
         shape=shape,
+        placement=placement,
         source=source,
         adapter=adapter,
         tokenizer=tokenizer,
@@ -114,6 +120,16 @@ def plan_inference(job: InferenceJob) -> InferencePlan:
         prompts=_prompts(job.inference, encoder, limit, shape.vocab_size),
         notices=tuple(notices),
     )
+
+
+def _without_interleaving(parallel: ParallelConfig, notices: list[str]) -> ParallelConfig:
+    """Generation has no micro-batches that could fill the gaps between chunks: each rank holds one."""
+    plain = dataclasses.replace(
+        parallel, num_layers_per_virtual_pipeline_stage=None, num_virtual_stages_per_pipeline_rank=1
+    )
+    if plain != parallel:
+        notices.append("virtual pipeline stages have no effect on generation")
+    return plain
 
 
 def _source(job: InferenceJob) -> Source:

@@ -28,7 +28,15 @@ class InferenceSession:
         divisible_by = job.model.make_vocab_size_divisible_by or 1
         model, _ = together(
             groups,
-            lambda: build_model(plan.shape, config, groups, plan.source, plan.adapter, divisible_by),
+            lambda: build_model(
+                plan.shape,
+                config,
+                groups,
+                plan.source,
+                plan.adapter,
+                divisible_by,
+                plan.placement.chunk(groups.pp_rank),
+            ),
         )
         self.generator = Generator(model, groups, plan.stop)
 

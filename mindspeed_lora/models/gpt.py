@@ -1,4 +1,4 @@
-"""The GPT model of one pipeline stage: megatron-core's ``GPTModel`` with our rotary positions and loss."""
+"""The GPT model, or a chunk of its layers: megatron-core's ``GPTModel`` with our rotary positions and loss."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.stages import ModelChunk
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.layer_spec import block_spec
 from mindspeed_lora.models.rope import rotary_frequencies, rotary_tables
@@ -22,9 +23,10 @@ Tensor = torch.Tensor
 
 
 class GPTModel(MegatronGPTModel):
-    """Embedding on the first stage, this stage's layers, final norm and output layer on the last.
+    """Embedding in the first chunk, this chunk's layers, final norm and output layer in the last.
 
-    Parameter names are megatron-core's. Tied embeddings on more than one stage are held by both ends.
+    Parameter names are megatron-core's. Tied embeddings on more than one stage are held by both ends. Without
+    ``chunk`` it is the whole model.
     """
 
     def __init__(
@@ -33,18 +35,22 @@ class GPTModel(MegatronGPTModel):
         config: TransformerConfig,
         groups: ParallelGroups,
         padded_vocab_size: int,
+        chunk: ModelChunk | None = None,
     ) -> None:
+        chunk = chunk or ModelChunk.whole(shape.num_layers)
         super().__init__(
             config=config,
-            transformer_layer_spec=block_spec(shape, shape.num_layers // groups.pp_size),
+            transformer_layer_spec=block_spec(shape, chunk.slots),
             vocab_size=padded_vocab_size,
             max_sequence_length=shape.max_position_embeddings,
-            pre_process=groups.is_first_stage,
-            post_process=groups.is_last_stage,
+            pre_process=chunk.is_first,
+            post_process=chunk.is_last,
             share_embeddings_and_output_weights=not shape.untie_embeddings_and_output_weights,
             position_embedding_type="none",
+            vp_stage=None if config.virtual_pipeline_model_parallel_size is None else chunk.vp_stage,
         )
         self.shape = shape
+        self.chunk = chunk
         self.groups = groups
         vocab_rows = padded_vocab_size // groups.tp_size
         first = groups.tp_rank * vocab_rows
@@ -98,7 +104,8 @@ class GPTModel(MegatronGPTModel):
             packed_seq_params=context,
         )
         if not self.post_process:
-            return hidden
+            # The schedule runs backward from here, also where no parameter below is trained.
+            return hidden.requires_grad_() if self.training and not hidden.requires_grad else hidden
         return self._logits(hidden, last_only) if labels is None else self._loss(hidden, labels)
 
     def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -64,6 +64,17 @@ class TransformerLayer(MegatronTransformerLayer):
         return x + residual
 
 
+class NoopLayer(torch.nn.Module):
+    """A layer that does nothing, which fills up a pipeline stage."""
+
+    def __init__(self, **_of_a_layer: Any) -> None:
+        super().__init__()
+
+    def forward(self, hidden_states: Tensor, **_of_a_layer: Any) -> tuple[Tensor, None]:
+        """Returns ``hidden_states [s, b, h]`` as they are."""
+        return hidden_states, None
+
+
 class SelfAttention(MegatronSelfAttention):
     """Fused projection, rotation, core attention, projection."""
 

@@ -11,8 +11,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.stages import Slots
 from mindspeed_lora.models.attention import CoreAttention
-from mindspeed_lora.models.layer import MLP, BiasedMLP, SelfAttention, TransformerLayer
+from mindspeed_lora.models.layer import MLP, BiasedMLP, NoopLayer, SelfAttention, TransformerLayer
 from mindspeed_lora.models.linear import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -22,13 +23,16 @@ from mindspeed_lora.models.linear import (
 from mindspeed_lora.models.norm import HeadRMSNorm, RMSNorm
 
 
-def block_spec(shape: ModelShape, num_layers: int) -> TransformerBlockSubmodules:
-    """The layers of one pipeline stage, and the final norm (built on the last stage only).
+def block_spec(shape: ModelShape, slots: Slots) -> TransformerBlockSubmodules:
+    """The layers of one model chunk, and the final norm (built for the last chunk only).
 
     megatron-core knows one switch for the biases of ``linear_proj``, ``linear_fc1`` and ``linear_fc2``;
     checkpoints set them apart, so each linear is given with or without.
     """
-    return TransformerBlockSubmodules(layer_specs=[_layer_spec(shape)] * num_layers, layer_norm=RMSNorm)
+    layer, noop = _layer_spec(shape), ModuleSpec(module=NoopLayer)
+    return TransformerBlockSubmodules(
+        layer_specs=[noop if number is None else layer for number in slots], layer_norm=RMSNorm
+    )
 
 
 def _layer_spec(shape: ModelShape) -> ModuleSpec:

@@ -8,6 +8,7 @@ from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.parallel.groups import ParallelGroups
 
@@ -26,8 +27,9 @@ def transformer_config(
     makes the modules without touching a device; they are made on the meta device anyway.
     """
     recompute = _recompute(training)
+    placement = LayerPlacement.of(shape.num_layers, parallel)
     return TransformerConfig(
-        num_layers=shape.num_layers,
+        num_layers=placement.num_slots,
         hidden_size=shape.hidden_size,
         ffn_hidden_size=shape.ffn_hidden_size,
         num_attention_heads=shape.num_attention_heads,
@@ -44,6 +46,7 @@ def transformer_config(
         attention_dropout=shape.attention_dropout,
         tensor_model_parallel_size=groups.tp_size,
         pipeline_model_parallel_size=groups.pp_size,
+        virtual_pipeline_model_parallel_size=placement.vp_size if placement.vp_size > 1 else None,
         sequence_parallel=parallel.sequence_parallel and groups.tp_size > 1,
         params_dtype=dtype,
         pipeline_dtype=dtype,

@@ -20,9 +20,13 @@ class GradientFinalizer:
     """
 
     def __init__(
-        self, model: DistributedDataParallel, parameters: Sequence[LocalParameter], groups: ParallelGroups
+        self,
+        model: Sequence[DistributedDataParallel],
+        parameters: Sequence[LocalParameter],
+        groups: ParallelGroups,
     ) -> None:
         self.model = model
+        """This rank's chunks."""
         self.groups = groups
         self.shared = [p.param for p in parameters if p.shared_embedding]
         self.partial = [p.param for p in parameters if p.partial_over_tp]
@@ -31,11 +35,13 @@ class GradientFinalizer:
 
     def __call__(self, *_schedule_arguments: object, **_schedule_options: object) -> None:
         """Called by megatron-core's schedule at the end of a step (``finalize_model_grads_func``)."""
-        self.model.finish_grad_sync()
+        for chunk in self.model:
+            chunk.finish_grad_sync()
         for param in self.shared:
             all_reduce_sum(param.main_grad, self.groups.embedding_group)  # type: ignore[attr-defined]
         self._sum_partial()
-        self.model.scale_gradients(1.0 / self.normaliser)
+        for chunk in self.model:
+            chunk.scale_gradients(1.0 / self.normaliser)
 
     def _sum_partial(self) -> None:
         """One all-reduce over TP for all gradients that are partial there."""

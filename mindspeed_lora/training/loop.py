@@ -163,6 +163,7 @@ class TrainingLoop:
         return True
 
     def _save(self) -> None:
+        self.session.optimizer.finish_gather()
         writer = self.session.writer
         if writer is None or self.progress.saved_at == self.progress.iteration:
             return

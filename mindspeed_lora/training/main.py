@@ -101,6 +101,8 @@ def _layout(plan: TrainPlan, world_size: int, dtype: torch.dtype) -> list[tuple[
         ("rows", f"{len(plan.rows.train)}, of at most {plan.seq_length} tokens"),
         ("steps", str(plan.num_steps)),
     ]
+    if job.parallel.pipeline_model_parallel_size > 1 or plan.placement.noop_slots:
+        rows.append(("layers by stage", plan.placement.describe()))
     if plan.adapter is not None:
         rows.append(("adapter", plan.adapter.spec.describe()))
     return rows

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 
 from mindspeed_lora.checkpoint.local_parameters import LocalParameter
 from mindspeed_lora.config.training import TrainingConfig
+from mindspeed_lora.device import current_device
 from mindspeed_lora.parallel.collectives import all_reduce_sum
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.data_parallel import ChunkDataParallel
 from mindspeed_lora.training.loss_scale import LossScale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -56,16 +57,19 @@ class AdamW:
 
     def __init__(
         self,
-        model: DistributedDataParallel,
+        model: Sequence[ChunkDataParallel],
         parameters: Sequence[LocalParameter],
         training: TrainingConfig,
         groups: ParallelGroups,
     ) -> None:
         self.model = model
+        """This rank's chunks."""
         self.groups = groups
+        self.updates_done = 0
+        """Updates made so far, without skipped steps (Adam's bias correction counts these)."""
         self.clip_grad = training.clip_grad
         self.loss_scale = LossScale(training)
-        self.distributed: bool = model.ddp_config.use_distributed_optimizer
+        self.distributed: bool = model[0].ddp_config.use_distributed_optimizer
         owned = _owned_ranges(model, groups) if self.distributed else _whole_ranges(parameters)
         by_param = {id(p.param): p for p in parameters}
         self.slices = [_own(by_param[id(param)], start, stop) for param, start, stop in owned if start < stop]
@@ -83,10 +87,11 @@ class AdamW:
 
     def zero_grad(self) -> None:
         """Clears the gradient buffers."""
-        self.model.zero_grad_buffer()
+        for chunk in self.model:
+            chunk.zero_grad_buffer()
 
     def step(self, lr: float) -> StepOutcome:
-        """Unscales, takes the norm, clips and updates; every rank's parameters are whole again afterwards.
+        """Unscales, takes the norm, clips and updates; every rank's parameters are whole when next used.
 
         Clipping multiplies by ``min(1, max_norm / (norm + 1e-6))``.
         """
@@ -105,32 +110,39 @@ class AdamW:
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
+        self.updates_done += 1
         self.publish()
         return StepOutcome(norm, skipped=False)
 
     def publish(self) -> None:
-        """Copies the masters into the model's parameters, and gathers what other data-parallel ranks own."""
+        """Copies the masters into the model's parameters, and gathers what other data-parallel ranks own.
+
+        With ``--overlap-param-gather`` the gathers are under way when this returns.
+        """
         with torch.no_grad():
             for owned in self.slices:
                 owned.master.grad = None
                 if owned.parameter.param.dtype is not torch.float32:
                     owned.parameter.param.data.view(-1)[owned.start : owned.stop].copy_(owned.master)
         if self.distributed:
-            self.model.start_param_sync(force_sync=True)
+            for chunk in self.model:
+                chunk.gather_parameters()
+
+    def finish_gather(self) -> None:
+        """Waits until the parameters that other data-parallel ranks own are here."""
+        for chunk in self.model:
+            chunk.finish_gather()
 
     def _gradient_norm(self) -> float:
         """L2 norm over all trainable parameters of the unsharded model, each counted once."""
         gradients = [owned.gradient for owned in self.slices if owned.parameter.counted]
         norms = torch._foreach_norm(gradients) if gradients else []
         square = sum((norm.double().square() for norm in norms), torch.zeros((), dtype=torch.float64))
-        total = torch.as_tensor(square, device=self._device()).reshape(1)
+        total = torch.as_tensor(square, device=current_device()).reshape(1)
         all_reduce_sum(total, self.groups.model_group)
         if self.distributed:
             all_reduce_sum(total, self.groups.dp_group)
         return math.sqrt(float(total))
-
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     def state_of(self, owned: OwnedSlice) -> dict[str, torch.Tensor]:
         """Master and both moments ``[stop − start]`` float32 of an owned slice; zeros before the first step."""
@@ -140,21 +152,16 @@ class AdamW:
         }
         return {"master": owned.master.data, **moments}
 
-    def restore(self, owned: OwnedSlice, state: dict[str, torch.Tensor], steps_done: int) -> None:
+    def restore(self, owned: OwnedSlice, state: dict[str, torch.Tensor], updates_done: int) -> None:
         """Sets master and moments of an owned slice; :meth:`publish` makes the masters the model's values."""
+        self.updates_done = updates_done
         with torch.no_grad():
             owned.master.copy_(state["master"])
         device = owned.master.device
         self.adam.state[owned.master] = {
-            "step": torch.tensor(float(steps_done), device=device),
+            "step": torch.tensor(float(updates_done), device=device),
             **{key: state[key].to(device=device, dtype=torch.float32).clone() for key in MOMENTS},
         }
-
-    @property
-    def updates_done(self) -> int:
-        """Updates made so far, without skipped steps (Adam's bias correction counts these)."""
-        states = list(self.adam.state.values())
-        return int(states[0]["step"]) if states else 0
 
 
 def _is_decayed(parameter: LocalParameter) -> bool:
@@ -174,10 +181,10 @@ def _whole_ranges(parameters: Sequence[LocalParameter]) -> Iterator[tuple[torch.
 
 
 def _owned_ranges(
-    model: DistributedDataParallel, groups: ParallelGroups
+    model: Sequence[ChunkDataParallel], groups: ParallelGroups
 ) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
     """What the reduce-scatter of each bucket leaves on this data-parallel rank, per parameter."""
-    for buffer in model.buffers:
+    for buffer in (buffer for chunk in model for buffer in chunk.buffers):
         for bucket in buffer.buckets:
             width = bucket.grad_data.numel() // groups.dp_size
             first = bucket.offset + groups.dp_rank * width

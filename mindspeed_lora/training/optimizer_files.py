@@ -94,6 +94,8 @@ def read_optimizer(folder: Path, optimizer: AdamW, updates_done: int) -> None:
     with ExitStack() as stack:
         try:
             pieces = _open_all(folder, stack)
+            # Also where this rank owns nothing, as one without an adapter does.
+            optimizer.updates_done = updates_done
             for owned in optimizer.slices:
                 wanted = ShardSlice.of(owned.parameter, owned.start, owned.stop)
                 state = {key: _read(pieces, wanted, key, folder) for key in STATES}

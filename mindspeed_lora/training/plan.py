@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,16 @@ from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
 from mindspeed_lora.checkpoint.load_model import AdapterPlan
 from mindspeed_lora.checkpoint.random_weights import RandomSource
 from mindspeed_lora.checkpoint.source import Source, open_source
-from mindspeed_lora.config.checks import check_layout, check_recompute, reconcile, shape_from_flags
+from mindspeed_lora.config.checks import (
+    check_interleaving,
+    check_layout,
+    check_recompute,
+    reconcile,
+    shape_from_flags,
+)
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.rows import TrainingRows, open_rows
 from mindspeed_lora.training.run_folder import SavedRun, Start, find_start, make_save_folder
@@ -36,6 +44,8 @@ class TrainPlan:
 
     job: TrainJob
     shape: ModelShape
+    placement: LayerPlacement
+    """The layers of each pipeline stage."""
     source: Source
     adapter: AdapterPlan | None
     start: Start
@@ -59,8 +69,9 @@ def plan_training(job: TrainJob) -> TrainPlan:
     notices: list[str] = []
     start = find_start(job)
     source, shape = _model(job, start, notices)
-    check_layout(shape, job.parallel)
-    check_recompute(shape, job.parallel, job.training)
+    placement = check_layout(shape, job.parallel)
+    check_recompute(placement, job.training)
+    check_interleaving(placement, job.training, _data_parallel_size(job))
     adapter = _adapter(job, start, shape, notices)
     seq_length = _seq_length(job, shape, notices)
     tokenizer = _tokenizer(job, source)
@@ -76,6 +87,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
     return TrainPlan(
         job=job,
         shape=shape,
+        placement=placement,
         source=source,
         adapter=adapter,
         start=start,
@@ -92,16 +104,20 @@ def plan_training(job: TrainJob) -> TrainPlan:
 
 def _model(job: TrainJob, start: Start, notices: list[str]) -> tuple[Source, ModelShape]:
     """Where the weights come from. Without LoRA a resumed run holds the model itself."""
-    path = job.checkpoint.load
+    path, num_noops = job.checkpoint.load, len(job.parallel.noop_slots)
     if start.run is not None and not job.lora.enabled:
         path = str(start.run.folder)
     if path is None:
-        shape = shape_from_flags(job.model)
+        shape = shape_from_flags(job.model, num_noops)
         notices.append("--load is left out: the model starts from random weights")
         std = job.model.init_method_std
         return RandomSource(shape, job.training.seed, 0.02 if std is None else std), shape
     source = open_source(path)
-    return source, reconcile(job.model, source.shape)
+    return source, reconcile(job.model, source.shape, num_noops)
+
+
+def _data_parallel_size(job: TrainJob) -> int:
+    return job.parallel.data_parallel_size(job.runtime.resolve_world_size(job.parallel, os.environ))
 
 
 def _adapter(job: TrainJob, start: Start, shape: ModelShape, notices: list[str]) -> AdapterPlan | None:

@@ -79,6 +79,7 @@ class RunWriter:
 
     def _write_own_files(self, folder: Path, iteration: int) -> None:
         """What each rank writes by itself."""
+        self.optimizer.finish_gather()
         if not self.checkpoint.no_save_optim:
             (folder / OPTIMIZER_FOLDER).mkdir(exist_ok=True)
             write_optimizer(folder / OPTIMIZER_FOLDER, self.optimizer, self.groups)

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
 from mindspeed_lora import __version__
 from mindspeed_lora.checkpoint.canonical import padded_vocab_size
 from mindspeed_lora.checkpoint.load_model import build_model
-from mindspeed_lora.checkpoint.local_parameters import trainable
+from mindspeed_lora.checkpoint.local_parameters import LocalParameter, trainable
 from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.device import compute_dtype
+from mindspeed_lora.models.gpt import GPTModel
 from mindspeed_lora.models.transformer_config import transformer_config
 from mindspeed_lora.parallel.collectives import all_gather_objects, all_reduce_sum, together
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.data_parallel import wrap_chunks
 from mindspeed_lora.training.gradients import GradientFinalizer
 from mindspeed_lora.training.model_files import ModelFiles
 from mindspeed_lora.training.optimizer import AdamW
@@ -45,15 +46,11 @@ class TrainingSession:
         self.config = transformer_config(
             plan.shape, job.parallel, groups, self.dtype, job.training, variable_seq_lengths=True
         )
-        divisible_by = job.model.make_vocab_size_divisible_by or 1
-        self.gpt, self.parameters = together(
-            groups,
-            lambda: build_model(
-                plan.shape, self.config, groups, plan.source, plan.adapter, vocab_divisible_by=divisible_by
-            ),
-        )
+        self.chunks, self.chunk_parameters = self._build()
+        self.parameters = [parameter for chunk in self.chunk_parameters for parameter in chunk]
         self.trained = trainable(self.parameters)
-        self.model = self._wrap()
+        self.model = wrap_chunks(self.chunks, self.config, job.parallel, groups)
+        """The chunks in their data-parallel wrappers."""
         self.optimizer = AdamW(self.model, self.trained, job.training, groups)
         finalizer = GradientFinalizer(self.model, self.trained, groups)
         self.config.finalize_model_grads_func = finalizer
@@ -72,10 +69,18 @@ class TrainingSession:
         self._restore()
         self.writer = self._writer()
 
-    def _wrap(self) -> DistributedDataParallel:
-        distributed = self.plan.job.parallel.use_distributed_optimizer and self.groups.dp_size > 1
-        ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed)
-        return DistributedDataParallel(config=self.config, ddp_config=ddp, module=self.gpt)
+    def _build(self) -> tuple[list[GPTModel], list[list[LocalParameter]]]:
+        """The chunks of this rank, and the parameters of each."""
+        plan, groups = self.plan, self.groups
+        divisible_by = plan.job.model.make_vocab_size_divisible_by or 1
+        built = together(
+            groups,
+            lambda: [
+                build_model(plan.shape, self.config, groups, plan.source, plan.adapter, divisible_by, chunk)
+                for chunk in plan.placement.rank_chunks(groups.pp_rank)
+            ],
+        )
+        return [gpt for gpt, _ in built], [parameters for _, parameters in built]
 
     def _restore(self) -> None:
         """Optimizer, loss scale and random state of the checkpoint that the run goes on from."""
@@ -122,7 +127,9 @@ class TrainingSession:
         return ModelFiles(
             shape=self.plan.shape,
             source=self.plan.source,
-            parameters=self.parameters,
+            chunks=self.chunk_parameters,
+            placement=self.plan.placement,
+            params_dtype=str(self.dtype).removeprefix("torch."),
             padded_vocab_size=padded_vocab_size(self.plan.shape, divisible_by, self.groups.tp_size),
             groups=self.groups,
         )

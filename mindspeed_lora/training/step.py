@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from mindspeed_lora.adapters.dropout import token_keys
 from mindspeed_lora.data.batch import Batch
@@ -18,6 +17,7 @@ from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.parallel.collectives import all_reduce_sum, broadcast
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.gradients import GradientFinalizer
+from mindspeed_lora.training.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,24 @@ class StepLoss:
 
 
 class StepRunner:
-    """Runs the micro-batches of this rank through its stage by megatron-core's pipeline schedule."""
+    """Runs the micro-batches of this rank through its chunks of the pipeline."""
 
     def __init__(
         self,
-        model: DistributedDataParallel,
+        model: Sequence[DistributedDataParallel],
         finalizer: GradientFinalizer,
         groups: ParallelGroups,
         mean_of_micro_batches: bool = False,
         dropout_seed: int | None = None,
     ) -> None:
         self.model = model
+        """This rank's chunks."""
         self.finalizer = finalizer
         self.groups = groups
         self.mean_of_micro_batches = mean_of_micro_batches
         self.dropout_seed = dropout_seed
         """Of the adapters' dropout masks; None drops nothing."""
-        self.schedule = get_forward_backward_func()
+        self.pipeline = Pipeline(model, groups)
 
     def train(self, batches: Sequence[Batch], step: int) -> StepLoss:
         """Forward and backward of all micro-batches of step ``step``; leaves the complete gradient in the buffers.
@@ -60,7 +61,8 @@ class StepRunner:
             return StepLoss(0.0, 0, counts.tokens)
         normaliser = counts.micro_batches if self.mean_of_micro_batches else counts.loss_tokens
         self.finalizer.normaliser = float(normaliser)
-        self.model.train()
+        for chunk in self.model:
+            chunk.train()
         total = self._run(batches, self.mean_of_micro_batches, step)
         return StepLoss(total / normaliser, counts.loss_tokens, counts.tokens)
 
@@ -69,21 +71,18 @@ class StepRunner:
         counts = self._count(batches)
         if counts.loss_tokens == 0:
             return StepLoss(0.0, 0, counts.tokens)
-        self.model.eval()
+        for chunk in self.model:
+            chunk.eval()
         with torch.no_grad():
             total = self._run(batches, mean_per_batch=False)
         return StepLoss(total / counts.loss_tokens, counts.loss_tokens, counts.tokens)
 
     def _run(self, batches: Sequence[Batch], mean_per_batch: bool, step: int | None = None) -> float:
         """Summed loss of the global batch, on every rank; without a step, no backward pass."""
-        widest = max(batch.tokens.size(1) for batch in batches)
-        outputs: list[torch.Tensor] = self.schedule(
-            forward_step_func=partial(self._forward_step, mean_per_batch=mean_per_batch, step=step),
-            data_iterator=iter(batches),
-            model=[self.model],
-            num_microbatches=len(batches),
-            seq_length=widest,
-            micro_batch_size=batches[0].tokens.size(0),
+        outputs: list[torch.Tensor] = self.pipeline.run(
+            partial(self._forward_step, mean_per_batch=mean_per_batch, step=step),
+            batches,
+            [(batch.tokens.size(1), batch.tokens.size(0)) for batch in batches],
             forward_only=step is None,
         )
         total = torch.zeros(1, dtype=torch.float64, device=current_device())
@@ -94,12 +93,12 @@ class StepRunner:
         return float(total)
 
     def _forward_step(
-        self, batches: Iterator[Batch], model: DistributedDataParallel, mean_per_batch: bool, step: int | None
+        self, batches: Iterator[Batch], chunk: DistributedDataParallel, mean_per_batch: bool, step: int | None
     ) -> tuple[torch.Tensor, Any]:
         batch = next(batches)
         device = current_device()
-        labels = batch.labels.to(device, non_blocking=True) if self.groups.is_last_stage else None
-        output = model(
+        labels = batch.labels.to(device, non_blocking=True) if chunk.module.post_process else None
+        output = chunk(
             batch.tokens.to(device, non_blocking=True),
             labels=labels,
             positions=batch.position_ids.to(device, non_blocking=True),

@@ -28,7 +28,8 @@ def sum_shards_over_tp(session: Any) -> None:
 
 def forget_to_sum_over_data_parallel_ranks(session: Any) -> None:
     """Every rank trains on its own rows."""
-    session.model.finish_grad_sync = lambda: None
+    for chunk in session.model:
+        chunk.finish_grad_sync = lambda: None
 
 
 def cut_the_graph_below_the_layers(session: Any) -> None:
@@ -37,14 +38,15 @@ def cut_the_graph_below_the_layers(session: Any) -> None:
     def detach(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
 
-    session.gpt.decoder.register_forward_pre_hook(detach, with_kwargs=True)
+    session.chunks[0].decoder.register_forward_pre_hook(detach, with_kwargs=True)
 
 
 def divide_the_rank_by_tp(session: Any) -> None:
     """The scaling α / (r / t) in place of α / r."""
-    for module in session.gpt.modules():
-        if hasattr(module, "scaling"):
-            module.scaling *= 2
+    for chunk in session.chunks:
+        for module in chunk.modules():
+            if hasattr(module, "scaling"):
+                module.scaling *= 2
 
 
 def count_every_copy_in_the_norm(session: Any) -> None:

@@ -12,7 +12,7 @@ from tests.support.parity import Case, Outcome, ParityBench
 
 CASE = Case()
 LAYOUTS = covering(all_layouts())
-NAMED = [Layout(dp=2, distributed_optimizer=True), Layout(tp=2, pp=2)]
+NAMED = [Layout(tp=2, pp=2)]
 """Layouts that people start with, tested whether or not the cover has them."""
 DEFAULT = sorted({*LAYOUTS, *NAMED})
 OTHERS = [layout for layout in all_layouts() if layout not in DEFAULT]
@@ -36,8 +36,8 @@ def test_layout_is_exact(
 
 
 def test_reordering_no_sum_changes_no_bit(bench: ParityBench, one_process: Outcome) -> None:
-    """A pipeline and recomputation compute the very same products and sums in the same order."""
-    for layout in (Layout(pp=2), Layout(recompute="uniform")):
+    """A pipeline, no-ops and recomputation compute the very same products and sums in the same order."""
+    for layout in (Layout(pp=2, stages="noops"), Layout(recompute="uniform")):
         outcome = bench.train(CASE, layout)
         assert outcome.losses == one_process.losses
         assert all(outcome.end[name].equal(tensor) for name, tensor in one_process.end.items())
@@ -46,4 +46,4 @@ def test_reordering_no_sum_changes_no_bit(bench: ParityBench, one_process: Outco
 def test_default_layouts_cover_every_pair() -> None:
     wanted = set().union(*map(pairs, all_layouts()))
     assert wanted == set().union(*map(pairs, LAYOUTS))
-    assert len(LAYOUTS) < len(all_layouts()) / 3
+    assert len(LAYOUTS) < len(all_layouts()) / 10

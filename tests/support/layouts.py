@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from mindspeed_lora.config.parallel import ParallelConfig
+from mindspeed_lora.config.stages import LayerPlacement
 
 RECOMPUTE = {
     "none": "",
@@ -13,6 +17,12 @@ RECOMPUTE = {
     "block": "--recompute-granularity full --recompute-method block --recompute-num-layers",
 }
 """What is recomputed → its flags, where a number of layers is left to add."""
+OVERLAP = {
+    "none": "",
+    "reduce": "--overlap-grad-reduce --ddp-bucket-size 500",
+    "gather": "--overlap-grad-reduce --overlap-param-gather --ddp-bucket-size 500",
+}
+"""Which data-parallel communication overlaps → its flags; buckets small enough for several."""
 LAYERS = 4
 """Of the models that are trained in these layouts."""
 
@@ -27,6 +37,11 @@ class Layout:
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
     recompute: str = "none"
+    vpp: int = 1
+    """Model chunks of each pipeline rank."""
+    stages: str = "even"
+    """``uneven`` sizes, or ``noops``: layers that do nothing, with four chunks two chunks of nothing else."""
+    overlap: str = "none"
 
     @property
     def world_size(self) -> int:
@@ -39,37 +54,81 @@ class Layout:
         words = ["--tensor-model-parallel-size", str(self.tp), "--pipeline-model-parallel-size", str(self.pp)]
         words += ["--sequence-parallel"] if self.sequence_parallel else []
         words += ["--use-distributed-optimizer"] if self.distributed_optimizer else []
+        words += self._stage_flags
+        words += OVERLAP[self.overlap].split()
         words += RECOMPUTE[self.recompute].split()
         if self.recompute in ("uniform", "block"):
-            # A chunk of several layers where a stage has them; a block that leaves a layer out.
-            layers = LAYERS // self.pp
-            words.append(str(2 if self.recompute == "uniform" and layers > 1 else max(1, layers - 1)))
+            # A group of several layers where a stage has them; a block that leaves a layer out.
+            sizes = [len(chunk) for chunk in self.placement.chunks]
+            words.append(str(math.gcd(*sizes) if self.recompute == "uniform" else max(1, max(sizes) - 1)))
         return words
 
+    @property
+    def placement(self) -> LayerPlacement:
+        """Where the layers are."""
+        return LayerPlacement.of(
+            LAYERS,
+            ParallelConfig(
+                pipeline_model_parallel_size=self.pp,
+                num_virtual_stages_per_pipeline_rank=self.vpp,
+                num_layer_list="3,1" if self.stages == "uneven" else None,
+                noop_layers=self._noops,
+            ),
+        )
+
+    @property
+    def _noops(self) -> str | None:
+        if self.stages != "noops":
+            return None
+        return "2,3,6,7" if self.pp * self.vpp == 4 else "1,4"
+
+    @property
+    def _stage_flags(self) -> list[str]:
+        words = ["--num-layer-list", "3,1"] if self.stages == "uneven" else []
+        words += ["--noop-layers", str(self._noops)] if self._noops else []
+        if self.vpp > 1 and self.stages == "even":
+            return [*words, "--num-layers-per-virtual-pipeline-stage", str(LAYERS // (self.pp * self.vpp))]
+        return [*words, *(["--num-virtual-stages-per-pipeline-rank", str(self.vpp)] if self.vpp > 1 else [])]
+
     def __str__(self) -> str:
-        parts = [f"tp{self.tp}" + ("sp" if self.sequence_parallel else ""), f"pp{self.pp}"]
+        parts = [f"tp{self.tp}" + ("sp" if self.sequence_parallel else "")]
+        parts.append(f"pp{self.pp}" + (f"x{self.vpp}" if self.vpp > 1 else ""))
         parts.append(f"dp{self.dp}" + ("zero1" if self.distributed_optimizer else ""))
+        parts += [part for part, usual in ((self.stages, "even"), (self.overlap, "none")) if part != usual]
         return "-".join([*parts, self.recompute])
 
 
 def all_layouts(max_ranks: int = 4) -> list[Layout]:
-    """Every layout that ``max_ranks`` ranks allow; SP needs TP > 1, the distributed optimizer DP > 1."""
+    """Every layout that ``max_ranks`` ranks allow.
+
+    SP needs TP > 1, the distributed optimizer and overlap DP > 1, overlapping gathers the distributed optimizer.
+    """
     sizes = [1, 2, 4]
     return [
-        Layout(tp, pp, dp, sequence_parallel, distributed, recompute)
+        Layout(tp, pp, dp, sequence_parallel, distributed, recompute, vpp, stages, overlap)
         for tp, pp, dp in itertools.product(sizes, sizes, sizes)
         if tp * pp * dp <= max_ranks
         for sequence_parallel in ([False, True] if tp > 1 else [False])
         for distributed in ([False, True] if dp > 1 else [False])
         for recompute in RECOMPUTE
+        for vpp in ([1, 2] if pp == 2 else [1])
+        for stages in _stages(pp, vpp)
+        for overlap in (
+            ["none", "reduce", "gather"] if distributed else ["none", "reduce"] if dp > 1 else ["none"]
+        )
     ]
+
+
+def _stages(pp: int, vpp: int) -> list[str]:
+    if pp == 1:
+        return ["even"]
+    return ["even", "noops", *(["uneven"] if pp == 2 and vpp == 1 else [])]
 
 
 def covering(layouts: Sequence[Layout]) -> list[Layout]:
     """A small subset in which every pair of values that occurs in ``layouts`` occurs too.
 
-    The values of a layout are TP, PP, DP, SP, the distributed optimizer and recomputation. Greedy: the layout
-    with most new pairs is taken, the first of equals.
+    Greedy: the layout with most new pairs is taken, the first of equals.
     """
     missing = set().union(*map(pairs, layouts))
     chosen: list[Layout] = []
@@ -81,13 +140,12 @@ def covering(layouts: Sequence[Layout]) -> list[Layout]:
 
 
 def pairs(layout: Layout) -> set[frozenset[tuple[str, object]]]:
-    """Every pair of two different values of a layout."""
-    values: list[tuple[str, object]] = [
-        ("tp", layout.tp),
-        ("pp", layout.pp),
-        ("dp", layout.dp),
-        ("sequence_parallel", layout.sequence_parallel),
-        ("distributed_optimizer", layout.distributed_optimizer),
-        ("recompute", layout.recompute),
-    ]
-    return {frozenset(pair) for pair in itertools.combinations(values, 2)}
+    """Every pair of two different values of a layout; of a degree it counts whether it is above one.
+
+    Overlap with recomputation has a test of its own, ``test_data_parallel_distributed.py``.
+    """
+    degrees, apart = ("tp", "pp", "dp"), {"overlap", "recompute"}
+    values = [(name, value > 1 if name in degrees else value) for name, value in vars(layout).items()]
+    return {
+        frozenset(pair) for pair in itertools.combinations(values, 2) if {name for name, _ in pair} != apart
+    }

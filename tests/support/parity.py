@@ -166,7 +166,7 @@ class ParityBench:
         """Two rows at once where that leaves every rank and stage more than one micro-batch."""
         size = case.recipe.micro_batch_mean
         if size is None:
-            size = 2 if layout.dp == 1 and layout.pp <= 2 else 1
+            size = 2 if layout.dp == 1 and layout.pp * layout.vpp <= 2 else 1
         return ["--micro-batch-size", str(size)]
 
     def run(

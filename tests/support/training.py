@@ -134,18 +134,13 @@ def logits(session: Any, tokens: torch.Tensor | None) -> torch.Tensor | None:
     """Logits ``[s, b, v]`` of the tokens ``[b, s]`` on the last stage, through the pipeline; None elsewhere."""
     if tokens is None:
         return None
-    session.model.eval()
+    for chunk in session.model:
+        chunk.eval()
     with torch.no_grad():
-        outputs = session.runner.schedule(
-            forward_step_func=lambda batches, model: (
-                model(next(batches)),
-                lambda output, non_loss_data: output,
-            ),
-            data_iterator=iter([tokens]),
-            model=[session.model],
-            num_microbatches=1,
-            seq_length=tokens.size(1),
-            micro_batch_size=tokens.size(0),
+        outputs = session.runner.pipeline.run(
+            lambda batches, chunk: (chunk(next(batches)), lambda output, non_loss_data: output),
+            [tokens],
+            [(tokens.size(1), tokens.size(0))],
             forward_only=True,
             collect_non_loss_data=True,
         )

@@ -6,9 +6,9 @@ from mindspeed_lora.checkpoint.canonical import (
     TensorRule,
     adapter_modules,
     canonical_tensors,
+    layer_number,
     padded_vocab_size,
     shard_ranges,
-    stage_layers,
     tensor_rule,
     to_canonical,
     to_local,
@@ -89,15 +89,17 @@ def test_padded_vocabulary():
     assert padded_vocab_size(SHAPE, 8, 2) == 16
 
 
-def test_layers_of_a_stage():
-    assert list(stage_layers(8, 4, 2)) == [4, 5]
-
-
 def test_local_names():
-    local = "module.module.decoder.layers.1.mlp.linear_fc1.base_layer.weight"
-    assert to_canonical(local, 4) == "decoder.layers.5.mlp.linear_fc1.weight"
-    assert to_canonical("embedding.word_embeddings.weight", 4) == "embedding.word_embeddings.weight"
-    assert to_local("decoder.layers.5.mlp.linear_fc1.weight", 4) == "decoder.layers.1.mlp.linear_fc1.weight"
+    slots = (4, None, 5)
+    local = "module.module.decoder.layers.2.mlp.linear_fc1.base_layer.weight"
+    assert to_canonical(local, slots) == "decoder.layers.5.mlp.linear_fc1.weight"
+    assert to_canonical("embedding.word_embeddings.weight", slots) == "embedding.word_embeddings.weight"
+    assert (
+        to_local("decoder.layers.5.mlp.linear_fc1.weight", slots) == "decoder.layers.2.mlp.linear_fc1.weight"
+    )
+    assert to_local("output_layer.weight", slots) == "output_layer.weight"
+    assert layer_number(local) == 2
+    assert layer_number("output_layer.weight") is None
 
 
 def test_adapter_modules_and_factors():

@@ -21,7 +21,7 @@ TENSORS = {
 def write(path: Path) -> None:
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in TENSORS.items()}
     content = {"args": argparse.Namespace(params_dtype=torch.bfloat16), "iteration": 1}
-    with PtWriter(path, content, specs) as writer:
+    with PtWriter(path, content, {"model": specs}) as writer:
         for name, tensor in TENSORS.items():
             writer.write(name, tensor)
 
@@ -52,7 +52,7 @@ def test_the_archive_is_sound_and_aligned(tmp_path: Path):
 def test_tensors_come_in_the_announced_order(tmp_path: Path):
     with (
         pytest.raises(ValueError, match="got vector .* expected matrix"),
-        PtWriter(tmp_path / "a.pt", {}, {"matrix": (torch.float32, (2, 2))}) as writer,
+        PtWriter(tmp_path / "a.pt", {}, {"model": {"matrix": (torch.float32, (2, 2))}}) as writer,
     ):
         writer.write("vector", torch.ones(3))
 
@@ -60,6 +60,15 @@ def test_tensors_come_in_the_announced_order(tmp_path: Path):
 def test_a_tensor_that_was_never_written(tmp_path: Path):
     with (
         pytest.raises(ValueError, match="never written: w"),
-        PtWriter(tmp_path / "a.pt", {}, {"w": (torch.float32, (2,))}),
+        PtWriter(tmp_path / "a.pt", {}, {"model": {"w": (torch.float32, (2,))}}),
     ):
         pass
+
+
+def test_several_models_may_have_the_same_names(tmp_path: Path):
+    path, spec = tmp_path / "a.pt", {"w": (torch.float32, (2,))}
+    with PtWriter(path, {}, {"model0": spec, "model1": spec}) as writer:
+        writer.write("w", torch.zeros(2))
+        writer.write("w", torch.ones(2))
+    content = torch.load(path, weights_only=True)
+    assert content["model0"]["w"].tolist() == [0, 0] and content["model1"]["w"].tolist() == [1, 1]

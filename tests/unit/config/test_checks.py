@@ -5,10 +5,17 @@ from typing import Any
 
 import pytest
 
-from mindspeed_lora.config.checks import check_layout, check_recompute, reconcile, shape_from_flags
+from mindspeed_lora.config.checks import (
+    check_interleaving,
+    check_layout,
+    check_recompute,
+    reconcile,
+    shape_from_flags,
+)
 from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape, RopeScaling
+from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused
 
@@ -56,16 +63,42 @@ def test_degrees_that_do_not_divide(tp: int, pp: int, changes: dict[str, Any], m
     assert message in str(error.value)
 
 
-def test_chunks_of_recomputation_divide_a_stage() -> None:
-    two_stages = ParallelConfig(pipeline_model_parallel_size=2)
+def test_groups_of_recomputation_divide_every_stage() -> None:
+    two_stages = LayerPlacement.even(30, 2)
     uniform = {"recompute_granularity": "full", "recompute_method": "uniform"}
-    check_recompute(SHAPE, two_stages, TrainingConfig(**uniform, recompute_num_layers=5))
+    check_recompute(two_stages, TrainingConfig(**uniform, recompute_num_layers=5))
     block = TrainingConfig(recompute_granularity="full", recompute_method="block", recompute_num_layers=4)
-    check_recompute(SHAPE, two_stages, block)
+    check_recompute(two_stages, block)
     with pytest.raises(Refused) as error:
-        check_recompute(SHAPE, two_stages, TrainingConfig(**uniform, recompute_num_layers=4))
+        check_recompute(two_stages, TrainingConfig(**uniform, recompute_num_layers=4))
     assert "--recompute-num-layers 4 does not divide the 15 layers" in str(error.value)
     assert "use 1, 3, 5 or 15" in str(error.value)
+    uneven = LayerPlacement.of(30, ParallelConfig(pipeline_model_parallel_size=2, num_layer_list="18,12"))
+    check_recompute(uneven, TrainingConfig(**uniform, recompute_num_layers=6))
+    with pytest.raises(Refused) as error:
+        check_recompute(uneven, TrainingConfig(**uniform, recompute_num_layers=9))
+    assert "9 does not divide the 12 layers of a pipeline stage" in str(error.value)
+    assert "use 1, 2, 3 or 6" in str(error.value)
+    chunked = ParallelConfig(pipeline_model_parallel_size=3, num_virtual_stages_per_pipeline_rank=5)
+    with pytest.raises(Refused, match="the 2 layers of a virtual pipeline stage"):
+        check_recompute(LayerPlacement.of(30, chunked), TrainingConfig(**uniform, recompute_num_layers=5))
+
+
+@pytest.mark.parametrize(("batch", "nearest"), [(4, 8), (12, 16), (36, 40), (28, 32)])
+def test_interleaving_takes_whole_rounds_of_micro_batches(batch: int, nearest: int) -> None:
+    chunked = ParallelConfig(pipeline_model_parallel_size=2, num_virtual_stages_per_pipeline_rank=3)
+    placement, training = LayerPlacement.of(30, chunked), TrainingConfig(micro_batch_size=2)
+    check_interleaving(placement, dataclasses.replace(training, global_batch_size=nearest), dp_size=2)
+    with pytest.raises(Refused) as error:
+        check_interleaving(placement, dataclasses.replace(training, global_batch_size=batch), dp_size=2)
+    assert str(error.value).endswith(f"the nearest valid one is {nearest}")
+    check_interleaving(LayerPlacement.even(30, 2), training, dp_size=1)
+
+
+def test_no_ops_count_among_the_layers_that_are_given() -> None:
+    assert reconcile(ModelConfig(num_layers=32), SHAPE, num_noops=2).num_layers == 30
+    with pytest.raises(Refused, match=r"--num-layers 30 \(checkpoint: 32\) with the 2 of --noop-layers"):
+        reconcile(ModelConfig(num_layers=30), SHAPE, num_noops=2)
 
 
 def test_degrees_that_divide() -> None:

@@ -18,7 +18,7 @@ def finalized(words: list[str], tp: int, pp: int, normaliser: float) -> dict[str
         parameter.param.main_grad.fill_(groups.rank + 1.0)
     finalizer = session.config.finalize_model_grads_func
     finalizer.normaliser = normaliser
-    finalizer([session.model], None)
+    finalizer(session.model, None)
     found = {}
     for parameter in session.trained:
         values = parameter.param.main_grad.unique()
