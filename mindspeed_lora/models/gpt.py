@@ -37,6 +37,7 @@ class GPTModel(MegatronGPTModel):
         padded_vocab_size: int,
         chunk: ModelChunk | None = None,
     ) -> None:
+        assert chunk is not None or groups.pp_size == 1, "a pipeline stage is told its layers"
         chunk = chunk or ModelChunk.whole(shape.num_layers)
         super().__init__(
             config=config,

@@ -57,6 +57,17 @@ def test_tiny_models_answer_as_transformers_does(
             assert found == expected, f"{name} on rank {rank}"
 
 
+@pytest.mark.parametrize(
+    "stages", [{"num_layer_list": "1,3"}, {"noop_layers": "0,1,3,7"}], ids=["uneven", "no-ops"]
+)
+def test_uneven_stages_answer_alike(
+    tiny: dict[str, tuple[Case, list[Tokens]]], workers: WorkerPool, stages: dict[str, str]
+) -> None:
+    cases = [tiny[name] for name in ("llama-tied", "qwen2-adapter")]
+    for answers in workers.run(2, answers_on_rank, 1, 2, [case for case, _ in cases], stages):
+        assert answers == [expected for _, expected in cases]
+
+
 def test_the_adapters_of_these_tests_change_the_answers(tiny: dict[str, tuple[Case, list[Tokens]]]) -> None:
     for name in MODELS:
         assert tiny[name][1] != tiny[f"{name}-adapter"][1], name

@@ -32,12 +32,19 @@ class Case:
     """Number of the first prompt's draws; the others' follow."""
 
 
-def answers_on_rank(tp: int, pp: int, cases: Sequence[Case]) -> list[list[Tokens]]:
-    """For each case the answers to its prompts, as this rank of the layout knows them."""
+def answers_on_rank(
+    tp: int, pp: int, cases: Sequence[Case], stages: dict[str, Any] | None = None
+) -> list[list[Tokens]]:
+    """For each case the answers to its prompts, as this rank of the layout knows them.
+
+    ``stages`` are further fields of the parallel configuration.
+    """
     from mindspeed_lora.config.parallel import ParallelConfig
     from mindspeed_lora.parallel.groups import destroy_groups, initialize_groups
 
-    parallel = ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+    parallel = ParallelConfig(
+        tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, **(stages or {})
+    )
     groups, _ = initialize_groups(parallel, seed=1)
     try:
         return [_answers(case, parallel, groups) for case in cases]
@@ -50,6 +57,7 @@ def _answers(case: Case, parallel: Any, groups: Any) -> list[Tokens]:
     from mindspeed_lora.checkpoint.load_model import build_model
     from mindspeed_lora.checkpoint.source import open_source
     from mindspeed_lora.config.lora import LoraConfig
+    from mindspeed_lora.config.stages import LayerPlacement
     from mindspeed_lora.inference.generator import Generator, Request
     from mindspeed_lora.inference.sampling import TokenChoice
     from mindspeed_lora.inference.stopping import StopRule
@@ -58,7 +66,8 @@ def _answers(case: Case, parallel: Any, groups: Any) -> list[Tokens]:
     source = open_source(case.model)
     adapter = plan_adapter(LoraConfig(lora_load=case.adapter), source.shape, seed=1)
     config = transformer_config(source.shape, parallel, groups, torch.float32)
-    model, _ = build_model(source.shape, config, groups, source, adapter)
+    chunk = LayerPlacement.of(source.shape.num_layers, parallel).chunk(groups.pp_rank)
+    model, _ = build_model(source.shape, config, groups, source, adapter, chunk=chunk)
     generator = Generator(model, groups, StopRule(tuple((token,) for token in case.eos)))
     choice = TokenChoice(do_sample=case.sampling is not None, **(case.sampling or {}))
     requests = [
