@@ -53,3 +53,9 @@ def test_masks_do_not_depend_on_the_layout(
 def test_masks_do_not_depend_on_the_micro_batch(bench: ParityBench, one_process: Outcome) -> None:
     outcome = bench.train(CASE, Layout(), ["--micro-batch-size", "4"])
     assert largest_ratio(outcome.losses, one_process.losses) <= LOSS_BETWEEN_LAYOUTS
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, dp=2)], ids=str)
+def test_masks_do_not_depend_on_packing(layout: Layout, bench: ParityBench, one_process: Outcome) -> None:
+    outcome = bench.train(CASE, layout, ["--packing", "--seq-length", "88"])
+    assert largest_ratio(outcome.losses, one_process.losses) <= LOSS_BETWEEN_LAYOUTS

@@ -18,7 +18,7 @@ from tests.support.parity import ALPHA, RANK, Case, Outcome, ParityBench
 from tests.support.reference import Recipe, Reference, ReferenceRecord
 from tests.support.rows import IGNORED, Row, random_rows
 
-RECIPE = Recipe(steps=8)
+RECIPE = Recipe(steps=6)
 CASE = Case(recipe=RECIPE)
 PACKED_LENGTH = 88
 """Two or three of the bench's rows, which have up to 40 tokens."""
@@ -31,6 +31,7 @@ LAYOUTS = [
 ]
 OTHERS = [Layout(dp=4), Layout(pp=2, dp=2), Layout(pp=4), Layout(tp=4)]
 SLOW = [pytest.param(layout, marks=pytest.mark.slow) for layout in OTHERS]
+PREPARED_SLOW = [pytest.param(layout, marks=pytest.mark.slow) for layout in [*LAYOUTS[1::2], *OTHERS]]
 Within = Callable[[Differences], None]
 
 
@@ -49,6 +50,12 @@ class TestWhileTraining:
     )
     def test_rows_and_padding_change_nothing(self, flags: str, bench: ParityBench, within: Within) -> None:
         within(bench.compare(CASE, bench.train(CASE, Layout(), [*self.FLAGS, *flags.split()])))
+
+    @pytest.mark.parametrize("model", ["mistral-window", "llama-tied"])
+    def test_other_models(self, model: str, bench: ParityBench, within: Within) -> None:
+        """A window of attention is counted inside of each row."""
+        case = replace(CASE, model=model)
+        within(bench.compare(case, bench.train(case, Layout(), self.FLAGS)))
 
     @pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, pp=2, sequence_parallel=True)], ids=str)
     def test_rows_filled_to_the_sequence_length(
@@ -151,7 +158,7 @@ def plain(
 class TestPrepared:
     """Rows of ``preprocess_data.py``, and of others that lay them out so."""
 
-    @pytest.mark.parametrize("layout", [*LAYOUTS, *SLOW], ids=str)
+    @pytest.mark.parametrize("layout", [*LAYOUTS[::2], *PREPARED_SLOW], ids=str)
     def test_neat_rows_are_their_sub_rows(
         self, layout: Layout, neat: PreparedCase, bench: ParityBench, within: Within
     ) -> None:
