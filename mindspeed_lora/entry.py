@@ -48,6 +48,9 @@ def inference() -> NoReturn:
 
 
 def _train(job: Any) -> int | None:
+    from mindspeed_lora.device.megatron_import import import_megatron
+
+    import_megatron()
     from mindspeed_lora.training.main import train
 
     return train(job)
@@ -66,6 +69,9 @@ def _preprocess(job: Any) -> None:
 
 
 def _infer(job: Any) -> None:
+    from mindspeed_lora.device.megatron_import import import_megatron
+
+    import_megatron()
     from mindspeed_lora.inference.main import infer
 
     infer(job)

@@ -48,6 +48,11 @@ class LayerPlacement:
     """In the order of the forward pass."""
     pp_size: int
 
+    @property
+    def micro_batch_multiple(self) -> int:
+        """A step's micro-batches on each rank are a multiple of this: the interleaved schedule wants whole rounds."""
+        return self.pp_size if self.vp_size > 1 else 1
+
     @classmethod
     def even(cls, num_layers: int, pp_size: int) -> LayerPlacement:
         """Stages of the same size."""

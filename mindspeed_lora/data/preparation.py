@@ -26,7 +26,7 @@ from mindspeed_lora.data.prepared_info import PreparedInfo
 from mindspeed_lora.data.prompt_template import missing_end_token, prompt_template, special_tokens
 from mindspeed_lora.data.readers import read_rows
 from mindspeed_lora.data.row_work import InstructionWork, TextWork, Work
-from mindspeed_lora.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
+from mindspeed_lora.data.tokenizer import LazyTokenizer, lazy_tokenizer, pad_token_id, tokenizer_fingerprint
 from mindspeed_lora.errors import Refused
 
 if TYPE_CHECKING:
@@ -64,18 +64,19 @@ def prepare(job: PreprocessJob, files: list[Path], notice: Notice) -> Preparatio
     config = job.preprocess
     folder = job.tokenizer.tokenizer_name_or_path or job.tokenizer.tokenizer_model
     assert folder is not None, "checked when the flags were parsed"
-    tokenizer = load_tokenizer(
+    lazy = lazy_tokenizer(
         folder,
         use_fast=not job.tokenizer.tokenizer_not_use_fast,
         trust_remote_code=job.tokenizer.trust_remote_code,
     )
+    tokenizer = lazy.loaded
     name = config.handler_name
     if name is None:
         name = guess_handler(next(iter(read_rows(files[0]))), config.map_keys)
         notice(f"default taken: --handler-name {name}")
     handler = make_handler(name, config.map_keys, config.json_keys)
     if isinstance(handler, TextHandler):
-        return _prepare_text(job, name, handler, tokenizer, notice)
+        return _prepare_text(job, name, handler, lazy, notice)
     encoding = _encoding(job, tokenizer, notice)
     if isinstance(encoding.encoder, TemplateEncoder):
         _check_chat_template(encoding.encoder, encoding.chat_template, handler, files[0], notice)
@@ -89,6 +90,7 @@ def prepare(job: PreprocessJob, files: list[Path], notice: Notice) -> Preparatio
     packing = _packing(config, pad_token_id(tokenizer))
     info = PreparedInfo(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        tokenizer_files=lazy.files_digest,
         handler_name=name,
         prompt_type=encoding.prompt_type,
         chat_template=encoding.chat_template,
@@ -111,8 +113,9 @@ def _packing(config: PreprocessConfig, pad_token: int) -> PackFormat | None:
 
 
 def _prepare_text(
-    job: PreprocessJob, name: str, handler: TextHandler, tokenizer: PreTrainedTokenizerBase, notice: Notice
+    job: PreprocessJob, name: str, handler: TextHandler, lazy: LazyTokenizer, notice: Notice
 ) -> Preparation:
+    tokenizer = lazy.loaded
     if job.preprocess.pack or job.preprocess.neat_pack:
         flag = "--neat-pack" if job.preprocess.neat_pack else "--pack"
         raise Refused(f"{flag}: training cuts plain text into full windows by itself; leave it out")
@@ -125,6 +128,7 @@ def _prepare_text(
     )
     info = PreparedInfo(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        tokenizer_files=lazy.files_digest,
         handler_name=name,
         loss_on="all",
         append_eod=job.tokenizer.append_eod,

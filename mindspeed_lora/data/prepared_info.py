@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mindspeed_lora.errors import Refused
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from mindspeed_lora.data.tokenizer import LazyTokenizer
 
 FORMAT = 1
 
@@ -25,6 +25,8 @@ class PreparedInfo:
     """What the trainer needs to know about prepared data besides the tokens."""
 
     tokenizer_fingerprint: str
+    tokenizer_files: str | None = None
+    """The hash of the tokenizer's files, which is the quicker to compare; None: not known."""
     handler_name: str
     prompt_type: str | None = None
     chat_template: str | None = None
@@ -97,19 +99,17 @@ def to_json(info: PreparedInfo) -> str:
     return json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n"
 
 
-def check_tokenizer(
-    info: PreparedInfo | None, tokenizer: PreTrainedTokenizerBase, prefix: str | Path
-) -> None:
+def check_tokenizer(info: PreparedInfo | None, tokenizer: LazyTokenizer, prefix: str | Path) -> None:
     """Refuse a tokenizer that is not the one that the data were prepared with."""
     from mindspeed_lora.data.tokenizer import tokenizer_fingerprint
 
-    if info is None:
+    if info is None or (info.tokenizer_files is not None and info.tokenizer_files == tokenizer.files_digest):
         return
-    fingerprint = tokenizer_fingerprint(tokenizer)
+    fingerprint = tokenizer_fingerprint(tokenizer.loaded)
     if fingerprint != info.tokenizer_fingerprint:
         raise Refused(
             f"the data of --data-path {prefix} were prepared with another tokenizer (fingerprint "
-            f"{info.tokenizer_fingerprint[:12]}) than {tokenizer.name_or_path} "
+            f"{info.tokenizer_fingerprint[:12]}) than {tokenizer.loaded.name_or_path} "
             f"(fingerprint {fingerprint[:12]}); give the tokenizer of the data by "
             "--tokenizer-name-or-path or prepare the data again"
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
 
 _PROBE = "The 3 quick-brown foxes\n\n\tjump,  über Zäune… 你好世界 x²=4; don't STOP<|im_end|>a</s> b</s>\n"
 """Text whose tokens tell two tokenizers with the same vocabulary but other rules apart."""
+_FILES = (
+    "added_tokens.json",
+    "config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""What decides which tokenizer transformers makes of a folder, and which tokens it gives."""
 
 
 def tokenizer_folder(path: str | Path) -> Path:
@@ -53,6 +66,41 @@ def load_tokenizer(
             f"tokenizer {path}: cannot be loaded ({lines[0] if lines else type(error).__name__}); "
             f"found {found}"
         ) from error
+
+
+class LazyTokenizer:
+    """A tokenizer that is read when it is first needed; that and importing transformers takes seconds."""
+
+    def __init__(self, load: Callable[[], PreTrainedTokenizerBase], files_digest: str | None = None) -> None:
+        self._load = load
+        self.files_digest = files_digest
+        """What :func:`files_digest` says; None: it is not known."""
+
+    @functools.cached_property
+    def loaded(self) -> PreTrainedTokenizerBase:
+        """The tokenizer itself."""
+        return self._load()
+
+
+def lazy_tokenizer(path: str | Path, use_fast: bool = True, trust_remote_code: bool = False) -> LazyTokenizer:
+    """The tokenizer of a local folder, not loaded yet; refused as by :func:`load_tokenizer`."""
+    folder = tokenizer_folder(path)
+    if not trust_remote_code:
+        _refuse_code(folder)
+    load = functools.partial(load_tokenizer, path, use_fast, trust_remote_code)
+    # Code of the folder may read what it likes.
+    return LazyTokenizer(load, None if trust_remote_code else files_digest(path, use_fast))
+
+
+def files_digest(path: str | Path, use_fast: bool) -> str:
+    """A hash of the files that a tokenizer is made of: where it is the same, so is the tokenizer."""
+    digest = hashlib.sha256(f"use_fast {use_fast}".encode())
+    folder = tokenizer_folder(path)
+    for name in _FILES:
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            digest.update(f"\n{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _refuse_code(folder: Path) -> None:

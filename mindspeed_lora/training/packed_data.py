@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mindspeed_lora.config.data import DataConfig
 from mindspeed_lora.data.gpt_dataset import EndOfDocument, GptDataset
 from mindspeed_lora.data.prepared_info import PreparedInfo
 from mindspeed_lora.data.sft_dataset import SftDataset
+from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def check_packed(data: DataConfig, info: PreparedInfo | None, rows: SftDataset) -> tuple[str, ...]:
@@ -47,7 +43,7 @@ def _given(data: DataConfig) -> list[str]:
 
 
 def end_of_document(
-    data: DataConfig, info: PreparedInfo | None, tokenizer: PreTrainedTokenizerBase | None
+    data: DataConfig, info: PreparedInfo | None, tokenizer: LazyTokenizer | None
 ) -> EndOfDocument | None:
     """What ends a document of plain text, where a flag asks for it."""
     flags = _end_flags(data)
@@ -55,7 +51,7 @@ def end_of_document(
         return None
     token_id = info.eos_token_id if info is not None else None
     if token_id is None and tokenizer is not None:
-        token_id = tokenizer.eos_token_id
+        token_id = tokenizer.loaded.eos_token_id
     if token_id is None:
         raise Refused(
             f"{' '.join(flags)}: it is not known which token ends a document; give a tokenizer with an end token "

@@ -11,7 +11,6 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
 from mindspeed_lora.checkpoint.load_model import AdapterPlan
@@ -27,13 +26,11 @@ from mindspeed_lora.config.checks import (
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
+from mindspeed_lora.data.tokenizer import LazyTokenizer, lazy_tokenizer
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.rows import TrainingRows, open_rows
 from mindspeed_lora.training.run_folder import SavedRun, Start, find_start, make_save_folder
 from mindspeed_lora.training.schedule import LearningRate
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 LONGEST_DEFAULT = 4096
 
@@ -50,7 +47,7 @@ class TrainPlan:
     adapter: AdapterPlan | None
     start: Start
     rows: TrainingRows
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: LazyTokenizer | None
     pad_to: int | None
     """Rows are padded to the longest of the micro-batch in multiples of this; None pads to ``seq_length``."""
     seq_length: int
@@ -71,7 +68,8 @@ def plan_training(job: TrainJob) -> TrainPlan:
     source, shape = _model(job, start, notices)
     placement = check_layout(shape, job.parallel)
     check_recompute(placement, job.training)
-    check_interleaving(placement, job.training, _data_parallel_size(job))
+    if not job.data.packing:  # which adds rows of padding where the schedule wants more
+        check_interleaving(placement, job.training, _data_parallel_size(job))
     adapter = _adapter(job, start, shape, notices)
     seq_length = _seq_length(job, shape, notices)
     tokenizer = _tokenizer(job, source)
@@ -158,15 +156,13 @@ def _pad_multiple(job: TrainJob, seq_length: int) -> int | None:
     return None
 
 
-def _tokenizer(job: TrainJob, source: Source) -> PreTrainedTokenizerBase | None:
+def _tokenizer(job: TrainJob, source: Source) -> LazyTokenizer | None:
     """The tokenizer of the flags, else the one beside the weights; None where there is none."""
     given = job.tokenizer.tokenizer_name_or_path or job.tokenizer.tokenizer_model
     folder = given or source.config_dir
     if folder is None or (given is None and not (Path(folder) / "tokenizer_config.json").is_file()):
         return None
-    from mindspeed_lora.data.tokenizer import load_tokenizer
-
-    return load_tokenizer(
+    return lazy_tokenizer(
         str(folder),
         use_fast=not job.tokenizer.tokenizer_not_use_fast,
         trust_remote_code=job.tokenizer.trust_remote_code,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mindspeed_lora.config.data import DataConfig
 from mindspeed_lora.config.jobs import TrainJob
@@ -21,11 +20,9 @@ from mindspeed_lora.data.indexed_dataset import IndexedDataset
 from mindspeed_lora.data.prepared_info import PreparedInfo, check_tokenizer, read_info
 from mindspeed_lora.data.sampling import SampleOrder
 from mindspeed_lora.data.sft_dataset import SftDataset, count_documents
+from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.packed_data import check_ends, check_packed, end_of_document
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 RowsDataset = SftDataset | GptDataset
 
@@ -46,21 +43,26 @@ class TrainingRows:
     """Renders the very tokens that the rows have; None where that is not known."""
     notices: tuple[str, ...]
 
-    def train_batches(self, dp_rank: int, dp_size: int, pad_to: int | None) -> StepBatches:
+    def train_batches(
+        self, dp_rank: int, dp_size: int, pad_to: int | None, micro_batch_multiple: int = 1
+    ) -> StepBatches:
         """The micro-batches of each step for one data-parallel rank."""
         order = SampleOrder(len(self.train), self.training.seed, shuffle=not self.data.no_shuffle)
-        return StepBatches(self.train, order, self._dealing(dp_rank, dp_size, pad_to))
+        return StepBatches(self.train, order, self._dealing(dp_rank, dp_size, pad_to, micro_batch_multiple))
 
-    def eval_batches(self, dp_rank: int, dp_size: int, pad_to: int | None) -> EvalBatches | None:
+    def eval_batches(
+        self, dp_rank: int, dp_size: int, pad_to: int | None, micro_batch_multiple: int = 1
+    ) -> EvalBatches | None:
         """The evaluation rows for one data-parallel rank: ``--eval-iters`` global batches, or all (−1)."""
         if self.valid is None:
             return None
         iters, batch = self.training.eval_iters, self.training.global_batch_size
         num_samples = None if iters < 0 else iters * batch
-        return EvalBatches(self.valid, self._dealing(dp_rank, dp_size, pad_to), num_samples)
+        dealing = self._dealing(dp_rank, dp_size, pad_to, micro_batch_multiple)
+        return EvalBatches(self.valid, dealing, num_samples)
 
     def tokenizer_writer(
-        self, tokenizer: PreTrainedTokenizerBase | None, keep_chat_template: bool
+        self, tokenizer: LazyTokenizer | None, keep_chat_template: bool
     ) -> Callable[[Path], None]:
         """A function that puts the tokenizer's files into a folder, with the template that was trained."""
         template = None if keep_chat_template else self.chat_template
@@ -68,21 +70,23 @@ class TrainingRows:
         def write(folder: Path) -> None:
             if tokenizer is None:
                 return
-            own = tokenizer.chat_template
+            loaded = tokenizer.loaded
+            own = loaded.chat_template
             try:
-                tokenizer.chat_template = template or own
-                tokenizer.save_pretrained(folder)
+                loaded.chat_template = template or own
+                loaded.save_pretrained(folder)
             finally:
-                tokenizer.chat_template = own
+                loaded.chat_template = own
 
         return write
 
-    def _dealing(self, dp_rank: int, dp_size: int, pad_to: int | None) -> Dealing:
+    def _dealing(self, dp_rank: int, dp_size: int, pad_to: int | None, micro_batch_multiple: int) -> Dealing:
         shape = BatchShape(
             micro_batch_size=self.training.micro_batch_size,
             global_batch_size=self.training.global_batch_size,
             dp_rank=dp_rank,
             dp_size=dp_size,
+            micro_batch_multiple=micro_batch_multiple,
         )
         padding = Padding(
             pad_token_id=self.pad_token_id,
@@ -98,7 +102,7 @@ class TrainingRows:
 
 
 def open_rows(
-    job: TrainJob, seq_length: int, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None
+    job: TrainJob, seq_length: int, vocab_size: int, tokenizer: LazyTokenizer | None
 ) -> TrainingRows:
     """Opens ``--data-path`` and the validation part.
 
@@ -165,15 +169,13 @@ def _open_valid(
     return valid
 
 
-def _chat_template(
-    job: TrainJob, info: PreparedInfo | None, tokenizer: PreTrainedTokenizerBase | None
-) -> str | None:
+def _chat_template(job: TrainJob, info: PreparedInfo | None, tokenizer: LazyTokenizer | None) -> str | None:
     """The prepared data's template; for data that tell none, that of ``--prompt-type``."""
     prompt_type = job.tokenizer.prompt_type
     if info is None:
         if prompt_type is None or tokenizer is None:
             return None
-        return chat_template(prompt_type, tokenizer)
+        return chat_template(prompt_type, tokenizer.loaded)
     if prompt_type is not None and info.prompt_type is not None and prompt_type != info.prompt_type:
         raise Refused(
             f"--prompt-type {prompt_type} contradicts --data-path {job.data.data_path}, which was prepared with "
@@ -182,12 +184,13 @@ def _chat_template(
     return info.chat_template
 
 
-def _pad_token(info: PreparedInfo | None, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> int:
+def _pad_token(info: PreparedInfo | None, tokenizer: LazyTokenizer | None, vocab_size: int) -> int:
     """What fills rows up; which token does not matter to any number, but it must be in the vocabulary."""
-    candidates = [info.pad_token_id if info else None]
-    if tokenizer is not None:
-        candidates += [tokenizer.pad_token_id, tokenizer.eos_token_id]
-    return next((token for token in candidates if token is not None and 0 <= token < vocab_size), 0)
+    given = info.pad_token_id if info else None
+    if given is not None and 0 <= given < vocab_size:
+        return given
+    own = (tokenizer.loaded.pad_token_id, tokenizer.loaded.eos_token_id) if tokenizer is not None else ()
+    return next((token for token in own if token is not None and 0 <= token < vocab_size), 0)
 
 
 def _notices(data: DataConfig, info: PreparedInfo | None, train: RowsDataset) -> tuple[str, ...]:

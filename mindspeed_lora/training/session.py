@@ -61,10 +61,9 @@ class TrainingSession:
         self.runner = StepRunner(
             self.model, finalizer, groups, mean_of_micro_batches, job.training.seed if drops else None
         )
-        self.batches = plan.rows.train_batches(groups.dp_rank, groups.dp_size, plan.pad_to)
-        self.evaluation: Iterable[list[Batch]] | None = plan.rows.eval_batches(
-            groups.dp_rank, groups.dp_size, plan.pad_to
-        )
+        dealt = groups.dp_rank, groups.dp_size, plan.pad_to, plan.placement.micro_batch_multiple
+        self.batches = plan.rows.train_batches(*dealt)
+        self.evaluation: Iterable[list[Batch]] | None = plan.rows.eval_batches(*dealt)
         self.restored_state: dict[str, Any] = {}
         self._restore()
         self.writer = self._writer()

@@ -25,11 +25,11 @@ PACKED_LENGTH = 88
 LAYOUTS = [
     Layout(),
     Layout(tp=2, sequence_parallel=True, recompute="uniform"),
-    Layout(pp=2, recompute="block"),
+    Layout(pp=2, vpp=2, recompute="block"),
     Layout(tp=2, dp=2, distributed_optimizer=True),
     Layout(tp=2, pp=2, sequence_parallel=True, recompute="selective"),
 ]
-OTHERS = [Layout(dp=4), Layout(pp=2, dp=2), Layout(pp=4), Layout(tp=4)]
+OTHERS = [Layout(dp=4), Layout(pp=2, dp=2), Layout(pp=4), Layout(tp=4), Layout(tp=2, pp=2, vpp=2)]
 SLOW = [pytest.param(layout, marks=pytest.mark.slow) for layout in OTHERS]
 PREPARED_SLOW = [pytest.param(layout, marks=pytest.mark.slow) for layout in [*LAYOUTS[1::2], *OTHERS]]
 Within = Callable[[Differences], None]
@@ -50,6 +50,12 @@ class TestWhileTraining:
     )
     def test_rows_and_padding_change_nothing(self, flags: str, bench: ParityBench, within: Within) -> None:
         within(bench.compare(CASE, bench.train(CASE, Layout(), [*self.FLAGS, *flags.split()])))
+
+    def test_interleaved_stages_get_whole_rounds(self, bench: ParityBench, within: Within) -> None:
+        """Five rows make one packed row or two, and the schedule wants an even number of micro-batches."""
+        case = replace(CASE, recipe=replace(RECIPE, global_batch_size=5))
+        flags = [*self.FLAGS, "--micro-batch-size", "1", "--seq-length", "128"]
+        within(bench.compare(case, bench.train(case, Layout(pp=2, vpp=2), flags)))
 
     @pytest.mark.parametrize("model", ["mistral-window", "llama-tied"])
     def test_other_models(self, model: str, bench: ParityBench, within: Within) -> None:

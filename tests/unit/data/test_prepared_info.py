@@ -11,7 +11,7 @@ from mindspeed_lora.data.prepared_info import (
     text_info_path,
     to_json,
 )
-from mindspeed_lora.data.tokenizer import tokenizer_fingerprint
+from mindspeed_lora.data.tokenizer import LazyTokenizer, tokenizer_fingerprint
 from mindspeed_lora.errors import Refused
 from tests.unit.data.made_tokenizers import make_tokenizer
 
@@ -55,7 +55,7 @@ def test_files_of_another_run(tmp_path: Path) -> None:
 def test_another_tokenizer_is_refused() -> None:
     tokenizer = make_tokenizer("gpt2")
     info = PreparedInfo(tokenizer_fingerprint=tokenizer_fingerprint(tokenizer), handler_name="")
-    check_tokenizer(info, tokenizer, "data")
-    check_tokenizer(None, tokenizer, "data")
+    check_tokenizer(info, LazyTokenizer(lambda: tokenizer), "data")
+    check_tokenizer(None, LazyTokenizer(lambda: tokenizer), "data")
     with pytest.raises(Refused, match="--data-path data were prepared with another tokenizer"):
-        check_tokenizer(info, make_tokenizer("llama3"), "data")
+        check_tokenizer(info, LazyTokenizer(lambda: make_tokenizer("llama3")), "data")

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from mindspeed_lora.data.tokenizer import encode_batch, load_tokenizer, pad_token_id, tokenizer_fingerprint
+from mindspeed_lora.data.tokenizer import (
+    encode_batch,
+    files_digest,
+    lazy_tokenizer,
+    load_tokenizer,
+    pad_token_id,
+    tokenizer_fingerprint,
+)
 from mindspeed_lora.errors import Refused
 from tests.unit.data.made_tokenizers import CORPUS, KINDS, make_tokenizer, save_tokenizer
 
@@ -91,6 +98,35 @@ def test_code_of_the_folder_is_refused_by_name(tmp_path: Path, name: str, auto_m
     with pytest.raises(Refused, match=r"tokenization_own\.py: .*--trust-remote-code"):
         load_tokenizer(folder)
     assert not proof.exists()
+
+
+def test_the_digest_of_the_files(tmp_path: Path) -> None:
+    folder = save_tokenizer(tmp_path / "model")
+    digest = files_digest(folder, True)
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").write_text("weights do not matter")
+    assert files_digest(tmp_path / "copy" / "tokenizer.json", True) == digest
+    assert files_digest(folder, False) != digest
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copytree(folder, tmp_path / name)
+        with (tmp_path / name / name).open("a") as stream:
+            stream.write(" ")
+        assert files_digest(tmp_path / name, True) != digest
+
+
+def test_a_lazy_tokenizer_is_loaded_once_and_when_needed(tmp_path: Path) -> None:
+    folder = save_tokenizer(tmp_path / "model")
+    lazy = lazy_tokenizer(folder)
+    assert lazy.files_digest == files_digest(folder, True)
+    assert lazy.loaded is lazy.loaded
+    assert lazy.loaded.get_vocab() == load_tokenizer(folder).get_vocab()
+    assert lazy_tokenizer(folder, trust_remote_code=True).files_digest is None, "its code may do anything"
+    with pytest.raises(Refused, match="no such folder"):
+        lazy_tokenizer(tmp_path / "nowhere")
+    content = {"model_type": "llama", "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(Refused, match="--trust-remote-code"):
+        lazy_tokenizer(folder)
 
 
 def test_code_of_a_model_is_no_obstacle(tmp_path: Path) -> None:

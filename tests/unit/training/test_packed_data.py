@@ -10,6 +10,7 @@ import pytest
 from mindspeed_lora.config.commands import parse
 from mindspeed_lora.data.indexed_dataset import IndexedDatasetBuilder
 from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, text_info_path, to_json
+from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.rows import TrainingRows, open_rows
 from tests.unit.data.made_tokenizers import make_tokenizer
@@ -22,7 +23,7 @@ LENGTHS = [6, 3, 9, 4, 5, 2, 7, 8]
 def rows(data: Path, *words: object, tokenizer: Any = None, command: str = "posttrain") -> TrainingRows:
     sizes = ["--micro-batch-size", 1, "--global-batch-size", 4, "--lora-r", 4, "--train-iters", 5]
     job = parse(command, [str(word) for word in ["--data-path", data, *sizes, "--no-shuffle", *words]])
-    return open_rows(job, 16, VOCABULARY, tokenizer)
+    return open_rows(job, 16, VOCABULARY, None if tokenizer is None else LazyTokenizer(lambda: tokenizer))
 
 
 def write_info(path: Path, **values: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from mindspeed_lora.config.commands import parse
 from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, to_json
-from mindspeed_lora.data.tokenizer import tokenizer_fingerprint
+from mindspeed_lora.data.tokenizer import LazyTokenizer, tokenizer_fingerprint
 from mindspeed_lora.errors import Failed, Refused
 from mindspeed_lora.training.rows import TrainingRows, open_rows
 from tests.support.rows import Row, write_rows
@@ -37,7 +37,11 @@ def rows(
 ) -> TrainingRows:
     sizes = ["--micro-batch-size", 1, "--global-batch-size", 4, "--lora-r", 4, "--train-iters", 5]
     job = parse(command, [str(word) for word in ["--data-path", data, *sizes, *words]])
-    return open_rows(job, seq_length, VOCABULARY, tokenizer)
+    return open_rows(job, seq_length, VOCABULARY, lazily(tokenizer))
+
+
+def lazily(tokenizer: Any) -> LazyTokenizer | None:
+    return None if tokenizer is None else LazyTokenizer(lambda: tokenizer)
 
 
 def documents(batches: list[Batch]) -> list[int]:
@@ -197,6 +201,24 @@ class TestTokenizer:
         with pytest.raises(Refused, match="other.*prepared with another tokenizer"):
             rows(data, "--valid-data-path", other, "--eval-iters", 1, tokenizer=tokenizer)
 
+    def test_the_same_files_are_the_same_tokenizer(self, data: Path) -> None:
+        """Nothing of transformers is loaded then."""
+        write_info = info_path(data).write_text
+        write_info(
+            to_json(
+                PreparedInfo(tokenizer_fingerprint="", tokenizer_files="d", handler_name="", pad_token_id=7)
+            )
+        )
+
+        def load() -> Any:
+            raise AssertionError("loaded")
+
+        job = parse("posttrain", ["--data-path", str(data), "--lora-r", "4"])
+        assert open_rows(job, 16, VOCABULARY, LazyTokenizer(load, "d")).pad_token_id == 7
+        for digest in ("e", None):
+            with pytest.raises(AssertionError, match="loaded"):
+                open_rows(job, 16, VOCABULARY, LazyTokenizer(load, digest))
+
     def test_padding_is_the_prepared_data_s(self, data: Path, tokenizer: Any) -> None:
         self.prepare(data, tokenizer)
         found = rows(data, tokenizer=tokenizer)
@@ -237,7 +259,7 @@ class TestTokenizer:
         from transformers import AutoTokenizer
 
         folder.mkdir()
-        found.tokenizer_writer(tokenizer, keep)(folder)
+        found.tokenizer_writer(lazily(tokenizer), keep)(folder)
         assert json.loads((folder / "tokenizer.json").read_text())
         template: str = AutoTokenizer.from_pretrained(folder).chat_template
         return template
