@@ -98,6 +98,8 @@ def _notices(job: TrainJob, defaults: list[str]) -> list[str]:
     notices = [f"defaults taken: {', '.join(defaults)}"] if defaults else []
     if job.lora.lora_fusion:
         notices.append(LORA_FUSION_NOTICE)
+    if job.data.packing and not job.data.variable_seq_lengths:
+        notices.append("--packing without --variable-seq-lengths pads each packed row to --seq-length")
     if job.training.eval_iters and not has_validation(job):
         notices.append(
             f"--eval-iters {job.training.eval_iters}: no evaluation, since --split {job.data.split} leaves "

@@ -65,6 +65,12 @@ def test_what_is_given_is_no_default() -> None:
     assert found.training.lr_warmup_fraction is None
 
 
+def test_packing_to_a_fixed_length_is_told() -> None:
+    told = "--packing without --variable-seq-lengths pads each packed row to --seq-length"
+    assert told in job("--packing").notices
+    assert told not in job("--packing --no-pad-to-seq-lengths").notices
+
+
 def test_full_recompute_alone_takes_each_layer() -> None:
     training = job("--recompute-granularity full").training
     assert (training.recompute_method, training.recompute_num_layers) == ("uniform", 1)
