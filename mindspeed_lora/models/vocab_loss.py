@@ -16,8 +16,8 @@ from mindspeed_lora.parallel.collectives import all_reduce_max, all_reduce_sum
 Tensor = torch.Tensor
 
 IGNORED_LABEL = -100
-_CHUNK_ELEMENTS = 1 << 24
-"""Logits of a chunk: 64 MiB in float32."""
+LOGITS_BYTES = 64 << 20
+"""Most that a chunk of logits takes in float32."""
 
 
 def vocab_parallel_loss(
@@ -64,7 +64,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        rows = max(1, _CHUNK_ELEMENTS // max(1, weight.size(0)))
+        rows = max(1, LOGITS_BYTES // 4 // max(1, weight.size(0)))
         for chunk in torch.arange(hidden.size(0), device=hidden.device).split(rows):
             part = slice(int(chunk[0]), int(chunk[-1]) + 1)
             losses, logits = _cross_entropy(hidden[part], local_weight, labels[part] - start, group)

@@ -61,7 +61,7 @@ def test_the_gradient_is_scaled_by_what_comes_after(groups: ParallelGroups) -> N
 
 @pytest.mark.parametrize("rows_of_a_chunk", [1, 4, 13, 100])
 def test_chunks_add_up(groups: ParallelGroups, monkeypatch: pytest.MonkeyPatch, rows_of_a_chunk: int) -> None:
-    monkeypatch.setattr(vocab_loss, "_CHUNK_ELEMENTS", rows_of_a_chunk * VOCABULARY)
+    monkeypatch.setattr(vocab_loss, "LOGITS_BYTES", 4 * rows_of_a_chunk * VOCABULARY)
     hidden, weight, labels = make(n=18)
     loss = vocab_parallel_loss(hidden, weight, labels, (0, VOCABULARY), groups.tp_group)
     loss.backward()
@@ -81,7 +81,7 @@ def test_a_chunk_never_holds_more_logits_than_it_may(
         seen.append(len(hidden))
         return inner(hidden, *rest)
 
-    monkeypatch.setattr(vocab_loss, "_CHUNK_ELEMENTS", 5 * VOCABULARY + 4)
+    monkeypatch.setattr(vocab_loss, "LOGITS_BYTES", 4 * (5 * VOCABULARY + 4))
     monkeypatch.setattr(vocab_loss, "_cross_entropy", watched)
     hidden, weight, labels = make()
     vocab_parallel_loss(hidden, weight, labels, (0, VOCABULARY), groups.tp_group)

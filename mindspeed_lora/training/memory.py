@@ -1,0 +1,248 @@
+"""What a rank will hold at the peak of a step, by part, told from sizes alone.
+
+Shapes: T tokens of a micro-batch on this rank (b · s / cp), of which SP leaves T/t to norms and residuals; t the TP
+size, n and g query and key/value heads of width d, f the width of the MLP, r the ranks of a linear's adapters.
+
+Per layer and token, what the forward pass keeps for the backward pass (``models/layer.py``, ``adapters/products.py``):
+
+================================  ============================================================
+norms                             h/σ each, their inputs (σ = t under SP, else 1)
+``linear_qkv``, ``linear_fc1``    h/σ if something reads it for a weight or factor gradient, and Σ r
+attention                         q, k, v: (n + 2 g) d/t, its output n d/t, log-sum-exp n/t (float32)
+``linear_proj``                   its input is attention's output; Σ r
+SwiGLU                            2 f/t, its input
+``linear_fc2``                    f/t if something reads it, and Σ r
+================================  ============================================================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mindspeed_lora.adapters.spec import AdapterSpec
+from mindspeed_lora.checkpoint.canonical import (
+    EMBEDDING,
+    FINAL_LAYERNORM,
+    OUTPUT_LAYER,
+    canonical_tensors,
+    layer_tensors,
+    tensor_rule,
+)
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.stages import LayerPlacement, ModelChunk
+from mindspeed_lora.config.training import TrainingConfig
+from mindspeed_lora.models.vocab_loss import LOGITS_BYTES
+
+FP32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryQuestion:
+    """A job, as far as its memory depends on it."""
+
+    shape: ModelShape
+    placement: LayerPlacement
+    adapter: AdapterSpec | None
+    """None: all parameters are trained."""
+    training: TrainingConfig
+    tp: int
+    cp: int
+    dp: int
+    sequence_parallel: bool
+    distributed_optimizer: bool
+    seq_length: int
+    """Positions of the longest row of a micro-batch."""
+    vocab_size: int
+    """Padded to the layout."""
+    itemsize: int
+    """Bytes of an element in the dtype that is computed in."""
+
+    @property
+    def tokens(self) -> int:
+        """T, of one micro-batch on one rank."""
+        return self.training.micro_batch_size * math.ceil(self.seq_length / self.cp)
+
+    @property
+    def residual_tokens(self) -> int:
+        """Tokens for which this rank computes norms and residuals."""
+        return math.ceil(self.tokens / self.tp) if self.sequence_parallel else self.tokens
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Of one rank in one step."""
+        return max(1, self.training.global_batch_size // (self.training.micro_batch_size * self.dp))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """Bytes of one rank at the peak, by part, and its parameters."""
+
+    parameters: int
+    trained: int
+    weights: int
+    """All that is frozen, or trained without an adapter."""
+    adapters: int
+    gradients: int
+    """float32, of what is trained."""
+    optimizer: int
+    """Both moments, and a float32 master copy where the parameters are of another dtype."""
+    activations: int
+    """Kept between forward and backward pass, of all micro-batches under way."""
+    logits: int
+    """Of one chunk of positions, and the gradient of the hidden states that comes of them."""
+    buffers: int
+    """Passing: what the backward pass of a layer needs at once, what pipeline stages exchange, gathered sequences."""
+
+    @property
+    def total(self) -> int:
+        """The sum of the parts."""
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """By name."""
+        names = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "buffers")
+        return {name: getattr(self, name) for name in names}
+
+
+def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
+    """The prediction for the ranks of one pipeline stage; TP ranks do not differ."""
+    chunks = question.placement.rank_chunks(pp_rank)
+    base = sum(_local(name, size, question) for chunk in chunks for name, size in _tensors(chunk, question).items())
+    factors = sum(
+        _local(name, size, question)
+        for part in (question.adapter.parts if question.adapter is not None else ())
+        for name, size in part.tensors.items()
+        if any(part.module.startswith(f"decoder.layers.{layer}.") for chunk in chunks for layer in chunk.layers)
+    )
+    trained = base if question.adapter is None else factors
+    states = 2 if question.itemsize == FP32 else 3
+    owners = question.dp * question.cp if question.distributed_optimizer else 1
+    has_loss = any(chunk.is_last for chunk in chunks)
+    return RankMemory(
+        parameters=base + factors,
+        trained=trained,
+        weights=base * question.itemsize,
+        adapters=factors * question.itemsize,
+        gradients=trained * FP32,
+        optimizer=trained * states * FP32 // owners,
+        activations=_activations(question, pp_rank),
+        logits=_logits(question) if has_loss else 0,
+        buffers=_buffers(question, pp_rank),
+    )
+
+
+def layer_bytes(question: MemoryQuestion, layer: int | None) -> int:
+    """What one layer keeps of one micro-batch without recomputation; a no-op keeps nothing."""
+    if layer is None:
+        return 0
+    shape, tp, tokens = question.shape, question.tp, question.tokens
+    heads, width = shape.num_attention_heads, shape.kv_channels
+    attention = (heads + 2 * shape.num_query_groups) * width // tp
+    selective = question.training.recompute_granularity == "selective"
+    ranks = _ranks(question, layer)
+    reads = dict.fromkeys(ranks, True) if question.adapter is None else {name: r > 0 for name, r in ranks.items()}
+    output_kept = reads["linear_proj"] or not selective
+    per_token = (
+        attention
+        + output_kept * heads * width // tp
+        + 2 * shape.ffn_hidden_size // tp
+        + reads["linear_fc2"] * shape.ffn_hidden_size // tp
+        + sum(ranks.values())
+    )
+    per_residual = shape.hidden_size * (2 + reads["linear_qkv"] + reads["linear_fc1"])
+    sums = 0 if selective else tokens * heads // tp * FP32
+    return (tokens * per_token + question.residual_tokens * per_residual) * question.itemsize + sums
+
+
+def _ranks(question: MemoryQuestion, layer: int) -> dict[str, int]:
+    """Σ r of the adapters on each of the layer's linears."""
+    ranks = dict.fromkeys(("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"), 0)
+    for part in question.adapter.parts if question.adapter is not None else ():
+        if part.module.startswith(f"decoder.layers.{layer}."):
+            ranks[part.linear] += part.rank
+    return ranks
+
+
+def _activations(question: MemoryQuestion, pp_rank: int) -> int:
+    """Of the micro-batches under way, chunk by chunk, and with full recomputation those of the layers made anew."""
+    chunks = question.placement.rank_chunks(pp_rank)
+    kept = [_chunk_activations(question, chunk) for chunk in chunks]
+    under_way = _chunks_under_way(question, pp_rank)
+    # The first chunk has the most micro-batches under way; each visit of the schedule takes the next chunk.
+    total = sum(kept[visit // question.placement.pp_size % len(chunks)] for visit in range(under_way))
+    return total + max(_made_anew(question, chunk) for chunk in chunks)
+
+
+def _chunks_under_way(question: MemoryQuestion, pp_rank: int) -> int:
+    """Passes of a micro-batch through a chunk that wait for their backward pass at once (1F1B, interleaved)."""
+    pp, vp = question.placement.pp_size, question.placement.vp_size
+    warm_up = pp - pp_rank - 1 if vp == 1 else 2 * (pp - pp_rank - 1) + (vp - 1) * pp
+    return min(warm_up + 1, question.num_micro_batches * vp)
+
+
+def _chunk_activations(question: MemoryQuestion, chunk: ModelChunk) -> int:
+    """Kept of one micro-batch by one chunk."""
+    training, boundary = question.training, question.residual_tokens * question.shape.hidden_size * question.itemsize
+    final = boundary if chunk.is_last else 0
+    if training.recompute_granularity != "full":
+        return final + sum(layer_bytes(question, layer) for layer in chunk.slots)
+    count = training.recompute_num_layers or 1
+    if training.recompute_method == "block":
+        return final + boundary * min(count, len(chunk.slots)) + sum(
+            layer_bytes(question, layer) for layer in chunk.slots[count:]
+        )
+    return final + boundary * math.ceil(len(chunk.slots) / count)
+
+
+def _made_anew(question: MemoryQuestion, chunk: ModelChunk) -> int:
+    """What the backward pass of one recomputed piece brings back."""
+    training = question.training
+    if training.recompute_granularity != "full":
+        return 0
+    count = (training.recompute_num_layers or 1) if training.recompute_method != "block" else 1
+    return max(
+        (
+            sum(layer_bytes(question, layer) for layer in chunk.slots[first : first + count])
+            for first in range(0, len(chunk.slots), count)
+        ),
+        default=0,
+    )
+
+
+def _logits(question: MemoryQuestion) -> int:
+    """One chunk of logits in float32 (and in the dtype of the weights), and two gradients of the hidden states."""
+    row = question.vocab_size // question.tp * FP32
+    chunk = min(LOGITS_BYTES, question.tokens * row)
+    copies = 1.0 if question.itemsize == FP32 else 1.5
+    return int(chunk * copies) + question.tokens * question.shape.hidden_size * (FP32 + 2 * question.itemsize)
+
+
+def _buffers(question: MemoryQuestion, pp_rank: int) -> int:
+    """The gradients of an MLP between its products, whole sequences under SP, and the stage's messages."""
+    shape, tokens = question.shape, question.tokens
+    mlp = 3 * shape.ffn_hidden_size // question.tp * tokens
+    residual = 3 * shape.hidden_size * question.residual_tokens
+    gathered = shape.hidden_size * tokens if question.sequence_parallel and question.tp > 1 else 0
+    messages = 2 * shape.hidden_size * question.residual_tokens if question.placement.pp_size > 1 else 0
+    return (mlp + residual + gathered + messages) * question.itemsize
+
+
+def _tensors(chunk: ModelChunk, question: MemoryQuestion) -> dict[str, tuple[int, ...]]:
+    """Canonical tensors of a chunk, with the padded vocabulary; a tied embedding stands at both ends."""
+    shape, ends = question.shape, canonical_tensors(question.shape)
+    rows = (question.vocab_size, shape.hidden_size)
+    tensors: dict[str, tuple[int, ...]] = {EMBEDDING: rows} if chunk.is_first else {}
+    for layer in chunk.layers:
+        tensors.update(layer_tensors(shape, layer))
+    if chunk.is_last:
+        tensors[FINAL_LAYERNORM] = ends[FINAL_LAYERNORM]
+        if shape.untie_embeddings_and_output_weights or not chunk.is_first:
+            tensors[OUTPUT_LAYER] = rows
+    return tensors
+
+
+def _local(name: str, size: tuple[int, ...], question: MemoryQuestion) -> int:
+    """Elements of a tensor on one TP rank."""
+    return math.prod(size) // (1 if tensor_rule(name).axis is None else question.tp)
