@@ -96,6 +96,12 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def resident_memory_bytes() -> int:
+    """What this process holds in memory now, device memory not counted; 0 where the system does not tell."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
+
+
 def random_states() -> dict[str, torch.Tensor]:
     """The generators' states of this process, as uint8 tensors by name."""
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker

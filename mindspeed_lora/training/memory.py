@@ -109,12 +109,16 @@ class RankMemory:
 def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
     """The prediction for the ranks of one pipeline stage; TP ranks do not differ."""
     chunks = question.placement.rank_chunks(pp_rank)
-    base = sum(_local(name, size, question) for chunk in chunks for name, size in _tensors(chunk, question).items())
+    base = sum(
+        _local(name, size, question) for chunk in chunks for name, size in _tensors(chunk, question).items()
+    )
     factors = sum(
         _local(name, size, question)
         for part in (question.adapter.parts if question.adapter is not None else ())
         for name, size in part.tensors.items()
-        if any(part.module.startswith(f"decoder.layers.{layer}.") for chunk in chunks for layer in chunk.layers)
+        if any(
+            part.module.startswith(f"decoder.layers.{layer}.") for chunk in chunks for layer in chunk.layers
+        )
     )
     trained = base if question.adapter is None else factors
     states = 2 if question.itemsize == FP32 else 3
@@ -142,7 +146,9 @@ def layer_bytes(question: MemoryQuestion, layer: int | None) -> int:
     attention = (heads + 2 * shape.num_query_groups) * width // tp
     selective = question.training.recompute_granularity == "selective"
     ranks = _ranks(question, layer)
-    reads = dict.fromkeys(ranks, True) if question.adapter is None else {name: r > 0 for name, r in ranks.items()}
+    reads = (
+        dict.fromkeys(ranks, True) if question.adapter is None else {name: r > 0 for name, r in ranks.items()}
+    )
     output_kept = reads["linear_proj"] or not selective
     per_token = (
         attention
@@ -184,14 +190,19 @@ def _chunks_under_way(question: MemoryQuestion, pp_rank: int) -> int:
 
 def _chunk_activations(question: MemoryQuestion, chunk: ModelChunk) -> int:
     """Kept of one micro-batch by one chunk."""
-    training, boundary = question.training, question.residual_tokens * question.shape.hidden_size * question.itemsize
+    training, boundary = (
+        question.training,
+        question.residual_tokens * question.shape.hidden_size * question.itemsize,
+    )
     final = boundary if chunk.is_last else 0
     if training.recompute_granularity != "full":
         return final + sum(layer_bytes(question, layer) for layer in chunk.slots)
     count = training.recompute_num_layers or 1
     if training.recompute_method == "block":
-        return final + boundary * min(count, len(chunk.slots)) + sum(
-            layer_bytes(question, layer) for layer in chunk.slots[count:]
+        return (
+            final
+            + boundary * min(count, len(chunk.slots))
+            + sum(layer_bytes(question, layer) for layer in chunk.slots[count:])
         )
     return final + boundary * math.ceil(len(chunk.slots) / count)
 

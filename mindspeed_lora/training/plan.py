@@ -28,7 +28,7 @@ from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.data.tokenizer import LazyTokenizer, lazy_tokenizer
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.training.rows import TrainingRows, open_rows
+from mindspeed_lora.training.rows import TrainingRows, assumed_rows, open_rows
 from mindspeed_lora.training.run_folder import SavedRun, Start, find_start, make_save_folder
 from mindspeed_lora.training.schedule import LearningRate
 
@@ -73,7 +73,9 @@ def plan_training(job: TrainJob) -> TrainPlan:
     adapter = _adapter(job, start, shape, notices)
     seq_length = _seq_length(job, shape, notices)
     tokenizer = _tokenizer(job, source)
-    rows = open_rows(job, seq_length, shape.vocab_size, tokenizer)
+    rows = (open_rows if job.data.data_path is not None else assumed_rows)(
+        job, seq_length, shape.vocab_size, tokenizer
+    )
     notices += rows.notices
     num_steps = job.training.num_steps(len(rows.train))
     learning_rate = LearningRate.of(job.training, num_steps)
@@ -107,7 +109,8 @@ def _model(job: TrainJob, start: Start, notices: list[str]) -> tuple[Source, Mod
         path = str(start.run.folder)
     if path is None:
         shape = shape_from_flags(job.model, num_noops)
-        notices.append("--load is left out: the model starts from random weights")
+        if not job.runtime.dry_run:
+            notices.append("--load is left out: the model starts from random weights")
         std = job.model.init_method_std
         return RandomSource(shape, job.training.seed, 0.02 if std is None else std), shape
     source = open_source(path)

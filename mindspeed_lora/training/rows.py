@@ -18,13 +18,29 @@ from mindspeed_lora.data.documents import split_documents
 from mindspeed_lora.data.gpt_dataset import EndOfDocument, GptDataset
 from mindspeed_lora.data.indexed_dataset import IndexedDataset
 from mindspeed_lora.data.prepared_info import PreparedInfo, check_tokenizer, read_info
+from mindspeed_lora.data.sample import Sample
 from mindspeed_lora.data.sampling import SampleOrder
 from mindspeed_lora.data.sft_dataset import SftDataset, count_documents
 from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.packed_data import check_ends, check_packed, end_of_document
 
-RowsDataset = SftDataset | GptDataset
+
+@dataclass(frozen=True)
+class AssumedRows:
+    """The rows of a dry run whose data are not there: as many as one step takes, of the full length."""
+
+    count: int
+    longest: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        raise AssertionError("a dry run reads no row")
+
+
+RowsDataset = SftDataset | GptDataset | AssumedRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +148,23 @@ def open_rows(
         vocab_size=vocab_size,
         chat_template=_chat_template(job, info, tokenizer),
         notices=_notices(data, info, train),
+    )
+
+
+def assumed_rows(
+    job: TrainJob, seq_length: int, vocab_size: int, tokenizer: LazyTokenizer | None
+) -> TrainingRows:
+    """What stands for the rows in a dry run whose ``--data-path`` is not there."""
+    return TrainingRows(
+        train=AssumedRows(job.training.global_batch_size, seq_length),
+        valid=None,
+        data=job.data,
+        training=job.training,
+        seq_length=seq_length,
+        pad_token_id=0,
+        vocab_size=vocab_size,
+        chat_template=None,
+        notices=(),
     )
 
 

@@ -1,0 +1,120 @@
+"""``--dry-run``: the job is resolved as for a training, without weights, and told with the memory that it will take.
+
+It needs no launcher and no input that is not there: what a flag names and cannot be found is taken from the other
+flags, and told. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from mindspeed_lora.checkpoint.canonical import padded_vocab_size
+from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.config.resolve_training import DEFAULT_LORA_R
+from mindspeed_lora.data.indexed_dataset import idx_path
+from mindspeed_lora.data.sft_dataset import packed_prefix
+from mindspeed_lora.device import compute_dtype, has_accelerator, resident_memory_bytes
+from mindspeed_lora.training.description import plan_rows
+from mindspeed_lora.training.memory import MemoryQuestion, predict_memory
+from mindspeed_lora.training.plan import TrainPlan, plan_training
+from mindspeed_lora.training.reporting import layout_lines
+
+_STAGES_SHOWN = 8
+
+
+def dry_run(job: TrainJob, environ: Mapping[str, str] = os.environ) -> None:
+    """Checks everything and prints, on rank 0, the layout and the predicted memory of each pipeline stage.
+
+    Raises:
+        Refused: the job cannot be.
+    """
+    job, missing = _without_missing_inputs(job)
+    plan = plan_training(job)
+    if environ.get("RANK", "0") != "0":
+        return
+    world_size = job.runtime.resolve_world_size(job.parallel, environ)
+    dtype, notice = compute_dtype(job.training.bf16, job.training.fp16)
+    for text in (*missing, *plan.notices, *([notice] if notice else [])):
+        print(f"notice: {text}", file=sys.stderr)
+    print("\n".join(layout_lines(plan_rows(plan, world_size, dtype), None)))
+    question = memory_question(plan, world_size, dtype.itemsize)
+    print("\n".join(memory_lines(question)))
+    print("dry run: everything checked, nothing written")
+
+
+def memory_question(plan: TrainPlan, world_size: int, itemsize: int) -> MemoryQuestion:
+    """What the memory of a resolved job depends on."""
+    job, parallel = plan.job, plan.job.parallel
+    longest = plan.seq_length
+    if job.data.variable_seq_lengths and not job.data.packing:
+        longest = min(longest, plan.rows.train.longest)
+    tp = parallel.tensor_model_parallel_size
+    return MemoryQuestion(
+        shape=plan.shape,
+        placement=plan.placement,
+        adapter=plan.adapter.spec if plan.adapter is not None else None,
+        training=job.training,
+        tp=tp,
+        cp=getattr(parallel, "context_parallel_size", 1),
+        dp=parallel.data_parallel_size(world_size),
+        sequence_parallel=parallel.sequence_parallel and tp > 1,
+        distributed_optimizer=parallel.use_distributed_optimizer,
+        seq_length=longest,
+        vocab_size=padded_vocab_size(plan.shape, job.model.make_vocab_size_divisible_by or 1, tp),
+        itemsize=itemsize,
+    )
+
+
+def memory_lines(question: MemoryQuestion) -> list[str]:
+    """Parameters and predicted memory of a rank of each pipeline stage, by part, in MiB."""
+    stages = range(question.placement.pp_size)
+    shown = [*stages] if len(stages) <= _STAGES_SHOWN else [0, 1, stages[-2], stages[-1]]
+    found = [predict_memory(question, stage) for stage in shown]
+    heading = ["memory of a rank, MiB", *(f"stage {stage}" for stage in shown)]
+    rows = [heading, ["parameters", *(f"{memory.parameters:,}" for memory in found)]]
+    rows.append(["trained", *(f"{memory.trained:,}" for memory in found)])
+    rows += [[part, *(_mib(memory.parts[part]) for memory in found)] for part in found[0].parts]
+    process = 0 if has_accelerator() else resident_memory_bytes()
+    if process:
+        rows.append(["process (Python, libraries)", *(_mib(process) for _ in found)])
+    rows.append(["total", *(_mib(memory.total + process) for memory in found)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        f" {row[0]:<{widths[0]}} | "
+        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
+
+
+def _without_missing_inputs(job: TrainJob) -> tuple[TrainJob, list[str]]:
+    """The job without the paths at which nothing is, and a notice for each."""
+    notices: list[str] = []
+    checkpoint, lora, tokenizer, data = job.checkpoint, job.lora, job.tokenizer, job.data
+    if checkpoint.load is not None and not Path(checkpoint.load).exists():
+        notices.append(f"--load {checkpoint.load} is not there: the model's shape is taken from the flags")
+        checkpoint = dataclasses.replace(checkpoint, load=None)
+    if lora.lora_load is not None and not Path(lora.lora_load).exists():
+        rank = lora.lora_r or DEFAULT_LORA_R
+        notices.append(f"--lora-load {lora.lora_load} is not there: an adapter of rank {rank} is assumed")
+        alpha = 2 * rank if lora.lora_alpha is None else lora.lora_alpha
+        lora = dataclasses.replace(lora, lora_load=None, lora_r=rank, lora_alpha=alpha)
+    named = tokenizer.tokenizer_name_or_path or tokenizer.tokenizer_model
+    if named is not None and not Path(named).exists():
+        notices.append(f"the tokenizer {named} is not there")
+        tokenizer = dataclasses.replace(tokenizer, tokenizer_name_or_path=None, tokenizer_model=None)
+    if data.data_path is not None and not _is_prepared(data.data_path):
+        notices.append(f"--data-path {data.data_path} is not there: full rows are assumed")
+        data = dataclasses.replace(data, data_path=None, valid_data_path=None)
+    return dataclasses.replace(job, checkpoint=checkpoint, lora=lora, tokenizer=tokenizer, data=data), notices
+
+
+def _is_prepared(prefix: str) -> bool:
+    return any(idx_path(path).exists() for path in (prefix, packed_prefix(prefix, "input_ids")))
