@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mindspeed_lora.checkpoint.canonical import padded_vocab_size
 from mindspeed_lora.config.jobs import TrainJob
-from mindspeed_lora.config.resolve_training import DEFAULT_LORA_R
+from mindspeed_lora.config.resolve_training import DEFAULT_LORA_R, LORA_TARGETS
 from mindspeed_lora.data.indexed_dataset import idx_path
 from mindspeed_lora.data.sft_dataset import packed_prefix
 from mindspeed_lora.device import compute_dtype, has_accelerator, resident_memory_bytes
@@ -105,7 +105,10 @@ def _without_missing_inputs(job: TrainJob) -> tuple[TrainJob, list[str]]:
         rank = lora.lora_r or DEFAULT_LORA_R
         notices.append(f"--lora-load {lora.lora_load} is not there: an adapter of rank {rank} is assumed")
         alpha = 2 * rank if lora.lora_alpha is None else lora.lora_alpha
-        lora = dataclasses.replace(lora, lora_load=None, lora_r=rank, lora_alpha=alpha)
+        targets = lora.lora_target_modules or LORA_TARGETS
+        lora = dataclasses.replace(
+            lora, lora_load=None, lora_r=rank, lora_alpha=alpha, lora_target_modules=targets
+        )
     named = tokenizer.tokenizer_name_or_path or tokenizer.tokenizer_model
     if named is not None and not Path(named).exists():
         notices.append(f"the tokenizer {named} is not there")

@@ -212,14 +212,12 @@ def _made_anew(question: MemoryQuestion, chunk: ModelChunk) -> int:
     training = question.training
     if training.recompute_granularity != "full":
         return 0
-    count = (training.recompute_num_layers or 1) if training.recompute_method != "block" else 1
-    return max(
-        (
-            sum(layer_bytes(question, layer) for layer in chunk.slots[first : first + count])
-            for first in range(0, len(chunk.slots), count)
-        ),
-        default=0,
-    )
+    count = training.recompute_num_layers or 1
+    sizes = [layer_bytes(question, layer) for layer in chunk.slots]
+    if training.recompute_method == "block":
+        # The layers that were kept are the last ones: their turn comes first, and what they kept is free by then.
+        return max(0, max(sizes[:count], default=0) - sum(sizes[count:]))
+    return max((sum(sizes[first : first + count]) for first in range(0, len(sizes), count)), default=0)
 
 
 def _logits(question: MemoryQuestion) -> int:

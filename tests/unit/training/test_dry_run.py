@@ -1,0 +1,81 @@
+"""``--dry-run``: what it prints, what it does without, and that it writes nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mindspeed_lora.config.commands import parse
+from mindspeed_lora.errors import Refused
+from mindspeed_lora.training.dry_run import dry_run
+from tests.support.tiny import Tiny
+
+SHAPE = [
+    *("--num-layers", "32", "--hidden-size", "4096", "--num-attention-heads", "32"),
+    *("--ffn-hidden-size", "11008", "--max-position-embeddings", "4096", "--padded-vocab-size", "32000"),
+    "--untie-embeddings-and-output-weights",
+]
+
+
+def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    dry_run(parse("posttrain", [*words, "--dry-run"], {}), {})
+    shown = capsys.readouterr()
+    return shown.out, shown.err
+
+
+def figures(out: str, part: str) -> list[int]:
+    table = out.partition("memory of a rank")[2]
+    (line,) = [line for line in table.splitlines() if line.strip().startswith(f"{part} ")]
+    return [int(number.replace(",", "")) for number in re.findall(r"[\d,]+", line.partition("|")[2])]
+
+
+def test_a_job_that_is_whole(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = told(tiny.words(pipeline_model_parallel_size=2, save=tmp_path / "run"), capsys)
+    assert "dry run: everything checked, nothing written" in out
+    assert re.search(r"world size +\| 2 ", out)
+    assert len(figures(out, "parameters")) == 2
+    total = figures(out, "total")
+    parts = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "buffers", "process")
+    for stage in range(2):
+        assert sum(figures(out, part)[stage] for part in parts) == pytest.approx(total[stage], abs=len(parts))
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_that_the_flags_name_has_to_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--load",
+        "/nowhere",
+        "--data-path",
+        "your data path",
+        "--tokenizer-name-or-path",
+        "/none",
+        *SHAPE,
+    ]
+    words += ["--lora-r", "16", "--train-iters", "3", "--seq-length", "4096", "--bf16", "--world-size", "16"]
+    out, err = told([*words, "--tensor-model-parallel-size", "8", "--sequence-parallel"], capsys)
+    for path in ("--load /nowhere", "--data-path your data path", "/none"):
+        assert f"{path} is not there" in err
+    norms = 65 * 4096
+    # Per layer r · (A + B): of linear_qkv and linear_fc1 B is cut by 8, of linear_proj and linear_fc2 A.
+    factors = 32 * 16 * (4 * 4096 + (3 * 4096 + 4096 + 2 * 11008 + 11008) // 8)
+    assert figures(out, "trained") == [factors]
+    assert figures(out, "parameters") == [(6_738_415_616 - norms) // 8 + norms + factors]
+
+
+def test_an_adapter_that_is_not_there_is_assumed(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = told(tiny.words(lora_load="/none", lora_r=None), capsys)
+    assert "an adapter of rank 16 is assumed" in err
+    assert "r 16, alpha 32" in out
+
+
+def test_without_weights_or_shape_it_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(Refused, match="--num-layers, --hidden-size"):
+        dry_run(parse("posttrain", [*tiny.words(load="/nowhere"), "--dry-run"], {}), {})
+
+
+def test_what_cannot_be_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(Refused, match="--num-layer-list"):
+        words = tiny.words(pipeline_model_parallel_size=2, num_layer_list="1,9", global_batch_size=4)
+        dry_run(parse("posttrain", [*words, "--dry-run"], {}), {})
