@@ -13,7 +13,7 @@ _KERNELS_AND_DEVICE = """
     no-bias-dropout-fusion no-rope-fusion no-persist-layer-norm no-gradient-accumulation-fusion
     gemm-gradient-accumulation-fusion attention-softmax-in-fp32 apply-query-key-layer-scaling
     accumulate-allreduce-grads-in-fp32 use-ascend-mc2 use-mc2 use-ascend-coc use-cp-send-recv-overlap
-    tp-comm-overlap no-async-tensor-model-parallel-allreduce
+    attention-mask-on-cpu tp-comm-overlap no-async-tensor-model-parallel-allreduce
     reuse-fp32-param swap-attention swap-optimizer recompute-activation-function recompute-in-advance
     recompute-in-bubble manual-gc jit-compile use-cpu-initialization npu-deterministic use-deter-comp
     mla-fa-without-pad shape-order=1 recompute-activation-function-num-layers=1 manual-gc-interval=1
@@ -22,14 +22,14 @@ _KERNELS_AND_DEVICE = """
 
 _TRUE_HERE_ANYWAY = """
     use-mcore-models use-rotary-position-embeddings use-kv-cache exit-signal-handler enable-hf2mg-convert
-    padded-samples full-shuffle-instruction-dataset cut-max-seqlen no-shared-storage return-document-ids
-    no-check-for-nan-in-loss-and-grad streaming save-layer-by-layer load-hf-from-config no-checking
-    load-checkpoint-loosely spec=* dataset-additional-keys=* lora-register-forward-hook=+ cp-comm-type=+
-    attention-mask-type=1 num-workers=1 workers=1 model-type-hf=1 hf-cfg-dir=1 mg-save-dir=1 seed=1
-    make-vocab-size-divisible-by=1 pad-vocab-size-to=1 context-parallel-algo=1 max-batch-size=1
-    max-tokens-to-oom=1 ckpt-cfg-path=1 max-queue-size=1 loader=1 saver=1 megatron-path=1 n-subs=1 cache-dir=1
-    log-timers-to-tensorboard log-validation-ppl-to-tensorboard log-memory-to-tensorboard
-    tensorboard-log-interval=1 tensorboard-queue-size=1 timing-log-level=1
+    reset-attention-mask-in-cp padded-samples full-shuffle-instruction-dataset cut-max-seqlen
+    no-shared-storage return-document-ids no-check-for-nan-in-loss-and-grad streaming save-layer-by-layer
+    load-hf-from-config no-checking load-checkpoint-loosely spec=* dataset-additional-keys=*
+    lora-register-forward-hook=+ cp-comm-type=+ attention-mask-type=1 num-workers=1 workers=1
+    model-type-hf=1 hf-cfg-dir=1 mg-save-dir=1 seed=1 make-vocab-size-divisible-by=1 pad-vocab-size-to=1
+    max-batch-size=1 max-tokens-to-oom=1 ckpt-cfg-path=1 max-queue-size=1 loader=1 saver=1 megatron-path=1
+    n-subs=1 cache-dir=1 log-timers-to-tensorboard log-validation-ppl-to-tensorboard
+    log-memory-to-tensorboard tensorboard-log-interval=1 tensorboard-queue-size=1 timing-log-level=1
 """
 
 _LAUNCHER = """

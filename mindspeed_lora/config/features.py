@@ -54,10 +54,6 @@ NOT_BUILT: dict[str, Feature] = {
         shared-expert-gate use-fused-moe-token-permute-and-unpermute expert-interval=1 lora-moe-shared
         peft-moe-format=1 moe-allgather-overlap-comm moe-revert-type-after-topk""",
     ),
-    **_features(
-        "context parallelism is not supported by this version",
-        "context-parallel-size=1:1 ulysses-degree-in-cp=1:1 attention-mask-on-cpu reset-attention-mask-in-cp",
-    ),
     **_features("the only schedules are 1F1B and interleaved 1F1B", "schedules-method=1"),
     **_features(
         "convert_ckpt.py writes even pipeline stages only; training loads them in any layout",

@@ -45,6 +45,13 @@ class ParallelConfig(Section):
         "places, from 0, of layers that do nothing, separated by commas; they come to the checkpoint's layers",
         check=_PLACES,
     )
+    context_parallel_size: int = flag("ranks that each row's positions are cut over", 1, check=AT_LEAST_ONE)
+    context_parallel_algo: str = flag(
+        "attention over cut rows: all-to-all over the heads, a ring of keys and values, or a ring of all-to-alls",
+        "megatron_cp_algo",
+        choices=("ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo"),
+    )
+    ulysses_degree_in_cp: int | None = flag("ranks of each all-to-all of hybrid_cp_algo", check=AT_LEAST_ONE)
     sequence_parallel: bool = flag(
         "cut norms, dropout and residuals along the sequence (no effect at TP 1)", False
     )
@@ -82,13 +89,26 @@ class ParallelConfig(Section):
         """``--noop-layers`` as numbers."""
         return tuple(map(int, self.noop_layers.split(","))) if self.noop_layers is not None else ()
 
+    @property
+    def context_degrees(self) -> tuple[int, int]:
+        """Ranks of each all-to-all over the heads, and places of the ring; their product is the CP size."""
+        size = self.context_parallel_size
+        if self.context_parallel_algo == "megatron_cp_algo":
+            return 1, size
+        ulysses = size
+        if self.context_parallel_algo == "hybrid_cp_algo":
+            ulysses = self.ulysses_degree_in_cp or 1
+        return ulysses, size // ulysses
+
     def data_parallel_size(self, world_size: int) -> int:
-        """Copies of the model in a world of that size; refused when it does not fit TP × PP."""
-        if world_size % self.model_parallel_size:
+        """Copies of the model that compute other rows; refused when the world does not fit TP × PP × CP."""
+        replica = self.model_parallel_size * self.context_parallel_size
+        if world_size % replica:
+            context = f"x --context-parallel-size {self.context_parallel_size} "
             raise Refused(
                 f"world size {world_size} is not divisible by --tensor-model-parallel-size "
                 f"{self.tensor_model_parallel_size} x --pipeline-model-parallel-size "
-                f"{self.pipeline_model_parallel_size} = {self.model_parallel_size}; "
-                f"start a multiple of {self.model_parallel_size} processes"
+                f"{self.pipeline_model_parallel_size} {context if self.context_parallel_size > 1 else ''}"
+                f"= {replica}; start a multiple of {replica} processes"
             )
-        return world_size // self.model_parallel_size
+        return world_size // replica

@@ -38,6 +38,9 @@ def resolve_inference(job: InferenceJob, environ: Mapping[str, str]) -> Inferenc
         raise Refused("LoRA flags are given without --lora-load; name the adapter, or leave them out")
     if job.lora.lora_fusion:
         notices.append(LORA_FUSION_NOTICE)
+    if job.parallel.context_parallel_size > 1:
+        job = dataclasses.replace(job, parallel=dataclasses.replace(job.parallel, context_parallel_size=1))
+        notices.append("--context-parallel-size has no effect on generation: its ranks answer other prompts")
     inference = dataclasses.replace(inference, task=tasks)
     if not job.runtime.print_config:
         job.parallel.data_parallel_size(int(environ.get("WORLD_SIZE", "1")))

@@ -46,7 +46,7 @@ class TrainRuntimeConfig(RuntimeConfig):
             return self._launched(1)
         if self.nproc_per_node is not None:
             return int((self.nnodes or "1").split(":")[-1]) * self.nproc_per_node
-        return parallel.model_parallel_size
+        return parallel.model_parallel_size * parallel.context_parallel_size
 
     def _launched(self, world_size: int) -> int:
         if self.world_size not in (None, world_size):

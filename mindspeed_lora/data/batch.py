@@ -6,7 +6,7 @@ Shapes: b rows of the micro-batch, s positions after padding, n tokens of one sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ class Batch:
     """Tokens that are not padding."""
     num_loss_tokens: int
     """Positions with a target."""
+
+    def at(self, positions: torch.Tensor) -> Batch:
+        """Only these positions, int64 ``[n]``, of every row; sub-rows and counts stay those of the whole rows."""
+        tensors = ("tokens", "labels", "position_ids", "sample_ids", "sample_positions")
+        return replace(self, **{name: getattr(self, name)[..., positions] for name in tensors})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,12 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.device.attention import rows_at_once
-from mindspeed_lora.models.attention_tiles import attention_tiles
+from mindspeed_lora.models.attention_tiles import SubRows, attention_tiles
+from mindspeed_lora.models.context_attention import (
+    heads_for_positions,
+    positions_for_heads,
+    ring_attention,
+)
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.tiled_attention import (
     dropped_attention,
@@ -22,6 +27,7 @@ from mindspeed_lora.models.tiled_attention import (
     positions_first,
     tiled_attention,
 )
+from mindspeed_lora.parallel.context import ContextParallel
 
 Tensor = torch.Tensor
 
@@ -54,6 +60,7 @@ class CoreAttention(torch.nn.Module):
         attention_type: str,
         softmax_scale: float | None = None,
         sliding_window: int | None = None,
+        context_parallel: ContextParallel | None = None,
         **_unused: Any,
     ) -> None:
         super().__init__()
@@ -62,6 +69,7 @@ class CoreAttention(torch.nn.Module):
         self.sequence_parallel = config.sequence_parallel
         self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
         self.sliding_window = sliding_window
+        self.context = context_parallel or ContextParallel()
         self.cache: KeyValueCache | None = None
 
     def forward(
@@ -75,25 +83,40 @@ class CoreAttention(torch.nn.Module):
     ) -> Tensor:
         """Attention of ``query [s, b, n, d]`` over ``key, value [s, b, g, d]``, n a multiple of g.
 
+        Under context parallelism the positions are those that this rank holds of each row.
+
         Returns:
             ``[s, b, n · d]`` in the dtype of the query.
         """
         if self.cache is not None:
             return self._attend_to_cache(query, key, value, self.cache)
-        s, b = query.shape[:2]
         sub_rows = None if packed_seq_params is None else packed_seq_params.sub_rows
-        window = self.sliding_window if self.sliding_window is not None and self.sliding_window < s else None
-        chunks = ((0, s),)
+        query, key, value = heads_for_positions(query, key, value, self.context)
+        window = self._window(query.size(0) * self.context.ring_size)
+        if self.context.ring_size > 1:
+            out = ring_attention(query, key, value, self.context, sub_rows, window, self.scale)
+        else:
+            out = self._attend(query, key, value, sub_rows, window)
+        return positions_for_heads(out, self.context)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, sub_rows: SubRows | None, window: int | None
+    ) -> Tensor:
+        """:meth:`forward` over rows that are whole here."""
+        chunks = ((0, query.size(0)),)
+        tiles = attention_tiles(query.size(1), sub_rows, chunks, chunks, window)
         if self.dropout > 0.0 and self.training:
-            tiles = attention_tiles(b, sub_rows, chunks, chunks, window)
             with self._dropout_stream():
                 return dropped_attention(query, key, value, tiles, self.scale, self.dropout)
         out = rows_at_once(query, key, value, sub_rows, window, self.scale)
         if out is not None:
             return out.flatten(2)
-        return tiled_attention(
-            query, key, value, attention_tiles(b, sub_rows, chunks, chunks, window), self.scale
-        )
+        return tiled_attention(query, key, value, tiles, self.scale)
+
+    def _window(self, num_positions: int) -> int | None:
+        """The sliding window where it hides anything."""
+        window = self.sliding_window
+        return None if window is None or window >= num_positions else window
 
     def _attend_to_cache(self, query: Tensor, key: Tensor, value: Tensor, cache: KeyValueCache) -> Tensor:
         key, value, mask = cache.extend(key, value)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
-Chunks = tuple[tuple[int, int], ...]
-"""What is held of each row, in order: first position and number of positions of every chunk."""
+from mindspeed_lora.parallel.context import Chunks
+
 SubRows = tuple[tuple[int, ...], ...]
 """For each row the lengths of its sub-rows, in order."""
 _BLOCK = 256

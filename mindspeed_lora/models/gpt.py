@@ -41,7 +41,7 @@ class GPTModel(MegatronGPTModel):
         chunk = chunk or ModelChunk.whole(shape.num_layers)
         super().__init__(
             config=config,
-            transformer_layer_spec=block_spec(shape, chunk.slots),
+            transformer_layer_spec=block_spec(shape, chunk.slots, groups.context),
             vocab_size=padded_vocab_size,
             max_sequence_length=shape.max_position_embeddings,
             pre_process=chunk.is_first,

@@ -21,21 +21,22 @@ from mindspeed_lora.models.linear import (
     UnbiasedRowParallelLinear,
 )
 from mindspeed_lora.models.norm import HeadRMSNorm, RMSNorm
+from mindspeed_lora.parallel.context import ContextParallel
 
 
-def block_spec(shape: ModelShape, slots: Slots) -> TransformerBlockSubmodules:
+def block_spec(shape: ModelShape, slots: Slots, context: ContextParallel) -> TransformerBlockSubmodules:
     """The layers of one model chunk, and the final norm (built for the last chunk only).
 
     megatron-core knows one switch for the biases of ``linear_proj``, ``linear_fc1`` and ``linear_fc2``;
     checkpoints set them apart, so each linear is given with or without.
     """
-    layer, noop = _layer_spec(shape), ModuleSpec(module=NoopLayer)
+    layer, noop = _layer_spec(shape, context), ModuleSpec(module=NoopLayer)
     return TransformerBlockSubmodules(
         layer_specs=[noop if number is None else layer for number in slots], layer_norm=RMSNorm
     )
 
 
-def _layer_spec(shape: ModelShape) -> ModuleSpec:
+def _layer_spec(shape: ModelShape, context: ContextParallel) -> ModuleSpec:
     column: dict[bool, type] = {True: ColumnParallelLinear, False: UnbiasedColumnParallelLinear}
     row: dict[bool, type] = {True: RowParallelLinear, False: UnbiasedRowParallelLinear}
     head_norm = HeadRMSNorm if shape.qk_layernorm else None
@@ -44,7 +45,9 @@ def _layer_spec(shape: ModelShape) -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=column[shape.add_qkv_bias],
-            core_attention=partial(CoreAttention, sliding_window=shape.sliding_window),
+            core_attention=partial(
+                CoreAttention, sliding_window=shape.sliding_window, context_parallel=context
+            ),
             linear_proj=row[shape.add_proj_bias],
             q_layernorm=head_norm,
             k_layernorm=head_norm,

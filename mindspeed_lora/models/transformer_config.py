@@ -47,6 +47,7 @@ def transformer_config(
         tensor_model_parallel_size=groups.tp_size,
         pipeline_model_parallel_size=groups.pp_size,
         virtual_pipeline_model_parallel_size=placement.vp_size if placement.vp_size > 1 else None,
+        context_parallel_size=groups.context.size,
         sequence_parallel=parallel.sequence_parallel and groups.tp_size > 1,
         params_dtype=dtype,
         pipeline_dtype=dtype,

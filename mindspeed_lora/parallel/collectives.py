@@ -77,6 +77,38 @@ def receive(tensor: torch.Tensor, group: dist.ProcessGroup, source: int) -> torc
     return tensor
 
 
+def all_to_all(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Part i of ``[n, …]`` goes to rank i of the n ranks of the group; returns theirs, by rank. Its own dual."""
+    received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, tensor.contiguous(), group=group)
+    return received
+
+
+class RingPass:
+    """A tensor on its way to the group's next rank, while that of the previous one comes; begun at once.
+
+    Every rank begins its passes in the same order. Passes under way at the same time differ in ``tag``.
+    """
+
+    def __init__(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int = 0) -> None:
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        following, previous = (dist.get_global_rank(group, (rank + step) % size) for step in (1, -1))
+        self._sent = tensor.contiguous()
+        self._received = torch.empty_like(self._sent)
+        self._works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, self._sent, following, group, tag),
+                dist.P2POp(dist.irecv, self._received, previous, group, tag),
+            ]
+        )
+
+    def wait(self) -> torch.Tensor:
+        """What the previous rank sent. The tensor that was given may then be written again."""
+        for work in self._works:
+            work.wait()
+        return self._received
+
+
 def gather_objects(value: T, groups: ParallelGroups) -> list[T] | None:
     """The values of all ranks, in rank order, on rank 0; None elsewhere."""
     if groups.world_size == 1:

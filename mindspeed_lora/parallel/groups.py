@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.device import bind_device, communication_backend
 from mindspeed_lora.errors import Failed
+from mindspeed_lora.parallel.context import ContextParallel, context_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +27,17 @@ class ParallelGroups:
     pp_rank: int
     pp_size: int
     dp_rank: int
+    """Which rows of a global batch this rank computes, alone or with its context-parallel peers."""
     dp_size: int
+    dp_cp_rank: int
+    dp_cp_size: int
+    context: ContextParallel
     tp_group: dist.ProcessGroup
     pp_group: dist.ProcessGroup
     dp_group: dist.ProcessGroup
+    """The ranks that compute other rows, at the same place in them."""
+    dp_cp_group: dist.ProcessGroup
+    """All ranks that hold the same part of the model, DP × CP: gradients are summed over it."""
     model_group: dist.ProcessGroup
     """All ranks that hold parts of the same replica: TP × PP."""
     embedding_group: dist.ProcessGroup | None
@@ -70,6 +78,7 @@ def initialize_groups(parallel: ParallelConfig, seed: int) -> tuple[ParallelGrou
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         # megatron-core makes a timedelta of it, which takes a fraction; an int would make 0.5 a time-out of 0.
         distributed_timeout_minutes=parallel.distributed_timeout_minutes,
         create_gloo_process_groups=False,
@@ -80,7 +89,8 @@ def initialize_groups(parallel: ParallelConfig, seed: int) -> tuple[ParallelGrou
     model_parallel_cuda_manual_seed(seed)
     control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
     assert control is not None
-    return _read_groups(control, timeout), [notice] if notice else []
+    context = context_parallel(parallel, parallel_state.get_context_parallel_group())
+    return _read_groups(control, context, timeout), [notice] if notice else []
 
 
 def _join(backend: str, timeout: timedelta, device: torch.device) -> None:
@@ -105,7 +115,7 @@ def _join(backend: str, timeout: timedelta, device: torch.device) -> None:
         ) from error
 
 
-def _read_groups(control: dist.ProcessGroup, timeout: timedelta) -> ParallelGroups:
+def _read_groups(control: dist.ProcessGroup, context: ContextParallel, timeout: timedelta) -> ParallelGroups:
     return ParallelGroups(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -115,9 +125,13 @@ def _read_groups(control: dist.ProcessGroup, timeout: timedelta) -> ParallelGrou
         pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
+        dp_cp_rank=parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        dp_cp_size=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+        context=context,
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
-        dp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        dp_group=parallel_state.get_data_parallel_group(),
+        dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         model_group=parallel_state.get_model_parallel_group(),
         embedding_group=parallel_state.get_embedding_group(check_initialized=False),
         control_group=control,

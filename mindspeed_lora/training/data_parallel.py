@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer import TransformerConfig
 
@@ -31,7 +30,7 @@ def wrap_chunks(
 
     With one data-parallel rank there is nothing to cut and nothing to overlap.
     """
-    several = dist.get_world_size(groups.dp_group) > 1
+    several = groups.dp_cp_size > 1
     overlap = parallel.overlap_grad_reduce and several
     model = [
         ChunkDataParallel(

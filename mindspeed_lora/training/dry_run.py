@@ -59,7 +59,7 @@ def memory_question(plan: TrainPlan, world_size: int, itemsize: int) -> MemoryQu
         adapter=plan.adapter.spec if plan.adapter is not None else None,
         training=job.training,
         tp=tp,
-        cp=getattr(parallel, "context_parallel_size", 1),
+        cp=parallel.context_parallel_size,
         dp=parallel.data_parallel_size(world_size),
         sequence_parallel=parallel.sequence_parallel and tp > 1,
         distributed_optimizer=parallel.use_distributed_optimizer,

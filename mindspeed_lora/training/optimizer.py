@@ -141,7 +141,7 @@ class AdamW:
         total = torch.as_tensor(square, device=current_device()).reshape(1)
         all_reduce_sum(total, self.groups.model_group)
         if self.distributed:
-            all_reduce_sum(total, self.groups.dp_group)
+            all_reduce_sum(total, self.groups.dp_cp_group)
         return math.sqrt(float(total))
 
     def state_of(self, owned: OwnedSlice) -> dict[str, torch.Tensor]:
@@ -186,8 +186,8 @@ def _owned_ranges(
     """What the reduce-scatter of each bucket leaves on this data-parallel rank, per parameter."""
     for buffer in (buffer for chunk in model for buffer in chunk.buffers):
         for bucket in buffer.buckets:
-            width = bucket.grad_data.numel() // groups.dp_size
-            first = bucket.offset + groups.dp_rank * width
+            width = bucket.grad_data.numel() // groups.dp_cp_size
+            first = bucket.offset + groups.dp_cp_rank * width
             for param in bucket.params_list:
                 start, stop, _ = buffer.param_index_map[param]
                 low, high = max(start, first), min(stop, first + width)

@@ -71,7 +71,7 @@ class ShardSlice:
 
 def write_optimizer(folder: Path, optimizer: AdamW, groups: ParallelGroups) -> None:
     """Writes this rank's slices; without the distributed optimizer only one data-parallel rank has to."""
-    if groups.dp_rank > 0 and not optimizer.distributed:
+    if groups.dp_cp_rank > 0 and not optimizer.distributed:
         return
     tensors, table = {}, {}
     for owned in optimizer.slices:
@@ -79,7 +79,7 @@ def write_optimizer(folder: Path, optimizer: AdamW, groups: ParallelGroups) -> N
         table[piece.name] = {key: value for key, value in vars(piece).items() if key != "name"}
         for state, values in optimizer.state_of(owned).items():
             tensors[f"{piece.name}|{state}"] = values.detach().cpu().contiguous()
-    name = f"tp{groups.tp_rank:02d}_pp{groups.pp_rank:03d}_dp{groups.dp_rank:03d}.safetensors"
+    name = f"tp{groups.tp_rank:02d}_pp{groups.pp_rank:03d}_dp{groups.dp_cp_rank:03d}.safetensors"
     save_file(tensors, folder / name, metadata={_TABLE: json.dumps(table)})
 
 

@@ -7,7 +7,6 @@ process group exists.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from mindspeed_lora.config.checks import (
     reconcile,
     shape_from_flags,
 )
+from mindspeed_lora.config.context import check_context, check_fixed_length, variable_multiple
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
@@ -68,6 +68,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
     source, shape = _model(job, start, notices)
     placement = check_layout(shape, job.parallel)
     check_recompute(placement, job.training)
+    check_context(shape, job.parallel)
     if not job.data.packing:  # which adds rows of padding where the schedule wants more
         check_interleaving(placement, job.training, _data_parallel_size(job))
     adapter = _adapter(job, start, shape, notices)
@@ -146,16 +147,10 @@ def _seq_length(job: TrainJob, shape: ModelShape, notices: list[str]) -> int:
 
 
 def _pad_multiple(job: TrainJob, seq_length: int) -> int | None:
-    """Under sequence parallelism every rank needs an equal part of the row."""
-    tp = job.parallel.tensor_model_parallel_size
-    cut = tp if job.parallel.sequence_parallel else 1
+    """Every rank that a row is cut over needs an equal part of it."""
     if job.data.variable_seq_lengths:
-        return math.lcm(job.data.pad_to_multiple_of, 2 * cut if cut > 1 else 1)
-    if seq_length % cut:
-        raise Refused(
-            f"--seq-length {seq_length} is not divisible by --tensor-model-parallel-size {tp}, which "
-            f"--sequence-parallel needs; use {-(-seq_length // cut) * cut}"
-        )
+        return variable_multiple(job.parallel, job.data.pad_to_multiple_of)
+    check_fixed_length(job.parallel, seq_length)
     return None
 
 

@@ -86,7 +86,7 @@ class RunWriter:
         if not self.checkpoint.no_save_rng:
             (folder / RANDOM_FOLDER).mkdir(exist_ok=True)
             save_file(random_states(), folder / RANDOM_FOLDER / _random_file(self.groups.rank))
-        if self.model_files is not None and self.groups.dp_rank == 0:
+        if self.model_files is not None and self.groups.dp_cp_rank == 0:
             self.model_files.write(folder, iteration)
 
     def _finish(
@@ -117,7 +117,7 @@ class RunWriter:
         """
         groups, optimizer = self.groups, self.optimizer
         mine = []
-        if groups.dp_rank == 0 or optimizer.distributed:
+        if groups.dp_cp_rank == 0 or optimizer.distributed:
             for owned in optimizer.slices:
                 if owned.parameter.is_adapter and owned.parameter.counted:
                     piece = ShardSlice.of(owned.parameter, owned.start, owned.stop)

@@ -142,7 +142,12 @@ class TrainingSession:
             "loss_scale": self.optimizer.loss_scale.state(),
             "global_batch_size": training.global_batch_size,
             "seed": training.seed,
-            "layout": {"tp": groups.tp_size, "pp": groups.pp_size, "dp": groups.dp_size},
+            "layout": {
+                "tp": groups.tp_size,
+                "pp": groups.pp_size,
+                "cp": groups.context.size,
+                "dp": groups.dp_size,
+            },
             "base_model_name": self.plan.base_model_name,
             "documents": len(self.plan.rows.train),
             **self._adapter_state(),
@@ -160,6 +165,6 @@ class TrainingSession:
             [sum(p.numel() for p in counted), sum(p.numel() for p in counted if p.requires_grad)]
         )
         all_reduce_sum(counts, self.groups.control_group)
-        total, trained = (counts // self.groups.dp_size).tolist()
+        total, trained = (counts // self.groups.dp_cp_size).tolist()
         held = all_gather_objects(sum(p.param.numel() for p in self.parameters), self.groups)
         return ParameterCounts(total=total, trainable=trained, per_rank=tuple(held))

@@ -79,6 +79,7 @@ class StepRunner:
 
     def _run(self, batches: Sequence[Batch], mean_per_batch: bool, step: int | None = None) -> float:
         """Summed loss of the global batch, on every rank; without a step, no backward pass."""
+        batches = [self._own_positions(batch) for batch in batches]
         outputs: list[torch.Tensor] = self.pipeline.run(
             partial(self._forward_step, mean_per_batch=mean_per_batch, step=step),
             batches,
@@ -88,9 +89,14 @@ class StepRunner:
         total = torch.zeros(1, dtype=torch.float64, device=current_device())
         for loss in outputs:
             total += loss.double()
-        all_reduce_sum(total, self.groups.dp_group)
+        all_reduce_sum(total, self.groups.dp_cp_group)
         broadcast(total, self.groups.pp_group, source=self.groups.pp_size - 1)
         return float(total)
+
+    def _own_positions(self, batch: Batch) -> Batch:
+        """What this rank computes of a micro-batch that context parallelism cuts."""
+        context = self.groups.context
+        return batch if context.size == 1 else batch.at(context.positions(batch.tokens.size(1)))
 
     def _forward_step(
         self, batches: Iterator[Batch], chunk: DistributedDataParallel, mean_per_batch: bool, step: int | None

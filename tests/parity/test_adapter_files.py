@@ -26,6 +26,7 @@ LAYOUTS = [
     Layout(pp=4),
     Layout(tp=2, pp=2),
     Layout(dp=2, distributed_optimizer=True),
+    Layout(cp=2, attention="ring", distributed_optimizer=True),
 ]
 
 

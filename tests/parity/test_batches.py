@@ -42,7 +42,12 @@ def test_rows_padded_to_the_sequence_length(layout: Layout, bench: ParityBench, 
 
 @pytest.mark.parametrize(
     ("layout", "rows"),
-    [(Layout(), 2), (Layout(dp=2, distributed_optimizer=True), 1), (Layout(tp=2, pp=2), 1)],
+    [
+        (Layout(), 2),
+        (Layout(dp=2, distributed_optimizer=True), 1),
+        (Layout(tp=2, pp=2), 1),
+        (Layout(cp=2, attention="ulysses"), 2),
+    ],
     ids=str,
 )
 def test_mean_of_micro_batch_means(layout: Layout, rows: int, bench: ParityBench, within: Within) -> None:
@@ -96,7 +101,14 @@ def test_a_global_batch_without_loss_is_skipped(layout: Layout, bench: ParityBen
 
 
 @pytest.mark.parametrize(
-    "layout", [Layout(), Layout(tp=2, sequence_parallel=True, dp=2), Layout(pp=4)], ids=str
+    "layout",
+    [
+        Layout(),
+        Layout(tp=2, sequence_parallel=True, dp=2),
+        Layout(pp=4),
+        Layout(cp=2, dp=2, attention="ring"),
+    ],
+    ids=str,
 )
 def test_evaluation_loss_is_the_mean_over_all_rows(layout: Layout, bench: ParityBench) -> None:
     """13 rows fill no batch evenly; the first evaluation is that of the untrained start."""

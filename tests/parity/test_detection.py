@@ -49,6 +49,16 @@ def divide_the_rank_by_tp(session: Any) -> None:
                 module.scaling *= 2
 
 
+def count_positions_in_what_is_held(session: Any) -> None:
+    """Rotary positions of a part of a row start from 0, wherever it begins."""
+
+    def forget(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "positions": None}
+
+    for chunk in session.chunks:
+        chunk.register_forward_pre_hook(forget, with_kwargs=True)
+
+
 def count_every_copy_in_the_norm(session: Any) -> None:
     """A replicated factor enters the global norm once for every TP rank."""
     for owned in session.optimizer.slices:
@@ -61,6 +71,7 @@ def count_every_copy_in_the_norm(session: Any) -> None:
         (forget_to_sum_partial_gradients, SP),
         (sum_shards_over_tp, Layout(tp=2)),
         (forget_to_sum_over_data_parallel_ranks, Layout(dp=2)),
+        (forget_to_sum_over_data_parallel_ranks, Layout(cp=2, attention="ring")),
     ],
 )
 def test_broken_sums_of_gradients_are_found(breakage: Breakage, layout: Layout, bench: ParityBench) -> None:
@@ -82,6 +93,14 @@ def test_a_cut_graph_is_found(bench: ParityBench) -> None:
 
 def test_a_wrong_scaling_is_found(bench: ParityBench) -> None:
     outcome = bench.train(CASE, Layout(tp=2), breakage=divide_the_rank_by_tp)
+    with pytest.raises(AssertionError, match="above tolerance: logits, loss, grad_norm, gradient"):
+        bench.compare(CASE, outcome).check()
+
+
+@pytest.mark.parametrize("attention", ["ring", "ulysses"])
+def test_wrong_positions_of_cut_rows_are_found(attention: str, bench: ParityBench) -> None:
+    layout = Layout(cp=2, attention=attention)
+    outcome = bench.train(CASE, layout, breakage=count_positions_in_what_is_held)
     with pytest.raises(AssertionError, match="above tolerance: logits, loss, grad_norm, gradient"):
         bench.compare(CASE, outcome).check()
 

@@ -16,12 +16,15 @@ LAYOUTS = [
     Layout(tp=2),
     Layout(tp=2, sequence_parallel=True, recompute="uniform"),
     Layout(pp=2, dp=2, recompute="selective"),
+    Layout(cp=4, attention="hybrid"),
 ]
 OTHERS = [
     Layout(recompute="block"),
     Layout(tp=4, sequence_parallel=True),
     Layout(tp=2, pp=2, sequence_parallel=True, recompute="uniform"),
     Layout(tp=2, dp=2, distributed_optimizer=True),
+    Layout(cp=2, attention="ring", tp=2, sequence_parallel=True),
+    Layout(cp=2, attention="ulysses", pp=2, recompute="uniform"),
 ]
 
 

@@ -20,6 +20,14 @@ DEFAULT = [
 OTHERS = [layout for layout in covering(all_layouts()) if layout not in DEFAULT]
 
 
+@pytest.mark.parametrize("attention", ["ring", "ulysses"])
+def test_windows_over_cut_rows(
+    attention: str, bench: ParityBench, within: Callable[[Differences], None]
+) -> None:
+    case = Case(model="mistral-window")
+    within(bench.compare(case, bench.train(case, Layout(cp=2, attention=attention))))
+
+
 @pytest.mark.parametrize("model", FAMILIES)
 @pytest.mark.parametrize(
     "layout", [*DEFAULT, *(pytest.param(layout, marks=pytest.mark.slow) for layout in OTHERS)], ids=str

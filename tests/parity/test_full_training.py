@@ -17,6 +17,7 @@ from tests.support.parity import Case, ParityBench
         # A norm's gradient is partial over TP only under SP; that of a head norm in any case.
         ("qwen3", Layout()),
         ("qwen3", Layout(tp=2)),
+        ("qwen3", Layout(cp=2, attention="ring", distributed_optimizer=True)),
         ("qwen3", Layout(tp=2, sequence_parallel=True, recompute="uniform")),
         # A row-parallel bias stands after the reduce-scatter.
         ("llama-bias", Layout(tp=2, sequence_parallel=True, dp=2, distributed_optimizer=True)),

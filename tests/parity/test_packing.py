@@ -28,8 +28,19 @@ LAYOUTS = [
     Layout(pp=2, vpp=2, recompute="block"),
     Layout(tp=2, dp=2, distributed_optimizer=True),
     Layout(tp=2, pp=2, sequence_parallel=True, recompute="selective"),
+    Layout(cp=2, attention="ring", tp=2, sequence_parallel=True),
+    Layout(cp=4, attention="hybrid"),
 ]
-OTHERS = [Layout(dp=4), Layout(pp=2, dp=2), Layout(pp=4), Layout(tp=4), Layout(tp=2, pp=2, vpp=2)]
+OTHERS = [
+    Layout(cp=4, attention="ring"),
+    Layout(cp=2, attention="ulysses", dp=2, distributed_optimizer=True),
+    Layout(cp=2, attention="ring", pp=2, recompute="uniform"),
+    Layout(dp=4),
+    Layout(pp=2, dp=2),
+    Layout(pp=4),
+    Layout(tp=4),
+    Layout(tp=2, pp=2, vpp=2),
+]
 SLOW = [pytest.param(layout, marks=pytest.mark.slow) for layout in OTHERS]
 PREPARED_SLOW = [pytest.param(layout, marks=pytest.mark.slow) for layout in [*LAYOUTS[1::2], *OTHERS]]
 Within = Callable[[Differences], None]

@@ -23,6 +23,13 @@ OVERLAP = {
     "gather": "--overlap-grad-reduce --overlap-param-gather --ddp-bucket-size 500",
 }
 """Which data-parallel communication overlaps → its flags; buckets small enough for several."""
+CONTEXT = {
+    "whole": "",
+    "ring": "--context-parallel-algo megatron_cp_algo",
+    "ulysses": "--context-parallel-algo ulysses_cp_algo",
+    "hybrid": "--context-parallel-algo hybrid_cp_algo --ulysses-degree-in-cp 2",
+}
+"""How attention sees rows that context parallelism cuts → its flags."""
 LAYERS = 4
 """Of the models that are trained in these layouts."""
 
@@ -42,16 +49,23 @@ class Layout:
     stages: str = "even"
     """``uneven`` sizes, or ``noops``: layers that do nothing, with four chunks two chunks of nothing else."""
     overlap: str = "none"
+    cp: int = 1
+    attention: str = "whole"
+    """How it sees rows that CP cuts: ``ring``, ``ulysses`` or ``hybrid``."""
 
     @property
     def world_size(self) -> int:
         """Ranks of the job."""
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.dp * self.cp
 
     @property
     def flags(self) -> list[str]:
         """The command-line flags."""
         words = ["--tensor-model-parallel-size", str(self.tp), "--pipeline-model-parallel-size", str(self.pp)]
+        words += CONTEXT[self.attention].split()
+        words += ["--context-parallel-size", str(self.cp)] if self.cp > 1 else []
+        words += ["--context-parallel-size", str(self.cp)] if self.cp > 1 else []
+        words += CONTEXT[self.attention].split()
         words += ["--sequence-parallel"] if self.sequence_parallel else []
         words += ["--use-distributed-optimizer"] if self.distributed_optimizer else []
         words += self._stage_flags
@@ -94,6 +108,7 @@ class Layout:
         parts = [f"tp{self.tp}" + ("sp" if self.sequence_parallel else "")]
         parts.append(f"pp{self.pp}" + (f"x{self.vpp}" if self.vpp > 1 else ""))
         parts.append(f"dp{self.dp}" + ("zero1" if self.distributed_optimizer else ""))
+        parts += [f"cp{self.cp}{self.attention}"] if self.cp > 1 else []
         parts += [part for part, usual in ((self.stages, "even"), (self.overlap, "none")) if part != usual]
         return "-".join([*parts, self.recompute])
 
@@ -101,22 +116,32 @@ class Layout:
 def all_layouts(max_ranks: int = 4) -> list[Layout]:
     """Every layout that ``max_ranks`` ranks allow.
 
-    SP needs TP > 1, the distributed optimizer and overlap DP > 1, overlapping gathers the distributed optimizer.
+    SP needs TP > 1, the distributed optimizer and overlap DP or CP > 1, overlapping gathers the distributed
+    optimizer.
     """
     sizes = [1, 2, 4]
     return [
-        Layout(tp, pp, dp, sequence_parallel, distributed, recompute, vpp, stages, overlap)
-        for tp, pp, dp in itertools.product(sizes, sizes, sizes)
-        if tp * pp * dp <= max_ranks
+        Layout(tp, pp, dp, sequence_parallel, distributed, recompute, vpp, stages, overlap, cp, attention)
+        for tp, pp, dp, cp in itertools.product(sizes, sizes, sizes, sizes)
+        if tp * pp * dp * cp <= max_ranks
         for sequence_parallel in ([False, True] if tp > 1 else [False])
-        for distributed in ([False, True] if dp > 1 else [False])
+        for distributed in ([False, True] if dp * cp > 1 else [False])
         for recompute in RECOMPUTE
         for vpp in ([1, 2] if pp == 2 else [1])
         for stages in _stages(pp, vpp)
-        for overlap in (
-            ["none", "reduce", "gather"] if distributed else ["none", "reduce"] if dp > 1 else ["none"]
-        )
+        for overlap in _overlaps(dp * cp > 1, distributed)
+        for attention in _attentions(cp)
     ]
+
+
+def _overlaps(several: bool, distributed: bool) -> list[str]:
+    return ["none", *(["reduce"] if several else []), *(["gather"] if distributed else [])]
+
+
+def _attentions(cp: int) -> list[str]:
+    if cp == 1:
+        return ["whole"]
+    return ["ring", "ulysses", *(["hybrid"] if cp > 2 else [])]
 
 
 def _stages(pp: int, vpp: int) -> list[str]:
@@ -144,7 +169,7 @@ def pairs(layout: Layout) -> set[frozenset[tuple[str, object]]]:
 
     Overlap with recomputation has a test of its own, ``test_data_parallel_distributed.py``.
     """
-    degrees, apart = ("tp", "pp", "dp"), {"overlap", "recompute"}
+    degrees, apart = ("tp", "pp", "dp", "cp"), {"overlap", "recompute"}
     values = [(name, value > 1 if name in degrees else value) for name, value in vars(layout).items()]
     return {
         frozenset(pair) for pair in itertools.combinations(values, 2) if {name for name, _ in pair} != apart

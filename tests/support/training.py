@@ -136,12 +136,28 @@ def logits(session: Any, tokens: torch.Tensor | None) -> torch.Tensor | None:
         return None
     for chunk in session.model:
         chunk.eval()
+    positions = session.groups.context.positions(tokens.size(1))
     with torch.no_grad():
         outputs = session.runner.pipeline.run(
-            lambda batches, chunk: (chunk(next(batches)), lambda output, non_loss_data: output),
-            [tokens],
-            [(tokens.size(1), tokens.size(0))],
+            lambda batches, chunk: (
+                chunk(next(batches), positions=positions),
+                lambda output, non_loss_data: output,
+            ),
+            [tokens[:, positions]],
+            [(len(positions), tokens.size(0))],
             forward_only=True,
             collect_non_loss_data=True,
         )
-    return outputs[0].float() if outputs else None
+    return _of_all_positions(outputs[0].float(), positions) if outputs else None
+
+
+def _of_all_positions(local: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Logits ``[s, b, v]`` of all positions, from those that each context-parallel rank holds."""
+    from megatron.core import parallel_state
+
+    every: list[Any] = [None] * parallel_state.get_context_parallel_world_size()
+    torch.distributed.all_gather_object(
+        every, (positions, local), group=parallel_state.get_context_parallel_group()
+    )
+    order = torch.cat([positions for positions, _ in every]).argsort()
+    return torch.cat([part for _, part in every])[order]

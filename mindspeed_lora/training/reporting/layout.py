@@ -41,6 +41,7 @@ def layout_rows(
         ("world size", f"{world_size} ({device})"),
         ("tensor parallel", str(parallel.tensor_model_parallel_size)),
         ("pipeline parallel", str(parallel.pipeline_model_parallel_size)),
+        ("context parallel", _context(parallel)),
         ("data parallel", str(data_parallel)),
         ("sequence parallel", _switch(parallel.sequence_parallel)),
         ("distributed optimizer", _switch(parallel.use_distributed_optimizer)),
@@ -82,6 +83,15 @@ def _per_rank(counts: Sequence[int]) -> str:
     if len(counts) <= _RANKS_SHOWN:
         return " / ".join(f"{count:,}" for count in counts)
     return f"{min(counts):,} to {max(counts):,}"
+
+
+def _context(parallel: ParallelConfig) -> str:
+    ulysses, ring = parallel.context_degrees
+    if ulysses * ring == 1:
+        return "1"
+    parts = [f"all-to-all over {ulysses}"] if ulysses > 1 else []
+    parts += [f"ring of {ring}"] if ring > 1 else []
+    return f"{ulysses * ring} ({', '.join(parts)})"
 
 
 def _recompute(training: TrainingConfig) -> str:

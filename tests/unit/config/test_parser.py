@@ -84,12 +84,12 @@ def test_training_flags_have_no_effect_in_inference() -> None:
 def test_features_that_are_not_there_are_refused_by_name() -> None:
     with pytest.raises(Refused, match="--num-experts 8, --moe-grouped-gemm: mixture-of-experts models"):
         parse("--num-experts 8 --moe-grouped-gemm")
-    with pytest.raises(Refused, match="--context-parallel-size 2: context parallelism"):
-        parse("--context-parallel-size 1 --context-parallel-size 2")
+    with pytest.raises(Refused, match="--expert-model-parallel-size 2: mixture-of-experts"):
+        parse("--expert-model-parallel-size 1 --expert-model-parallel-size 2")
 
 
 def test_values_that_leave_a_feature_off_are_fine() -> None:
-    parsed = parse("--context-parallel-size 1 --expert-model-parallel-size 1 --ckpt-format torch")
+    parsed = parse("--target-expert-parallel-size 1 --expert-model-parallel-size 1 --ckpt-format torch")
     assert parsed == Parsed()
 
 

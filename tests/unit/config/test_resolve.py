@@ -22,6 +22,13 @@ def test_generation_without_a_prompt_asks_the_published_one() -> None:
     assert parse("inference", ["--load", "m", "--task", "chat"], {}).inference.prompt is None
 
 
+def test_ranks_of_context_parallelism_generate_as_replicas() -> None:
+    words = "--load m --context-parallel-size 2 --context-parallel-algo ulysses_cp_algo"
+    job: Any = parse("inference", words.split(), {"WORLD_SIZE": "3"})
+    assert job.parallel.context_parallel_size == 1
+    assert any("--context-parallel-size has no effect on generation" in notice for notice in job.notices)
+
+
 @pytest.mark.parametrize(
     ("given", "tasks"), [("greedy_search", ("greedy",)), ("do_sample greedy", ("do_sample", "greedy"))]
 )

@@ -108,6 +108,7 @@ def test_full_recompute_alone_takes_each_layer() -> None:
             ["--global-batch-size 3", "data-parallel size 1 = 2", "4"],
         ),
         ("--tensor-model-parallel-size 2", ["world size 1", "size 2 x", "= 2"]),
+        ("--context-parallel-size 2", ["world size 1", "x --context-parallel-size 2 = 2"]),
         ("--world-size 4", ["--world-size 4: the world has 1"]),
     ],
 )

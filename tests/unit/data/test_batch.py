@@ -116,3 +116,25 @@ def test_a_token_outside_of_the_vocabulary_is_named() -> None:
     assert one_a_row(sample([9], [9]), padding=padding).num_tokens == 1
     with pytest.raises(Failed, match="sample 42 holds the token id 10"):
         collate([[sample([1], [1], 41)], [sample([1], [1], 43), sample([10], [10], 42)]], padding)
+
+
+def test_some_positions_of_every_row() -> None:
+    """Labels are those of the whole row: the last position of a part predicts the first of the next."""
+    batch = one_a_row(
+        sample([1, 2, 3, 4], [1, 2, 3, 4], 7),
+        sample([5, 6], [5, 6], 8),
+        padding=Padding(pad_token_id=9, multiple_of=4),
+    )
+    part = batch.at(torch.tensor([1, 2]))
+    assert part.tokens.tolist() == [[2, 3], [6, 9]]
+    assert part.labels.tolist() == [[3, 4], [-100, -100]]
+    assert part.position_ids.tolist() == [1, 2]
+    assert part.sample_ids.tolist() == [[7, 7], [8, -1]]
+    assert part.sample_positions.tolist() == [[1, 2], [1, -1]]
+    assert (part.num_tokens, part.num_loss_tokens) == (batch.num_tokens, batch.num_loss_tokens)
+    packed = collate(
+        [[sample([1, 2], [1, 2]), sample([3, 4], [3, 4])]], Padding(pad_token_id=9, multiple_of=4)
+    )
+    part = packed.at(torch.tensor([0, 3]))
+    assert part.position_ids.tolist() == [[0, 1]]
+    assert part.sub_rows == packed.sub_rows == ((2, 2),)

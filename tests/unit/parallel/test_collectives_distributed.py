@@ -103,3 +103,25 @@ def test_a_refusal_is_heard_from_any_rank(workers: WorkerPool) -> None:
     found = workers.run(2, fail_on, [1], Refused)
     assert [kind for kind, _, _ in found] == ["PeerFailure", "Failed"]
     assert found[1][1] == "broken on 1"
+
+
+def pass_around() -> dict[str, object]:
+    groups = _join()
+    group, rank = groups.dp_group, groups.rank
+    strided = (10 * rank + torch.arange(6)).view(2, 3).t()
+    first = collectives.RingPass(torch.tensor([rank]), group)
+    second = collectives.RingPass(torch.tensor([rank, -rank]), group, tag=1)
+    found = {
+        "all to all": collectives.all_to_all(strided, group).tolist(),
+        "second": second.wait().tolist(),
+        "first": first.wait().tolist(),
+    }
+    destroy_groups()
+    return found
+
+
+def test_all_to_all_and_two_passes_around_a_ring_at_once(workers: WorkerPool) -> None:
+    for rank, found in enumerate(workers.run(3, pass_around)):
+        assert found["all to all"] == [[10 * source + rank, 10 * source + rank + 3] for source in range(3)]
+        before = (rank - 1) % 3
+        assert (found["first"], found["second"]) == ([before], [before, -before])

@@ -12,6 +12,7 @@ from tests.support.models import VOCAB_SIZE
 from tests.support.tiny import Tiny, plan
 
 TP2 = {"tensor_model_parallel_size": 2}
+CP2 = {"context_parallel_size": 2}
 
 
 @pytest.fixture
@@ -86,6 +87,8 @@ class TestPadding:
             ({**TP2, "sequence_parallel": True, "pad_to_multiple_of": 3}, 12),
             ({**TP2, "sequence_parallel": True, "pad_to_multiple_of": 1}, 4),
             ({"sequence_parallel": True, "pad_to_multiple_of": 1}, 1),
+            ({**CP2, "pad_to_multiple_of": 1}, 4),
+            ({**CP2, "pad_to_multiple_of": 3}, 12),
         ],
         ids=str,
     )
@@ -95,9 +98,12 @@ class TestPadding:
         assert plan(tiny.words(variable_seq_lengths=True, **flags)).pad_to == multiple
 
     def test_a_length_that_ranks_cannot_share_is_refused(self, tiny: Tiny) -> None:
-        with pytest.raises(Refused, match="--seq-length 41 .* 2, .*use 42"):
+        with pytest.raises(Refused, match="--seq-length 41 .* 2, .*nearest one is 42"):
             plan(tiny.words(seq_length=41, **TP2, sequence_parallel=True))
         assert plan(tiny.words(seq_length=41, **TP2)).seq_length == 41
+        with pytest.raises(Refused, match="--seq-length 42 .* 4, for two equal chunks .*nearest one is 44"):
+            plan(tiny.words(seq_length=42, **CP2))
+        assert plan(tiny.words(seq_length=44, **CP2)).pad_to is None
 
     def test_no_row_is_longer_than_the_sequence_length_after_padding(self, tiny: Tiny) -> None:
         found = plan(tiny.words(variable_seq_lengths=True, seq_length=30))

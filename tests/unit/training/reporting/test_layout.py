@@ -23,6 +23,7 @@ def test_rows_tell_every_degree() -> None:
         "world size": "8 (cpu)",
         "tensor parallel": "2",
         "pipeline parallel": "2",
+        "context parallel": "1",
         "data parallel": "2",
         "sequence parallel": "on",
         "distributed optimizer": "off",
@@ -36,6 +37,16 @@ def test_rows_tell_every_degree() -> None:
 def test_rows_without_switches() -> None:
     rows = dict(layout_rows(ParallelConfig(), TrainingConfig(), 1, "cuda"))
     assert (rows["dtype"], rows["recompute"], rows["sequence parallel"]) == ("fp32", "off", "off")
+
+
+def test_context_parallelism_is_told_with_its_kind() -> None:
+    hybrid = ParallelConfig(
+        context_parallel_size=4, context_parallel_algo="hybrid_cp_algo", ulysses_degree_in_cp=2
+    )
+    rows = dict(layout_rows(hybrid, TrainingConfig(), 8, "cpu"))
+    assert (rows["context parallel"], rows["data parallel"]) == ("4 (all-to-all over 2, ring of 2)", "2")
+    ring = dict(layout_rows(ParallelConfig(context_parallel_size=2), TrainingConfig(), 2, "cpu"))
+    assert ring["context parallel"] == "2 (ring of 2)"
 
 
 def test_selective_recompute_is_named() -> None:
