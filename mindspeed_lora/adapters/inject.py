@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
 from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart, ParallelLoraLinear, RowParallelLora
 from mindspeed_lora.adapters.products import RowBlock
-from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec
+from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec, TrainedTensor
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.families import FAMILIES
 from mindspeed_lora.models.families.segments import Segment
@@ -18,10 +19,10 @@ from mindspeed_lora.models.gpt import GPTModel
 
 
 def inject_adapters(model: GPTModel, spec: AdapterSpec, canonical_name: Callable[[str], str]) -> list[str]:
-    """Freezes the model and gives each target linear of it its adapter; values are filled in afterwards.
+    """Freezes the model, gives each target linear of it its adapter, and thaws what is trained besides.
 
-    A stays uninitialised until it is drawn or read, B is zero. Each factor's canonical name is its attribute
-    ``canonical_name``.
+    Values are filled in afterwards: A stays uninitialised until it is drawn or read, B is zero. Each factor's
+    canonical name is its attribute ``canonical_name``.
 
     Args:
         model: one chunk of the model; what the others hold of the adapter is passed over.
@@ -42,7 +43,29 @@ def inject_adapters(model: GPTModel, spec: AdapterSpec, canonical_name: Callable
         parent = model.get_submodule(parent_name)
         parts = by_module[canonical_name(name)]
         setattr(parent, child, _with_adapter(getattr(parent, child), parts, spec.dropout, model))
+    _train_with_it(model, spec, canonical_name)
     return replaced
+
+
+def _train_with_it(model: GPTModel, spec: AdapterSpec, canonical_name: Callable[[str], str]) -> None:
+    """Thaws the tensors of the base that are trained with the adapter.
+
+    One of which only some rows are trained is told which: its attribute ``trained_rows``.
+    """
+    trained = {tensor.name: tensor for tensor in spec.trained}
+    for local_name, param in model.named_parameters():
+        tensor = None if hasattr(param, "canonical_name") else trained.get(canonical_name(local_name))
+        if tensor is not None:
+            param.requires_grad_(True)
+            if not tensor.is_whole:
+                param.trained_rows = _trained_rows(tensor, model, param.size(0))
+
+
+def _trained_rows(tensor: TrainedTensor, model: GPTModel, local_size: int) -> list[tuple[int, int]]:
+    """Ranges of this rank's rows that belong to the Hugging Face tensors that are trained."""
+    segments = _local_segments(tensor.name, model.shape, local_size, model.groups.tp_size)
+    places = zip(accumulate((_length(s) for s in segments), initial=0), segments, strict=False)
+    return [(first, first + _length(s)) for first, s in places if tensor.members[s.part]]
 
 
 def _with_adapter(
@@ -67,23 +90,31 @@ def local_rows(spec: PartSpec, shape: ModelShape, local_size: int, tp_size: int)
     """The rows of a TP rank's shard, of ``local_size`` rows, that a pair of factors adds to."""
     if not spec.label:
         return RowBlock(0, local_size)
-    mapping, layer = FAMILIES[shape.family].mapping(f"{spec.module}.weight")
-    # A rank holds whole query groups, so its shard is laid out as the matrix of a smaller model.
+    weight = f"{spec.module}.weight"
+    mapping, layer = FAMILIES[shape.family].mapping(weight)
+    segments = _local_segments(weight, shape, local_size, tp_size)
+    return _row_block(segments, mapping.modules(layer).index(spec.hf_modules[0]))
+
+
+def _local_segments(name: str, shape: ModelShape, local_size: int, tp_size: int) -> list[Segment]:
+    """Rows of the Hugging Face tensors in a TP rank's shard: it holds whole query groups, as a smaller model does."""
     local_shape = dataclasses.replace(
         shape,
         num_attention_heads=shape.num_attention_heads // tp_size,
         num_query_groups=shape.num_query_groups // tp_size,
     )
-    return _row_block(
-        mapping.segments(local_shape, local_size), mapping.modules(layer).index(spec.hf_modules[0])
-    )
+    return FAMILIES[shape.family].mapping(name)[0].segments(local_shape, local_size)
+
+
+def _length(segment: Segment) -> int:
+    return segment.stop - segment.start
 
 
 def _row_block(segments: Sequence[Segment], part: int) -> RowBlock:
     """Where the rows of one part of a fused matrix stand in it."""
     places, position = [], 0
     for segment in segments:
-        length = segment.stop - segment.start
+        length = _length(segment)
         if segment.part == part:
             places.append((position, position + length))
         position += length

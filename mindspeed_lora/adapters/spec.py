@@ -1,4 +1,4 @@
-"""What an adapter is on one model: its pairs of factors, each with its place, rank and scaling.
+"""What an adapter is on one model: its pairs of factors, and the base's own tensors that are trained with them.
 
 One description that injection, starting values, reading, writing, merging and reporting share. It is made by
 :mod:`mindspeed_lora.checkpoint.adapter_description`.
@@ -6,6 +6,7 @@ One description that injection, starting values, reading, writing, merging and r
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -47,12 +48,33 @@ class PartSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedTensor:
+    """A tensor of the base that is trained with the adapter, wholly or in some of its Hugging Face tensors."""
+
+    name: str
+    """Canonical name."""
+    size: tuple[int, ...]
+    """Without the rows that pad the vocabulary."""
+    members: tuple[tuple[str, ...], ...]
+    """For each Hugging Face tensor that it is made of, its names in the adapter's file; none where it is frozen."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no part of it is frozen."""
+        return all(self.members)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdapterSpec:
     """An adapter on one model."""
 
     parts: tuple[PartSpec, ...]
     """In the order of the forward pass."""
     dropout: float
+    trained: tuple[TrainedTensor, ...] = ()
+    """In the order of the forward pass."""
+    untied: bool = False
+    """The output layer, tied to the embedding in the base, becomes a tensor of its own."""
 
     @property
     def tensors(self) -> dict[str, tuple[int, int]]:
@@ -69,7 +91,12 @@ class AdapterSpec:
         ranks, alphas = (
             _span(values) for values in ([p.rank for p in self.parts], [p.alpha for p in self.parts])
         )
-        return f"r {ranks}, alpha {alphas}, on {' '.join(self.targets)}"
+        text = f"r {ranks}, alpha {alphas}, on {' '.join(self.targets)}"
+        kinds = dict.fromkeys(_LAYER.sub("", tensor.name) for tensor in self.trained)
+        return f"{text}; also trained: {' '.join(kinds)}" if kinds else text
+
+
+_LAYER = re.compile(r"^(decoder\.(layers\.\d+\.)?)|\.weight$")
 
 
 def _span(values: list[int] | list[float]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec
+from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec, TrainedTensor
 from mindspeed_lora.checkpoint.canonical import linear_shapes
 from mindspeed_lora.checkpoint.peft import WEIGHTS_FILE, PeftAdapter, factor_name
 from mindspeed_lora.checkpoint.peft_config import CONFIG_FILE, AdapterConfig
@@ -24,11 +24,13 @@ from mindspeed_lora.models.families.segments import Range, Segment
 
 
 class AdapterSource(PeftAdapter):
-    """An adapter whose factors are read by canonical name."""
+    """An adapter whose tensors are read by canonical name."""
 
     def __init__(self, path: str | Path, shape: ModelShape, shared: Collection[str] | None = None) -> None:
         super().__init__(path, shape, shared)
         self._parts = {name: part for part in self.spec.parts for name in part.tensors}
+        self.trained = {tensor.name: tensor for tensor in self.spec.trained}
+        """Canonical name → tensor of the base that is trained with the adapter."""
 
     def read(self, name: str, axis: int | None = None, ranges: Sequence[Range] | None = None) -> torch.Tensor:
         """A factor ``[r, in]`` or ``[out, r]`` of a canonical name, or ranges of one axis of it."""
@@ -41,6 +43,26 @@ class AdapterSource(PeftAdapter):
         out = torch.empty(size, dtype=self.file.entries[names[0]].dtype)
         gather(self.file, out, names, self._segments(part, factor), 0, wanted)
         return out
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that a trained tensor of the base is stored in."""
+        return self.file.entries[_first_names(self.trained[name])[0]].dtype
+
+    def fill(self, out: torch.Tensor, name: str, wanted: Sequence[Sequence[Range]]) -> None:
+        """Fill ``out`` with the wanted ranges (per axis) of a tensor of the base that is trained whole."""
+        tensor = self.trained[name]
+        segments = self.mapping(tensor).segments(self.shape, tensor.size[0])
+        gather(self.file, out, _first_names(tensor), segments, 0, wanted)
+
+    def overlay(self, whole: torch.Tensor, name: str) -> torch.Tensor:
+        """A tensor of the base, whole, with the Hugging Face tensors in it that are trained as the adapter has them."""
+        tensor = self.trained[name]
+        mapping = self.mapping(tensor)
+        parts = [
+            self.file.read(names[0]).to(part.dtype) if names else part
+            for names, part in zip(tensor.members, mapping.split(self.shape, whole), strict=True)
+        ]
+        return mapping.join(self.shape, parts)
 
     def _segments(self, part: PartSpec, factor: str) -> list[Segment]:
         """Rows of the matrices' tensors in the order of the factor's rows."""
@@ -58,26 +80,47 @@ def write_adapter(
     tensors: Mapping[str, torch.Tensor] | Callable[[str], torch.Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a PEFT folder from canonical factors, one at a time.
+    """Write a PEFT folder from canonical tensors, one at a time.
 
-    ``tensors`` gives the whole factors of ``spec`` by canonical name. ``folder`` is made if need be; the caller
-    sees to it that it is a temporary one.
+    ``tensors`` gives the whole factors and trained tensors of ``spec`` by canonical name. ``folder`` is made if need
+    be; the caller sees to it that it is a temporary one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     get = tensors if callable(tensors) else tensors.__getitem__
-    specs: dict[str, TensorSpec] = {}
-    for part in spec.parts:
-        for module, (rows, columns) in _hf_sizes(part, shape).items():
-            specs[factor_name(module, "a")] = (dtype, (part.rank, columns))
-            specs[factor_name(module, "b")] = (dtype, (rows, part.rank))
-    with SafetensorsWriter(folder / WEIGHTS_FILE, specs) as writer:
+    with SafetensorsWriter(folder / WEIGHTS_FILE, _specs(shape, spec, dtype)) as writer:
         for part in spec.parts:
             lora_a, lora_b = (get(name).to(dtype) for name in part.tensors)
             for module, own in zip(part.hf_modules, _split(part, shape, lora_b), strict=True):
                 writer.write(factor_name(module, "a"), lora_a)
                 writer.write(factor_name(module, "b"), own)
+        for tensor in spec.trained:
+            # Without the rows that pad the vocabulary.
+            whole = get(tensor.name)[: tensor.size[0]].to(dtype)
+            mapping, _ = FAMILIES[shape.family].mapping(tensor.name)
+            for names, own in zip(tensor.members, mapping.split(shape, whole), strict=True):
+                for name in names:
+                    writer.write(name, own)
     content = json.dumps(config.to_json(), indent=2, sort_keys=True)
     (folder / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
+
+
+def _specs(shape: ModelShape, spec: AdapterSpec, dtype: torch.dtype) -> dict[str, TensorSpec]:
+    """Dtype and shape of every tensor of the file."""
+    specs: dict[str, TensorSpec] = {}
+    for part in spec.parts:
+        for module, (rows, columns) in _hf_sizes(part, shape).items():
+            specs[factor_name(module, "a")] = (dtype, (part.rank, columns))
+            specs[factor_name(module, "b")] = (dtype, (rows, part.rank))
+    for tensor in spec.trained:
+        mapping, _ = FAMILIES[shape.family].mapping(tensor.name)
+        for names, size in zip(tensor.members, mapping.hf_shapes(shape, tensor.size), strict=True):
+            specs.update(dict.fromkeys(names, (dtype, size)))
+    return specs
+
+
+def _first_names(tensor: TrainedTensor) -> list[str]:
+    """One name in the adapter's file for each Hugging Face tensor of a trained one."""
+    return [names[0] for names in tensor.members if names]
 
 
 def _split(part: PartSpec, shape: ModelShape, lora_b: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator
 
+from mindspeed_lora.checkpoint.adapter_description import hf_linears
 from mindspeed_lora.checkpoint.adapter_flags import Linears, excluded_modules, peft_pattern, targeted_modules
 from mindspeed_lora.checkpoint.peft_config import AdapterConfig
 from mindspeed_lora.checkpoint.peft_rules import layer_index, matches
+from mindspeed_lora.checkpoint.saved_modules_flag import hf_modules, peft_modules_to_save
 from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
 
 
 def refuse_contradictions(
-    lora: LoraConfig, config: AdapterConfig, modules: Collection[str], linears: Linears
+    lora: LoraConfig, config: AdapterConfig, modules: Collection[str], shape: ModelShape
 ) -> None:
     """Refuse flags that contradict an adapter.
 
@@ -21,9 +24,14 @@ def refuse_contradictions(
         lora: the flags.
         config: the adapter's.
         modules: full Hugging Face names of the modules that carry it.
-        linears: the linears of its model.
+        shape: of its model without the adapter.
     """
-    differing = list(_differing(lora, config, modules, linears))
+    linears = hf_linears(shape.family, shape.num_layers)
+    differing = [
+        *_differing(lora, config, modules, linears),
+        *_differing_patterns(lora, config, modules, linears),
+        *_differing_trained(lora, config, shape),
+    ]
     if differing:
         raise Refused(
             f"{', '.join(differing)}: contradicting {config.path}; leave out what the adapter tells"
@@ -51,7 +59,6 @@ def _differing(
     if layers is not None and set(layers) != set(config.layers):
         found_layers = " ".join(map(str, config.layers)) or "none"
         yield f"--lora-layers-to-transform {' '.join(map(str, layers))} (the adapter has {found_layers})"
-    yield from _differing_patterns(lora, config, modules, linears)
 
 
 def _still_named(lora: LoraConfig, config: AdapterConfig, linears: Linears) -> set[str]:
@@ -62,6 +69,22 @@ def _still_named(lora: LoraConfig, config: AdapterConfig, linears: Linears) -> s
         if not (config.exclude_modules is not None and matches(config.exclude_modules, module))
         and (not config.layers or layer_index(module, config.layer_lists) in config.layers)
     }
+
+
+def _differing_trained(lora: LoraConfig, config: AdapterConfig, shape: ModelShape) -> Iterator[str]:
+    """Of what is trained beside the factors."""
+    if lora.lora_bias not in (None, config.bias):
+        yield f"--lora-bias {lora.lora_bias} (the adapter has {config.bias})"
+    if lora.lora_ensure_weight_tying and not config.ensure_weight_tying:
+        yield "--lora-ensure-weight-tying (the adapter is without)"
+    if lora.lora_modules_to_save is None:
+        return
+    given = dataclasses.replace(
+        config, modules_to_save=peft_modules_to_save(lora.lora_modules_to_save, shape)
+    )
+    if any(given.saves(module) != config.saves(module) for module in hf_modules(shape)):
+        found = " ".join(config.modules_to_save) or "none"
+        yield f"--lora-modules-to-save {' '.join(lora.lora_modules_to_save)} (the adapter has {found})"
 
 
 def _differing_patterns(

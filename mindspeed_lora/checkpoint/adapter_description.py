@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec
 from mindspeed_lora.checkpoint.canonical import adapter_modules, linear_shapes
 from mindspeed_lora.checkpoint.peft_config import AdapterConfig
+from mindspeed_lora.checkpoint.trained_tensors import trained_tensors, unties
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES
@@ -26,7 +27,7 @@ def describe_adapter(
 
     Args:
         config: what is targeted, with which ranks and alphas.
-        shape: the model's.
+        shape: the model's, without the adapter.
         shared: the fused linears, by Megatron's names, whose matrices share one A.
         dropout: in place of the configuration's.
 
@@ -38,7 +39,12 @@ def describe_adapter(
         for module in adapter_modules(shape.num_layers)
         for part in _parts(config, shape, module, module.rpartition(".")[2] in shared)
     ]
-    return AdapterSpec(parts=tuple(parts), dropout=config.dropout if dropout is None else dropout)
+    return AdapterSpec(
+        parts=tuple(parts),
+        dropout=config.dropout if dropout is None else dropout,
+        trained=trained_tensors(config, shape),
+        untied=unties(config, shape),
+    )
 
 
 def hf_linears(family: str, num_layers: int) -> dict[str, tuple[str, ...]]:

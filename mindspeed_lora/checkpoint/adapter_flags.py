@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mindspeed_lora.checkpoint.adapter_description import FUSED, hf_linears
+from mindspeed_lora.checkpoint.canonical import EMBEDDING
 from mindspeed_lora.checkpoint.peft_config import AdapterConfig
 from mindspeed_lora.checkpoint.peft_rules import (
     Names,
@@ -27,6 +28,8 @@ from mindspeed_lora.checkpoint.peft_rules import (
     matches,
     pattern_key,
 )
+from mindspeed_lora.checkpoint.saved_modules_flag import peft_modules_to_save
+from mindspeed_lora.checkpoint.trained_tensors import trained_tensors
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
@@ -75,7 +78,11 @@ def config_from_flags(lora: LoraConfig, shape: ModelShape) -> tuple[AdapterConfi
         exclude_modules=excluded_modules(lora.lora_exclude_modules, linears),
         layers_to_transform=lora.lora_layers_to_transform,
         layers_pattern=lora.lora_layers_pattern,
+        bias=lora.lora_bias or "none",
+        modules_to_save=peft_modules_to_save(lora.lora_modules_to_save, shape),
+        ensure_weight_tying=lora.lora_ensure_weight_tying,
     )
+    _check_trained(config, shape)
     found = _found(config, lora, linears)
     config = dataclasses.replace(
         config,
@@ -196,6 +203,25 @@ def excluded_modules(names: Sequence[str] | None, linears: Linears) -> Names | N
     if names is None:
         return None
     return _peft_names([meaning(name, linears, "--lora-exclude-modules") for name in names])
+
+
+def _check_trained(config: AdapterConfig, shape: ModelShape) -> None:
+    """Refuses ``--lora-bias`` and ``--lora-ensure-weight-tying`` that change nothing."""
+    trained = trained_tensors(config, shape)
+    if config.bias != "none" and not any(tensor.name.endswith(".bias") for tensor in trained):
+        where = " on the modules with an adapter" if config.bias == "lora_only" else ""
+        raise Refused(f"--lora-bias {config.bias}: the model has no bias{where}; leave it out")
+    if not config.ensure_weight_tying:
+        return
+    if shape.untie_embeddings_and_output_weights:
+        raise Refused(
+            "--lora-ensure-weight-tying: the model's output layer is not tied to its embedding; leave it out"
+        )
+    if not any(tensor.name == EMBEDDING for tensor in trained):
+        raise Refused(
+            "--lora-ensure-weight-tying: --lora-modules-to-save names neither embed_tokens nor lm_head; name one, or "
+            "leave it out"
+        )
 
 
 def _found(config: AdapterConfig, lora: LoraConfig, linears: Linears) -> set[str]:

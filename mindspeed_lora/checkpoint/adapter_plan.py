@@ -9,6 +9,7 @@ from mindspeed_lora.checkpoint.adapter_contradictions import refuse_contradictio
 from mindspeed_lora.checkpoint.adapter_description import FUSED, describe_adapter, hf_linears
 from mindspeed_lora.checkpoint.adapter_flags import config_from_flags, shared_by_name
 from mindspeed_lora.checkpoint.load_model import AdapterPlan
+from mindspeed_lora.checkpoint.trained_tensors import model_shape
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.shape import ModelShape
 
@@ -36,7 +37,7 @@ def plan_adapter(
         return None
     config, named = config_from_flags(lora, shape)
     spec = describe_adapter(config, shape, named)
-    return AdapterPlan(spec=spec, config=config, shared=named, seed=seed)
+    return AdapterPlan(spec=spec, shape=model_shape(config, shape), config=config, shared=named, seed=seed)
 
 
 def _loaded(
@@ -47,7 +48,7 @@ def _loaded(
     if shared is None and lora.lora_target_modules is not None:
         wanted = shared_by_name(lora.lora_target_modules, linears)
     source = AdapterSource(path, shape, wanted)
-    refuse_contradictions(lora, source.config, source.hf_modules, linears)
+    refuse_contradictions(lora, source.config, source.hf_modules, shape)
     spec = describe_adapter(source.config, shape, source.shared, lora.lora_dropout)
     apart = [
         linear
@@ -63,6 +64,7 @@ def _loaded(
         )
     return AdapterPlan(
         spec=spec,
+        shape=model_shape(source.config, shape),
         config=source.config,
         shared=source.shared,
         source=source,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mindspeed_lora.atomic import atomic_directory, check_target
+from mindspeed_lora.checkpoint.adapter import AdapterSource
 from mindspeed_lora.checkpoint.adapter_contradictions import refuse_contradictions
 from mindspeed_lora.checkpoint.export_adapter import export_adapter
 from mindspeed_lora.checkpoint.hf import shape_of
@@ -18,7 +19,6 @@ from mindspeed_lora.checkpoint.mcore import McoreSource, check_same_shape
 from mindspeed_lora.checkpoint.mcore_writer import write_mcore
 from mindspeed_lora.checkpoint.merge import CastSource, MergedSource
 from mindspeed_lora.checkpoint.model_files import HF_CONFIG_FOLDER, replace_tokenizer_files
-from mindspeed_lora.checkpoint.peft import PeftAdapter
 from mindspeed_lora.checkpoint.progress import Progress, readable_size
 from mindspeed_lora.checkpoint.source import Source, open_source
 from mindspeed_lora.config.checks import reconcile
@@ -37,7 +37,7 @@ class Conversion:
     """What is read, and how it is changed on its way."""
 
     source: Source
-    adapter: PeftAdapter | None
+    adapter: AdapterSource | None
     config_dir: Path | None
     """Where a Hugging Face target takes configuration and tokenizer files from."""
 
@@ -89,10 +89,10 @@ def open_conversion(job: ConversionJob) -> Conversion:
             f"notice: the LoRA factors in {source.folder} are left out; only its base is read",
             file=sys.stderr,
         )
-    adapter: PeftAdapter | None = None
+    adapter: AdapterSource | None = None
     if lora.lora_load is not None:
-        adapter = PeftAdapter(lora.lora_load, source.shape)
-        refuse_contradictions(lora, adapter.config, adapter.hf_modules, adapter.linears)
+        adapter = AdapterSource(lora.lora_load, source.shape)
+        refuse_contradictions(lora, adapter.config, adapter.hf_modules, source.shape)
         source = MergedSource(source, adapter)
     elif lora.enabled:
         raise Refused(

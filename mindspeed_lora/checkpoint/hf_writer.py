@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from mindspeed_lora.checkpoint.canonical import canonical_tensors
 from mindspeed_lora.checkpoint.hf import INDEX_FILE, WEIGHT_DTYPES, WEIGHTS_FILE, read_config
-from mindspeed_lora.checkpoint.model_files import copy_model_files
+from mindspeed_lora.checkpoint.model_files import config_of, copy_model_files, write_json
 from mindspeed_lora.checkpoint.safetensors_writer import SafetensorsWriter, TensorSpec, spec_bytes
 from mindspeed_lora.checkpoint.source import Source
 from mindspeed_lora.models.families import family_for
@@ -33,7 +32,7 @@ def write_hf(
     """
     copy_model_files(config_dir, target)
     config = read_config(config_dir)
-    _write_json(target / "config.json", _with_dtype(config, source))
+    write_json(target / "config.json", config_of(_with_dtype(config, source), source.shape))
     family = family_for(config)
     shards = plan_shards(source, family, max_shard_bytes)
     files = shard_names(len(shards))
@@ -98,14 +97,10 @@ def _write_index(target: Path, files: list[str], shards: list[dict[str, TensorSp
     weight_map = {name: file for file, specs in zip(files, shards, strict=True) for name in specs}
     total = sum(spec_bytes(spec) for specs in shards for spec in specs.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(target / INDEX_FILE, index)
+    write_json(target / INDEX_FILE, index)
 
 
 def _with_dtype(config: dict[str, Any], source: Source) -> dict[str, Any]:
     """The configuration with the dtype of the weights, under the key that it uses."""
     key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
     return {**config, key: WEIGHT_DTYPES[source.dtype(source.names()[0])]}
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

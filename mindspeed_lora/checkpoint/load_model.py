@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from mindspeed_lora.adapters.dropout import stream_of
 from mindspeed_lora.adapters.initial import initial_lora_a
 from mindspeed_lora.adapters.inject import inject_adapters
 from mindspeed_lora.adapters.spec import AdapterSpec
+from mindspeed_lora.checkpoint.adapted import AdaptedSource
 from mindspeed_lora.checkpoint.canonical import padded_vocab_size
 from mindspeed_lora.checkpoint.local_parameters import LocalParameter, canonical_name, local_parameters
 from mindspeed_lora.checkpoint.source import Source
@@ -31,6 +33,8 @@ class AdapterPlan:
     """The adapter to train or apply: what is injected, and where its values come from."""
 
     spec: AdapterSpec
+    shape: ModelShape
+    """Of the model with the adapter on it."""
     config: AdapterConfig
     """What the saved adapter's configuration says."""
     shared: frozenset[str] = frozenset()
@@ -55,6 +59,8 @@ def build_model(
     Peak memory is the rank's shard and one tensor: the modules are made on the meta device, and each parameter
     is read as just the ranges that this rank holds.
     """
+    if adapter is not None:
+        shape, source = adapter.shape, AdaptedSource(source, adapter.shape, adapter.source)
     vocab_size = padded_vocab_size(shape, vocab_divisible_by, groups.tp_size)
     with torch.device("meta"):
         model = GPTModel(shape, config, groups, vocab_size, chunk)
@@ -101,5 +107,16 @@ def _set_parameter(model: GPTModel, parameter: LocalParameter, value: torch.Tens
     data = torch.empty(old.shape, dtype=old.dtype, device=current_device()).copy_(value)
     new = torch.nn.Parameter(data, requires_grad=old.requires_grad)
     new.__dict__.update(old.__dict__)
+    trained_rows = getattr(old, "trained_rows", None)
+    if trained_rows is not None:
+        new.register_hook(lambda gradient: _only(gradient, trained_rows))
     module_name, _, name = parameter.local_name.rpartition(".")
     setattr(model.get_submodule(module_name), name, new)
+
+
+def _only(gradient: torch.Tensor, rows: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """The gradient ``[n]``, zero outside of these rows."""
+    kept = torch.zeros_like(gradient)
+    for start, stop in rows:
+        kept[start:stop] = gradient[start:stop]
+    return kept

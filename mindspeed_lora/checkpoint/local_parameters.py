@@ -43,6 +43,14 @@ class LocalParameter:
     """Held by the first and the last stage; their gradients are summed."""
 
     @property
+    def num_trained(self) -> int:
+        """Elements that are trained: all, none, or those of some rows."""
+        if not self.param.requires_grad:
+            return 0
+        rows = getattr(self.param, "trained_rows", None)
+        return self.param.numel() if rows is None else sum(stop - start for start, stop in rows)
+
+    @property
     def is_adapter(self) -> bool:
         """True for a LoRA factor."""
         return self.name.rpartition(".")[2] in ("lora_a", "lora_b")

@@ -102,7 +102,7 @@ def write_mcore(
                 for tp_rank, writer in enumerate(writers):
                     writer.write(local_name, _cut(name, whole, tp_rank, tp_size))
     if source.config_dir is not None:
-        keep_hf_config(source.config_dir, source.origin, target)
+        keep_hf_config(source.config_dir, source.origin, target, shape)
     (target / LATEST_FILE).write_text("1", encoding="utf-8")
 
 

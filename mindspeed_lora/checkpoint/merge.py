@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from mindspeed_lora.checkpoint.peft import PeftAdapter
+from mindspeed_lora.checkpoint.adapted import AdaptedSource
+from mindspeed_lora.checkpoint.adapter import AdapterSource
+from mindspeed_lora.checkpoint.canonical import EMBEDDING
 from mindspeed_lora.checkpoint.source import CheckpointSource, Source
+from mindspeed_lora.checkpoint.trained_tensors import model_shape
 from mindspeed_lora.models.families import FAMILIES
 from mindspeed_lora.models.families.segments import Range
 
@@ -55,13 +58,18 @@ class DerivedSource(CheckpointSource):
 class MergedSource(DerivedSource):
     """A model with an adapter merged in, per Hugging Face matrix, so that every layout gets the same bits."""
 
-    def __init__(self, base: Source, adapter: PeftAdapter) -> None:
-        super().__init__(base)
+    def __init__(self, base: Source, adapter: AdapterSource) -> None:
+        super().__init__(AdaptedSource(base, model_shape(adapter.config, base.shape), adapter))
         self.adapter = adapter
         self.family = FAMILIES[base.shape.family]
+        self._dtypes = {name: base.dtype(name) for name in base.names()}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of the tensor without the adapter."""
+        return self._dtypes.get(name, self._dtypes[EMBEDDING])
 
     def _derive(self, name: str) -> torch.Tensor:
-        whole = self.base.read(name)
+        whole = self.base.read(name).to(self.dtype(name))
         mapping, layer = self.family.mapping(name)
         targeted = [module in self.adapter.hf_modules for module in mapping.modules(layer)]
         if not name.endswith(".weight") or not any(targeted):

@@ -7,9 +7,12 @@ import json
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from mindspeed_lora.checkpoint.hf import read_json
 from mindspeed_lora.checkpoint.source import Origin
+from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.models.families import shape_from_config
 
 HF_CONFIG_FOLDER = "hf_config"
 SOURCE_FILE = "source.json"
@@ -62,10 +65,29 @@ def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
         shutil.copytree(source / _TEMPLATE_FOLDER, target / _TEMPLATE_FOLDER, dirs_exist_ok=True)
 
 
-def keep_hf_config(config_dir: Path, origin: Origin | None, checkpoint: Path) -> None:
-    """Keep a model's configuration and tokenizer files, and its origin, in a Megatron checkpoint's folder."""
+def config_of(config: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
+    """A config.json for a model that an adapter changed: with another vocabulary, or embeddings that are not tied."""
+    before = shape_from_config(config)
+    changes: dict[str, Any] = {}
+    if before.vocab_size != shape.vocab_size:
+        changes["vocab_size"] = shape.vocab_size
+    if before.untie_embeddings_and_output_weights != shape.untie_embeddings_and_output_weights:
+        changes["tie_word_embeddings"] = not shape.untie_embeddings_and_output_weights
+    return {**config, **changes}
+
+
+def write_json(path: Path, config: dict[str, Any]) -> None:
+    """Write a configuration as transformers does."""
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def keep_hf_config(config_dir: Path, origin: Origin | None, checkpoint: Path, shape: ModelShape) -> None:
+    """Keep the configuration and tokenizer files of a model of this shape, and its origin, in a checkpoint's folder."""
     folder = checkpoint / HF_CONFIG_FOLDER
     copy_model_files(config_dir, folder)
+    config = read_json(config_dir / "config.json")
+    if config_of(config, shape) != config:
+        write_json(folder / "config.json", config_of(config, shape))
     if origin is not None:
         note = json.dumps(dataclasses.asdict(origin), indent=2)
         (folder / SOURCE_FILE).write_text(note + "\n", encoding="utf-8")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec
+from mindspeed_lora.adapters.spec import AdapterSpec, TrainedTensor
 from mindspeed_lora.checkpoint.adapter_description import FUSED, describe_adapter, hf_linears
 from mindspeed_lora.checkpoint.hf import WEIGHT_DTYPES, read_json
 from mindspeed_lora.checkpoint.iteration import LATEST_FILE, latest_iteration
@@ -17,6 +18,10 @@ from mindspeed_lora.checkpoint.peft_config_file import parse_adapter_config
 from mindspeed_lora.checkpoint.safetensors_file import SafetensorsFile
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
+from mindspeed_lora.models.families import FAMILIES, Mapping
+
+_IDLE = re.compile(r"\.(original_module|modules_to_save)\.")
+"""What PEFT's ``bias: all`` also writes of a module that is trained whole, and no one reads."""
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FOLDER = "adapter"
@@ -56,7 +61,7 @@ class PeftAdapter:
 
     Args:
         path: what :func:`find_adapter` takes.
-        shape: the model's.
+        shape: the model's, without the adapter.
         shared: the fused linears to take as one pair of factors; None takes those whose A are equal throughout.
     """
 
@@ -101,33 +106,44 @@ class PeftAdapter:
 
     def _check_tensors(self, spec: AdapterSpec) -> None:
         """The file holds the very tensors that the configuration means, in their shapes."""
-        expected = {
-            factor_name(part.hf_modules[0], name[-1]): size
-            for part in spec.parts
-            for name, size in part.tensors.items()
-        }
+        expected = self._expected_tensors(spec)
         entries = self.file.entries
         missing = [name for name in expected if name not in entries]
-        extra = [name for name in entries if name not in expected]
+        extra = [name for name in entries if name not in expected and not _IDLE.search(name)]
         for names, problem in (
             (missing, "missing"),
-            (extra, f"not covered by target_modules in {CONFIG_FILE}"),
+            (extra, f"not covered by target_modules, modules_to_save or bias in {CONFIG_FILE}"),
         ):
             if names:
                 raise Refused(f"{self.file.path}: adapter tensors are {problem}: {first_few(names)}.")
-        for part in spec.parts:
-            for name in part.tensors:
-                self._check_tensor(factor_name(part.hf_modules[0], name[-1]), part.tensors[name], part)
+        for name, (size, rank) in expected.items():
+            entry = entries[name]
+            if entry.shape != size:
+                of_rank = "" if rank is None else f"r {rank} on "
+                raise Refused(
+                    f"{self.file.path}: {name} has shape {list(entry.shape)}; {of_rank}this base model needs "
+                    f"{list(size)}."
+                )
+            if entry.dtype not in WEIGHT_DTYPES:
+                raise Refused(
+                    f"{self.file.path}: {name} has dtype {entry.dtype}; expected a floating-point one."
+                )
 
-    def _check_tensor(self, name: str, size: tuple[int, int], part: PartSpec) -> None:
-        entry = self.file.entries[name]
-        if entry.shape != size:
-            raise Refused(
-                f"{self.file.path}: {name} has shape {list(entry.shape)}; r {part.rank} on this base "
-                f"model needs {list(size)}."
-            )
-        if entry.dtype not in WEIGHT_DTYPES:
-            raise Refused(f"{self.file.path}: {name} has dtype {entry.dtype}; expected a floating-point one.")
+    def _expected_tensors(self, spec: AdapterSpec) -> dict[str, tuple[tuple[int, ...], int | None]]:
+        """Shape of each tensor of the file, and the rank that it follows from, for a factor."""
+        expected: dict[str, tuple[tuple[int, ...], int | None]] = {}
+        for part in spec.parts:
+            for name, size in part.tensors.items():
+                expected[factor_name(part.hf_modules[0], name[-1])] = (size, part.rank)
+        for tensor in spec.trained:
+            sizes = self.mapping(tensor).hf_shapes(self.shape, tensor.size)
+            for names, hf_size in zip(tensor.members, sizes, strict=True):
+                expected.update(dict.fromkeys(names, (hf_size, None)))
+        return expected
+
+    def mapping(self, tensor: TrainedTensor) -> Mapping:
+        """The family's row for a trained tensor."""
+        return FAMILIES[self.shape.family].mapping(tensor.name)[0]
 
     def _is_shared(self, linear: str) -> bool:
         """Whether the matrices of a fused linear have one A, rank and scaling wherever any is a target."""

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mindspeed_lora.checkpoint.peft_rules import Names, is_all_linear, layer_index, matches, pattern_key
+from mindspeed_lora.checkpoint.peft_rules import (
+    Names,
+    is_all_linear,
+    is_kept_from_adapters,
+    is_saved,
+    layer_index,
+    matches,
+    pattern_key,
+)
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -30,6 +38,11 @@ class AdapterConfig:
     layers_pattern: Names | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    bias: str = "none"
+    """``none``, ``all``, or ``lora_only``: those of the modules with an adapter."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole, by the ends of their names."""
+    ensure_weight_tying: bool = False
     init_lora_weights: bool | str = True
     base_model_name: str | None = None
     revision: str | None = None
@@ -38,6 +51,8 @@ class AdapterConfig:
         """Whether PEFT would put an adapter on the module of this full name, by its own rules."""
         if self.exclude_modules is not None and matches(self.exclude_modules, module):
             return False
+        if is_kept_from_adapters(self.modules_to_save, module):
+            return False
         if is_all_linear(self.target_modules):
             return not matches(("lm_head", "embed_tokens"), module)
         if not matches(self.target_modules, module):
@@ -45,6 +60,10 @@ class AdapterConfig:
         # PEFT looks at layers for suffixes alone: an expression or a full name is a choice of layers by itself.
         by_suffix = not isinstance(self.target_modules, str) and module not in self.target_modules
         return not (self.layers and by_suffix) or layer_index(module, self.layer_lists) in self.layers
+
+    def saves(self, module: str) -> bool:
+        """Whether PEFT would train the module of this full name whole."""
+        return is_saved(self.modules_to_save, module)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -91,10 +110,11 @@ class AdapterConfig:
             "layers_pattern": _listed(self.layers_pattern),
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": {key: _number(value) for key, value in self.alpha_pattern.items()},
-            "bias": "none",
+            "bias": self.bias,
             "fan_in_fan_out": False,
             "init_lora_weights": self.init_lora_weights,
-            "modules_to_save": None,
+            "modules_to_save": list(self.modules_to_save) or None,
+            "ensure_weight_tying": self.ensure_weight_tying,
         }
 
 

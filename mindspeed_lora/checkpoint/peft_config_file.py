@@ -26,6 +26,8 @@ HONOURED = frozenset(
         "alpha_pattern",
         "init_lora_weights",
         "bias",
+        "modules_to_save",
+        "ensure_weight_tying",
         "base_model_name_or_path",
         "revision",
     }
@@ -52,6 +54,8 @@ WITHOUT_EFFECT = frozenset(
 )
 """Keys whose value does not change what a given A and B compute."""
 
+BIASES = ("none", "all", "lora_only")
+
 INITS_THAT_KEEP_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
@@ -68,15 +72,16 @@ def parse_adapter_config(path: Path, values: Mapping[str, Any]) -> AdapterConfig
         r=reader.checked("r", "a positive whole number", is_rank),
         alpha=float(reader.checked("lora_alpha", "a number", is_finite)),
         dropout=float(reader.checked("lora_dropout", "a number from 0 to below 1", _is_share, 0.0)),
-        use_rslora=reader.checked(
-            "use_rslora", "true or false", lambda value: isinstance(value, bool), False
-        ),
+        use_rslora=reader.checked("use_rslora", "true or false", _is_switch, False),
         target_modules=reader.names("target_modules") or (),
         exclude_modules=reader.names("exclude_modules"),
         layers_to_transform=reader.layers("layers_to_transform"),
         layers_pattern=reader.names("layers_pattern"),
         rank_pattern=reader.pattern("rank_pattern", "positive whole numbers", is_rank),
         alpha_pattern=reader.pattern("alpha_pattern", "numbers", is_finite),
+        bias=reader.checked("bias", f"one of {', '.join(BIASES)}", lambda value: value in BIASES, "none"),
+        modules_to_save=reader.expressions("modules_to_save"),
+        ensure_weight_tying=reader.checked("ensure_weight_tying", "true or false", _is_switch, False),
         init_lora_weights=_init(values),
         base_model_name=reader.text("base_model_name_or_path"),
         revision=reader.text("revision"),
@@ -93,6 +98,10 @@ def is_rank(value: Any) -> bool:
 def is_finite(value: Any) -> bool:
     """Whether a value is a number, and not NaN or infinite."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
 def _is_share(value: Any) -> bool:
@@ -140,6 +149,14 @@ class _Reader:
             self._check_expressions(key, value)
         return tuple(value)
 
+    def expressions(self, key: str) -> tuple[str, ...]:
+        """A list of names that PEFT takes for expressions."""
+        value = self.values.get(key) or []
+        if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+            raise self.refusal(key, "a list of names")
+        self._check_expressions(key, value)
+        return tuple(value)
+
     def layers(self, key: str) -> tuple[int, ...] | int | None:
         """Numbers of layers, or one of them."""
         value = self.values.get(key)
@@ -169,8 +186,6 @@ def _check_keys(path: Path, values: Mapping[str, Any]) -> None:
         switched_on = value not in (None, False, [], {})
         if switched_on and key not in HONOURED and key not in WITHOUT_EFFECT:
             raise Refused(f"{path}: {key} ({value!r}) is not supported.")
-    if values.get("bias", "none") != "none":
-        raise Refused(f"{path}: bias {values['bias']!r} is not supported; expected 'none'.")
     init = values.get("init_lora_weights", True)
     if init not in INITS_THAT_KEEP_THE_BASE:
         raise Refused(

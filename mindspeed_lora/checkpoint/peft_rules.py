@@ -28,6 +28,25 @@ def is_suffix(name: str, module: str) -> bool:
     return module == name or module.endswith(f".{name}")
 
 
+def is_saved(names: Iterable[str], module: str) -> bool:
+    """Whether ``modules_to_save`` means a full module name, or a module that holds it.
+
+    PEFT asks for the end of the name, whole components or not: ``norm`` also means ``input_layernorm``.
+    """
+    return any(holder.endswith(name) for name in names for holder in holders(module))
+
+
+def holders(module: str) -> list[str]:
+    """A full module name, and those of the modules that hold it, the outermost first."""
+    components = module.split(".")
+    return [".".join(components[:count]) for count in range(1, len(components) + 1)]
+
+
+def is_kept_from_adapters(names: Iterable[str], module: str) -> bool:
+    """Whether a module gets no factors because ``modules_to_save`` means it or what holds it."""
+    return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in names)
+
+
 def layer_index(module: str, patterns: Sequence[str]) -> int | None:
     """The layer of a full module name: the first number in it, or the one after a list of a pattern's name."""
     expressions = [rf"(?:^|.*?\.){name}\.(?P<index>\d+)\." for name in patterns]

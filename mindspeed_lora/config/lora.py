@@ -44,6 +44,19 @@ class LoraConfig(Section):
         "other alphas, as --lora-rank-pattern", check=POSITIVE, metavar="JSON"
     )
     use_rslora: bool = flag("scaling is alpha / √r (rank-stabilised LoRA)", False)
+    lora_bias: str | None = flag(
+        "biases of the base that are trained with the adapter: none, all, or those of the modules that carry it "
+        "(left out: as --lora-load says, else none)",
+        choices=("none", "all", "lora_only"),
+    )
+    lora_modules_to_save: tuple[str, ...] | None = flag(
+        "modules of the base that are trained whole and saved with the adapter: embedding, output layer, norms …, by "
+        "Megatron's or Hugging Face's names or expressions",
+        metavar="NAME",
+    )
+    lora_ensure_weight_tying: bool = flag(
+        "keep a tied embedding and output layer tied where --lora-modules-to-save trains them", False
+    )
     lora_load: str | None = flag("adapter to start from: a PEFT folder, a --save folder or one of its iter_*")
     lora_fusion: bool = flag("overlap the adapter's communication (accepted; the plain schedule runs)", False)
     lora_ckpt_filter: bool = flag("save only the adapter (the default here)", False)

@@ -91,6 +91,7 @@ def plan_inference(job: InferenceJob) -> InferencePlan:
     job = dataclasses.replace(job, parallel=_without_interleaving(job.parallel, notices))
     placement = check_layout(shape, job.parallel)
     adapter = plan_adapter(job.lora, shape, job.inference.seed)
+    shape = shape if adapter is None else adapter.shape
     tokenizer = _tokenizer(job, source)
     encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token)
     chat_encoder = _chat_encoder(job, encoder, notices)

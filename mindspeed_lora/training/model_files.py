@@ -58,4 +58,4 @@ class ModelFiles:
                 for name, tensor in tensors.items():
                     writer.write(name, tensor.cpu())
         if groups.is_main and self.source.config_dir is not None:
-            keep_hf_config(Path(self.source.config_dir), self.source.origin, folder)
+            keep_hf_config(Path(self.source.config_dir), self.source.origin, folder, self.shape)

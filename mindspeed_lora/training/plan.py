@@ -72,6 +72,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
     if not job.data.packing:  # which adds rows of padding where the schedule wants more
         check_interleaving(placement, job.training, _data_parallel_size(job))
     adapter = _adapter(job, start, shape, notices)
+    shape = shape if adapter is None else adapter.shape
     seq_length = _seq_length(job, shape, notices)
     tokenizer = _tokenizer(job, source)
     rows = (open_rows if job.data.data_path is not None else assumed_rows)(

@@ -71,8 +71,8 @@ class RunWriter:
         folder = broadcast_object(staging.path if staging is not None else Path(), groups)
         try:
             together(groups, lambda: self._write_own_files(folder, state["iteration"]))
-            factors = self._gather_factors() if self.adapter is not None else None
-            together(groups, lambda: self._finish(folder, state, factors, staging))
+            trained = self._gather_trained() if self.adapter is not None else None
+            together(groups, lambda: self._finish(folder, state, trained, staging))
         finally:
             if staging is not None:
                 staging.discard()
@@ -93,25 +93,25 @@ class RunWriter:
         self,
         folder: Path,
         state: dict[str, Any],
-        factors: dict[str, torch.Tensor] | None,
+        trained: dict[str, torch.Tensor] | None,
         staging: StagedDirectory | None,
     ) -> None:
         if staging is None:
             return
-        if factors is not None and self.adapter is not None:
+        if trained is not None and self.adapter is not None:
             config = dataclasses.replace(
                 self.adapter.config,
                 dropout=self.adapter.spec.dropout,
                 base_model_name=self.base_model_name,
             )
             target = folder / ADAPTER_FOLDER
-            write_adapter(target, self.shape, config, self.adapter.spec, factors, self.adapter_dtype)
+            write_adapter(target, self.shape, config, self.adapter.spec, trained, self.adapter_dtype)
             self.write_tokenizer(target)
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         staging.commit()
 
-    def _gather_factors(self) -> dict[str, torch.Tensor] | None:
-        """All LoRA factors whole, in fp32 from the optimizer's masters, on rank 0.
+    def _gather_trained(self) -> dict[str, torch.Tensor] | None:
+        """Factors, and what is trained with them, whole, in fp32 from the optimizer's masters, on rank 0.
 
         An adapter is small beside the model: r (in + out) numbers a matrix.
         """
@@ -119,17 +119,17 @@ class RunWriter:
         mine = []
         if groups.dp_cp_rank == 0 or optimizer.distributed:
             for owned in optimizer.slices:
-                if owned.parameter.is_adapter and owned.parameter.counted:
+                if owned.parameter.counted:
                     piece = ShardSlice.of(owned.parameter, owned.start, owned.stop)
                     mine.append((piece, owned.master.detach().cpu()))
         gathered = gather_objects(mine, groups)
         if gathered is None:
             return None
-        factors: dict[str, torch.Tensor] = {}
+        trained: dict[str, torch.Tensor] = {}
         for piece, values in (entry for entries in gathered for entry in entries):
-            whole = factors.setdefault(piece.name, torch.zeros(piece.shape))
+            whole = trained.setdefault(piece.name, torch.zeros(piece.shape))
             whole.view(-1)[piece.index()] = values
-        return factors
+        return trained
 
     def _announce(self, target: Path) -> None:
         """Makes a written iteration the one that is found: the latest file and the link to the adapter."""

@@ -160,10 +160,8 @@ class TrainingSession:
 
     def parameter_counts(self) -> ParameterCounts:
         """Trained and all parameters of the unsharded model, each counted once, and what each rank holds."""
-        counted = [p.param for p in self.parameters if p.counted]
-        counts = torch.tensor(
-            [sum(p.numel() for p in counted), sum(p.numel() for p in counted if p.requires_grad)]
-        )
+        counted = [p for p in self.parameters if p.counted]
+        counts = torch.tensor([sum(p.param.numel() for p in counted), sum(p.num_trained for p in counted)])
         all_reduce_sum(counts, self.groups.control_group)
         total, trained = (counts // self.groups.dp_cp_size).tolist()
         held = all_gather_objects(sum(p.param.numel() for p in self.parameters), self.groups)

@@ -29,9 +29,10 @@ def new_adapter(shape: ModelShape, r: int = 4, alpha: int = 8, seed: int = 1, **
 
 
 def random_factors(plan: AdapterPlan, seed: int = 1) -> Tensors:
-    """Random values of every factor by canonical name."""
+    """Random values of every factor, and of what is trained with them, by canonical name."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(size, generator=generator) * 0.2 for name, size in plan.spec.tensors.items()}
+    sizes = {**plan.spec.tensors, **{tensor.name: tensor.size for tensor in plan.spec.trained}}
+    return {name: torch.randn(size, generator=generator) * 0.2 for name, size in sizes.items()}
 
 
 def write(

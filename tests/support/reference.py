@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,7 +195,7 @@ class Reference:
             if step == 0:
                 names = [name for name, _ in self._trained()]
                 record.gradients = self._canonical(
-                    {name: p.grad for name, p in zip(names, parameters, strict=True)}
+                    {name: p.grad for name, p in zip(names, parameters, strict=True)}, torch.zeros_like
                 )
             coefficient = min(1.0, recipe.clip_grad / (norm + 1e-6)) if recipe.clip_grad else 1.0
             for parameter in parameters:
@@ -204,7 +204,7 @@ class Reference:
                 group["lr"] = recipe.learning_rate(step)
             adamw.step()
             adamw.zero_grad(set_to_none=False)
-        record.end = self._canonical({name: p.detach() for name, p in self._trained()})
+        record.end = self._canonical({name: p.detach() for name, p in self._trained()}, torch.Tensor.detach)
         record.end_logits = [self.logits(row) for row in probe]
         return record
 
@@ -272,9 +272,13 @@ class Reference:
                     if hasattr(module, "lora_A"):
                         module.lora_A["default"].weight = modules[0].lora_A["default"].weight
 
-    def _canonical(self, tensors: Tensors) -> Tensors:
-        """The tensors by canonical names, fused. Tied copies of A stand once among them."""
+    def _canonical(self, tensors: Tensors, frozen: Callable[[torch.Tensor], torch.Tensor]) -> Tensors:
+        """The tensors by canonical names, fused. Tied copies of A stand once among them.
+
+        ``frozen`` makes of a parameter what stands for it where only others of a fused tensor are trained.
+        """
         by_name = {_plain(name): tensor.float() for name, tensor in tensors.items()}
+        untrained = {_plain(name): frozen(p).float() for name, p in self.model.named_parameters()}
         canonical: Tensors = {}
         for name, tensor in by_name.items():
             if not name.startswith("model.layers."):
@@ -292,7 +296,9 @@ class Reference:
                 continue
             target = f"{module}.{kind}"
             if target not in canonical:
-                canonical[target] = self._fuse(by_name, f"model.layers.{number}.", linear, kind)
+                canonical[target] = self._fuse(
+                    {**untrained, **by_name}, f"model.layers.{number}.", linear, kind
+                )
         return canonical
 
     def _parts(self, linear: str) -> list[str]:
@@ -356,4 +362,5 @@ def _peft_quiet() -> Iterator[None]:
 def _plain(name: str) -> str:
     """A parameter's name without what PEFT puts around it."""
     name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    name = name.replace(".modules_to_save.default.", ".")
     return name.replace(".lora_A.default.weight", ".lora_a").replace(".lora_B.default.weight", ".lora_b")

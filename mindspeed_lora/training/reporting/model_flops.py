@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mindspeed_lora.adapters.spec import AdapterSpec
-from mindspeed_lora.checkpoint.canonical import linear_shapes
+from mindspeed_lora.checkpoint.canonical import EMBEDDING, linear_shapes
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.training.reporting.records import StepRecord
 
@@ -35,7 +35,14 @@ class ModelFlops:
             cost = _TRAINED * matrices
         else:
             factors = sum(rows * columns for rows, columns in adapter.tensors.values())
-            cost = _FROZEN * matrices + _TRAINED * factors
+            # The embedding is looked up; only where it is also the output layer is it a product.
+            weights = [
+                t
+                for t in adapter.trained
+                if len(t.size) > 1 and (t.name != EMBEDDING or len(t.members[0]) > 1)
+            ]
+            trained = sum(rows * columns for rows, columns in (tensor.size for tensor in weights))
+            cost = _FROZEN * matrices + _TRAINED * factors + (_TRAINED - _FROZEN) * trained
         # Two products, queries with keys and weights with values, over half of the row; backward costs twice
         # as much as forward.
         attention = 3 * 2 * 2 * 0.5 * shape.num_layers * shape.proj_input_size

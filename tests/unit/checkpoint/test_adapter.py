@@ -164,7 +164,9 @@ def test_part_of_the_keys(folder: Path, shape: ModelShape):
 
 def test_keys_that_nothing_uses(folder: Path, shape: ModelShape):
     edit(folder, lambda tensors: tensors.update(extra=torch.ones(1)))
-    assert "not covered by target_modules in adapter_config.json: extra" in refusal(folder, shape)
+    assert "not covered by target_modules, modules_to_save or bias in adapter_config.json: extra" in refusal(
+        folder, shape
+    )
 
 
 def test_rank_of_the_tensors_differs(folder: Path, shape: ModelShape):

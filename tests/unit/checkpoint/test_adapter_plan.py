@@ -114,6 +114,7 @@ def test_equal_flags_are_no_contradiction(tmp_path: Path) -> None:
         "lora_layers_to_transform": (1,),
         "lora_exclude_modules": ("v_proj",),
         "use_rslora": True,
+        "lora_modules_to_save": ("output_layer", "norm"),
     }
     flags["lora_alpha_pattern"] = {"q_proj": 3.0}
     write(tmp_path, SHAPE, new_adapter(SHAPE, 4, 6, **flags))
@@ -138,6 +139,12 @@ def test_equal_flags_are_no_contradiction(tmp_path: Path) -> None:
         ),
         ({"lora_exclude_modules": ("v_proj",)}, "--lora-exclude-modules v_proj (the adapter has None)"),
         ({"lora_layers_to_transform": (0,)}, "--lora-layers-to-transform 0 (the adapter has none)"),
+        ({"lora_bias": "all"}, "--lora-bias all (the adapter has none)"),
+        (
+            {"lora_modules_to_save": ("output_layer",)},
+            "--lora-modules-to-save output_layer (the adapter has none)",
+        ),
+        ({"lora_ensure_weight_tying": True}, "--lora-ensure-weight-tying (the adapter is without)"),
         ({"lora_rank_pattern": {"q_proj": 2}}, "--lora-rank-pattern {'q_proj': 2} (the adapter has {})"),
         (
             {"lora_alpha_pattern": {"q_proj": 2.0}},

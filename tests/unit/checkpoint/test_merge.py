@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_lora.checkpoint.adapter import AdapterSource
 from mindspeed_lora.checkpoint.canonical import tensor_rule
 from mindspeed_lora.checkpoint.hf import HfSource
 from mindspeed_lora.checkpoint.merge import CastSource, MergedSource, merge_weight
-from mindspeed_lora.checkpoint.peft import PeftAdapter
 from mindspeed_lora.errors import Refused
 
 
@@ -53,7 +53,7 @@ def test_merged_equals_merge_and_unload(model, tmp_path: Path, config: dict[str,
     peft_adapter(model.load(), tmp_path / "adapter", **config)
     expected = merged_by_peft(model.load(), tmp_path / "adapter")
     base = HfSource(model.path)
-    source = MergedSource(base, PeftAdapter(tmp_path / "adapter", base.shape))
+    source = MergedSource(base, AdapterSource(tmp_path / "adapter", base.shape))
     changed = 0
     for name in source.names():
         mapping, layer = base.family.mapping(name)
@@ -69,7 +69,7 @@ def test_slices_are_those_of_the_whole(models, tmp_path: Path):
     model = models("llama-tied")
     peft_adapter(model.load(), tmp_path, target_modules=ALL)
     base = HfSource(model.path)
-    source = MergedSource(base, PeftAdapter(tmp_path, base.shape))
+    source = MergedSource(base, AdapterSource(tmp_path, base.shape))
     for name in source.names():
         axis, whole = tensor_rule(name).axis, source.read(name)
         if axis is not None:
@@ -89,7 +89,7 @@ def test_order_of_the_formula_and_one_rounding():
 def test_adapter_of_another_model_is_refused(models, tmp_path: Path):
     peft_adapter(models("qwen2").load(), tmp_path, target_modules=ALL)
     with pytest.raises(Refused, match=r"k_proj.lora_B.weight has shape \[32, 4\]; .* needs \[16, 4\]"):
-        PeftAdapter(tmp_path, HfSource(models("llama").path).shape)
+        AdapterSource(tmp_path, HfSource(models("llama").path).shape)
 
 
 def test_cast(models):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 from mindspeed_lora.checkpoint.model_files import (
@@ -10,6 +12,18 @@ from mindspeed_lora.checkpoint.model_files import (
     replace_tokenizer_files,
 )
 from mindspeed_lora.checkpoint.source import Origin
+from mindspeed_lora.models.families import shape_from_config
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 4,
+    "vocab_size": 5,
+    "max_position_embeddings": 6,
+    "tie_word_embeddings": True,
+}
 
 FILES = (
     "config.json",
@@ -50,13 +64,27 @@ def test_configuration_and_tokenizer_are_copied_and_weights_are_not(tmp_path: Pa
 
 def test_origin_is_kept(tmp_path: Path):
     source = folder_with(tmp_path / "model", FILES)
+    (source / "config.json").write_text(json.dumps(CONFIG))
     origin = Origin("/models/x", "org/x", "abc")
-    keep_hf_config(source, origin, tmp_path / "mg")
+    keep_hf_config(source, origin, tmp_path / "mg", shape_from_config(CONFIG))
     kept = kept_hf_config(tmp_path / "mg" / "iter_0000001")
     assert kept == tmp_path / "mg" / "hf_config"
     assert kept is not None and kept_origin(kept) == origin
     assert kept_origin(source) is None
     assert kept_hf_config(tmp_path / "model") is None
+    assert (kept / "config.json").read_text() == (source / "config.json").read_text()
+
+
+def test_configuration_of_a_model_that_an_adapter_changed(tmp_path: Path):
+    source = folder_with(tmp_path / "model", FILES)
+    (source / "config.json").write_text(json.dumps(CONFIG))
+    changed = dataclasses.replace(
+        shape_from_config(CONFIG), vocab_size=7, untie_embeddings_and_output_weights=True
+    )
+    keep_hf_config(source, None, tmp_path / "mg", changed)
+    kept = json.loads((tmp_path / "mg" / "hf_config" / "config.json").read_text())
+    assert kept == {**CONFIG, "vocab_size": 7, "tie_word_embeddings": False}
+    assert shape_from_config(kept) == changed
 
 
 def test_a_whole_tokenizer_replaces_a_whole_tokenizer(tmp_path: Path):

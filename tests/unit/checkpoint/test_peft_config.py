@@ -37,7 +37,6 @@ def test_what_peft_itself_writes_is_accepted(tmp_path: Path):
     [
         ("use_dora", True),
         ("use_qalora", True),
-        ("modules_to_save", ["lm_head"]),
         ("trainable_token_indices", [1, 2]),
         ("layer_replication", [[0, 2]]),
         ("fan_in_fan_out", True),
@@ -47,7 +46,6 @@ def test_what_peft_itself_writes_is_accepted(tmp_path: Path):
         ("megatron_config", {"a": 1}),
         ("a_switch_of_tomorrow", True),
         ("a_number_of_tomorrow", 0.5),
-        ("bias", "all"),
         ("init_lora_weights", "pissa"),
         ("init_lora_weights", "loftq"),
     ],
@@ -96,6 +94,10 @@ def test_keys_without_effect(values: dict[str, Any]):
         ({"layers_pattern": "layers"}, "layers_pattern says nothing without layers_to_transform"),
         ({"layers_to_transform": 1, "target_modules": ".*q"}, "layers_to_transform cannot go with"),
         ({"layers_to_transform": [0], "target_modules": "all-linear"}, "layers_to_transform cannot go with"),
+        ({"bias": "some"}, "bias is 'some'; expected one of none, all, lora_only"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head'; expected a list of names"),
+        ({"modules_to_save": ["("]}, "modules_to_save: '\\(' is no regular expression"),
+        ({"ensure_weight_tying": 1}, "ensure_weight_tying is 1; expected true or false"),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path is 3; expected a text"),
         ({"target_modules": None}, "target_modules is missing or empty"),
         ({"target_modules": []}, "target_modules is missing or empty"),
@@ -132,6 +134,8 @@ def test_missing_rank():
         ({"exclude_modules": ["q_proj"]}, False),
         ({"exclude_modules": r".*layers\.3\..*"}, False),
         ({"exclude_modules": ["k_proj"]}, True),
+        ({"modules_to_save": ["lm_head", "self_attn"]}, False),
+        ({"modules_to_save": ["proj"]}, True),
     ],
 )
 def test_which_modules_are_targeted(values: dict[str, Any], hits: bool):
@@ -160,6 +164,7 @@ def test_patterns_take_the_first_key_that_means_a_module():
         {"target_modules": "all-linear", "exclude_modules": ["k_proj"], "use_rslora": True},
         {"layers_to_transform": [0, 3], "layers_pattern": ["layers"], "rank_pattern": {"q_proj": 2}},
         {"layers_to_transform": 3, "alpha_pattern": {"q_proj": 2.5}, "init_lora_weights": "gaussian"},
+        {"bias": "lora_only", "modules_to_save": ["lm_head", "embed_tokens"], "ensure_weight_tying": True},
         {"revision": "main", "base_model_name_or_path": "some/model", "lora_dropout": 0.25},
     ],
 )
