@@ -15,14 +15,13 @@ import argparse
 import importlib.util
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from comparison.assets import assets
 from comparison.inputs import make_inputs
-from comparison.process import ROOT
 from comparison.profiling import profile_ours
 from comparison.report import Facts, Outcome
 from comparison.setting import Inputs, Setting
@@ -125,9 +124,9 @@ def _sides(options: argparse.Namespace) -> list[Side]:
 def _setting(options: argparse.Namespace) -> Setting:
     model, data = options.model, options.data
     if model is None or data is None:
-        assets = _assets()
-        model = model or assets["MODEL"]
-        data = data or f"{assets['DATA']}/alpaca_en_demo.json"
+        found = assets()
+        model = model or found["MODEL"]
+        data = data or f"{found['DATA']}/alpaca_en_demo.json"
     if not (Path(model) / "config.json").is_file():
         raise Refused(f"--model {model}: there is no config.json; give a Hugging Face folder")
     return Setting(
@@ -138,17 +137,6 @@ def _setting(options: argparse.Namespace) -> Setting:
         warmup=options.warmup,
         steps=options.steps,
     )
-
-
-def _assets() -> dict[str, str]:
-    """Folders of the default model and rows, fetched when they are not there yet."""
-    command = [sys.executable, str(ROOT / "tools" / "fetch_assets.py")]
-    fetched = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    if fetched.returncode != 0:
-        raise Failed(
-            "tools/fetch_assets.py could not fetch the default model and rows; give --model and --data"
-        )
-    return dict(line.split("=", 1) for line in fetched.stdout.splitlines() if "=" in line)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -49,6 +49,10 @@ class Facts:
             commit=commit(),
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """As nested dictionaries."""
+        return asdict(self)
+
     @property
     def busy(self) -> bool:
         """Whether other work ran on the machine."""

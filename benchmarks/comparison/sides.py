@@ -77,9 +77,7 @@ class Ours:
         save = folder / "run"
         command = ["posttrain_gpt.py", *ours_flags(setting, inputs, self.rows_at_once)]
         ended = run_child([*command, "--save", str(save)], setting.threads, folder / "log")
-        records = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
-        steps = [Step(r["lm_loss"], r["elapsed_ms"], r["tokens"], r["loss_tokens"]) for r in records]
-        return checked(self, setting, inputs, steps, ended)
+        return checked(self, setting, inputs, steps_of(save), ended)
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,12 @@ class Trl:
         ]
         told = zip(measured["losses"], measured["elapsed_ms"], counts, strict=True)
         return checked(self, setting, inputs, [Step(loss, ms, *count) for loss, ms, count in told], ended)
+
+
+def steps_of(save: Path) -> list[Step]:
+    """What each step of a run of ours did, from its ``metrics.jsonl``."""
+    records = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
+    return [Step(r["lm_loss"], r["elapsed_ms"], r["tokens"], r["loss_tokens"]) for r in records]
 
 
 def side_of(word: str) -> Side:

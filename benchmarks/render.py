@@ -1,0 +1,133 @@
+"""Rewrites the tables of ``benchmarks/README.md`` and draws the bar charts, from ``benchmarks/results/*.json``.
+
+python benchmarks/render.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from comparison.charts import bar_chart
+from comparison.table import table
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+_BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def main() -> int:
+    """Read every result, write page and charts."""
+    sections = []
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        sections.append(_section(path, result))
+    page = HERE / "README.md"
+    text, found = _BLOCK.subn(
+        lambda match: match[1] + "\n" + "\n\n".join(sections) + "\n\n" + match[2],
+        page.read_text(encoding="utf-8"),
+    )
+    if not found:
+        print(
+            f"error: {page} has no block between <!-- results --> and <!-- end of results -->",
+            file=sys.stderr,
+        )
+        return 1
+    page.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _section(path: Path, result: dict[str, Any]) -> str:
+    """One result: what it is of, its table, its chart."""
+    body = {"train_vs_trl": _train_vs_trl, "tensor_parallel": _tensor_parallel, "start_up": _start_up}
+    machine, commit = result["machine"], result["commit"].get("sha", "unknown")[:12]
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    where = (
+        f"`{path.name}`: {machine['cpu']}, {machine['cores']} cores; {result['date'][:10]}, commit {commit}"
+    )
+    return "\n\n".join(
+        [
+            f"#### {result['benchmark']}",
+            f"{where}; {versions}.\n`{result['command']}`",
+            body[result["benchmark"]](path, result),
+        ]
+    )
+
+
+def _train_vs_trl(path: Path, result: dict[str, Any]) -> str:
+    sides = result["sides"]
+    ratios = [None, *result["ratios"]]
+    rows = [
+        [
+            side["name"],
+            f"{side['tokens_per_second']['median']:.0f}",
+            f"{side['loss_tokens_per_second']['median']:.0f}",
+            f"{side['peak_memory_bytes'] / 1e9:.2f}",
+            "" if ratio is None else f"{ratio['tokens_per_second']:.2f}",
+            "" if ratio is None else f"{ratio['peak_memory_bytes']:.2f}",
+        ]
+        for side, ratio in zip(sides, ratios, strict=True)
+    ]
+    heading = [
+        "",
+        "real tokens/s",
+        "loss-carrying tokens/s",
+        "peak GB",
+        "ours is faster by",
+        "ours takes of its memory",
+    ]
+    parts = [table(heading, rows)]
+    names = [side["name"] for side in sides]
+    for key, unit, scale in (
+        ("tokens_per_second", "real tokens/s", 1.0),
+        ("peak_memory_bytes", "peak GB", 1e-9),
+    ):
+        values = [side[key]["median"] if isinstance(side[key], dict) else side[key] for side in sides]
+        chart = RESULTS / f"{path.stem}_{key}.png"
+        bar_chart(chart, names, [value * scale for value in values], unit)
+        parts.append(f"![{unit} of each side](results/{chart.name})")
+    if result.get("best_peer"):
+        parts.insert(1, f"The fastest peer is {result['best_peer']}.")
+    if result.get("profile"):
+        parts.append(_profile(result["profile"]))
+    return "\n\n".join(parts)
+
+
+def _profile(profile: dict[str, Any]) -> str:
+    wall = profile["profiled_step_ms"]
+    rows = [
+        [
+            name,
+            f"{part['ms'] / wall:.0%}",
+            f"{part['gflop'] / part['ms'] * 1000:.0f}" if part["gflop"] else "",
+        ]
+        for name, part in profile["parts"].items()
+    ]
+    return (
+        f"Where a step of ours goes; its products reach {profile['share_of_peak']:.0%} of the best fp32 product of the "
+        f"run ({profile['peak_gflop_per_second']:.0f} GFLOP/s):\n\n{table(['part', 'share', 'GFLOP/s'], rows)}"
+    )
+
+
+def _tensor_parallel(_path: Path, result: dict[str, Any]) -> str:
+    rows = [
+        [side["name"], f"{side['tokens_per_second']['median']:.0f}", f"{side['peak_memory_bytes'] / 1e9:.2f}"]
+        for side in result["sides"]
+    ]
+    first, second = (side["name"] for side in result["sides"])
+    heading = ["", "real tokens/s", "peak GB of a process"]
+    return f"{table(heading, rows)}\n\n{second} reach {result['ratio']:.2f} of {first}."
+
+
+def _start_up(_path: Path, result: dict[str, Any]) -> str:
+    return (
+        f"From the command to the first step {result['start_seconds']:.1f} s; importing the package "
+        f"{result['import_seconds']:.2f} s."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

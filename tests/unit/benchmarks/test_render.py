@@ -1,0 +1,89 @@
+"""The page of results says what the JSON says, and nothing of the results before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import render
+
+FACTS: dict[str, Any] = {
+    "machine": {"cpu": "a processor", "cores": 2},
+    "versions": {"torch": "2.13"},
+    "commit": {"sha": "0123456789abcdef"},
+    "date": "2026-01-02T03:04:05",
+    "command": "python x.py",
+}
+
+
+def side(name: str, speed: float, peak: int) -> dict[str, Any]:
+    spread = {"median": speed, "lowest": speed, "highest": speed}
+    return {
+        "name": name,
+        "tokens_per_second": spread,
+        "loss_tokens_per_second": spread,
+        "peak_memory_bytes": peak,
+    }
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page with old results, beside three new ones."""
+    results = tmp_path / "results"
+    results.mkdir()
+    sides = [side("ours, packed", 250.0, 2 * 10**9), side("TRL, batch 8", 50.0, 10**10)]
+    made = {
+        "train_vs_trl": {
+            "sides": sides,
+            "ratios": [{"tokens_per_second": 5.0, "peak_memory_bytes": 0.2}],
+            "best_peer": "TRL, batch 8",
+            "profile": None,
+        },
+        "tensor_parallel": {
+            "sides": [side("one process", 200.0, 10**9), side("2 TP ranks", 180.0, 10**9)],
+            "ratio": 0.9,
+        },
+        "start_up": {"start_seconds": 6.25, "import_seconds": 0.5},
+    }
+    for name, own in made.items():
+        (results / f"{name}.json").write_text(json.dumps({"benchmark": name, **FACTS, **own}))
+    path = tmp_path / "README.md"
+    path.write_text("before\n<!-- results -->\nold figures\n<!-- end of results -->\nafter\n")
+    monkeypatch.setattr(render, "HERE", tmp_path)
+    monkeypatch.setattr(render, "RESULTS", results)
+    return path
+
+
+def test_the_page_has_every_result_and_keeps_what_is_around(page: Path) -> None:
+    assert render.main() == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- results -->") and text.endswith("<!-- end of results -->\nafter\n")
+    assert "old figures" not in text
+    for words in (
+        "| TRL, batch 8 |",
+        "5.00",
+        "The fastest peer is TRL, batch 8.",
+        "reach 0.90 of one process",
+        "first step 6.2 s",
+        "commit 0123456789ab",
+        "`python x.py`",
+    ):
+        assert words in text, words
+    charts = {path.name for path in (page.parent / "results").glob("*.png")}
+    assert charts == {"train_vs_trl_tokens_per_second.png", "train_vs_trl_peak_memory_bytes.png"}
+    assert all(f"results/{chart}" in text for chart in charts)
+
+
+def test_a_second_time_changes_nothing(page: Path) -> None:
+    render.main()
+    once = page.read_text()
+    render.main()
+    assert page.read_text() == once
+
+
+def test_a_page_without_its_block_is_told(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page.write_text("nothing")
+    assert render.main() == 1
+    assert "has no block" in capsys.readouterr().err
