@@ -64,8 +64,6 @@ class Layout:
         words = ["--tensor-model-parallel-size", str(self.tp), "--pipeline-model-parallel-size", str(self.pp)]
         words += CONTEXT[self.attention].split()
         words += ["--context-parallel-size", str(self.cp)] if self.cp > 1 else []
-        words += ["--context-parallel-size", str(self.cp)] if self.cp > 1 else []
-        words += CONTEXT[self.attention].split()
         words += ["--sequence-parallel"] if self.sequence_parallel else []
         words += ["--use-distributed-optimizer"] if self.distributed_optimizer else []
         words += self._stage_flags
