@@ -33,11 +33,10 @@ def vocab_parallel_loss(
         group: the TP group.
 
     Returns:
-        A float32 scalar, the same on every TP rank; 0 (with a zero gradient) where no position carries loss.
+        A float32 scalar, the same on every TP rank; 0 where no position carries loss, with zero gradients for all
+        that has one otherwise: data-parallel ranks must reduce the same gradients in the same order.
     """
     positions = (labels != IGNORED_LABEL).nonzero().squeeze(1)
-    if positions.numel() == 0:
-        return hidden.float().sum() * 0.0
     selected = hidden.index_select(0, positions)
     loss: Tensor = _ChunkedCrossEntropy.apply(selected, weight, labels[positions], vocab_range, group)
     return loss
@@ -65,8 +64,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         rows = max(1, LOGITS_BYTES // 4 // max(1, weight.size(0)))
-        for chunk in torch.arange(hidden.size(0), device=hidden.device).split(rows):
-            part = slice(int(chunk[0]), int(chunk[-1]) + 1)
+        for first in range(0, hidden.size(0), rows):
+            part = slice(first, first + rows)
             losses, logits = _cross_entropy(hidden[part], local_weight, labels[part] - start, group)
             total += losses.sum(dtype=torch.float64)
             if grad_hidden is not None:

@@ -106,6 +106,7 @@ def test_a_global_batch_without_loss_is_skipped(layout: Layout, bench: ParityBen
         Layout(),
         Layout(tp=2, sequence_parallel=True, dp=2),
         Layout(pp=4),
+        Layout(pp=2, vpp=2),
         Layout(cp=2, dp=2, attention="ring"),
     ],
     ids=str,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from mindspeed_lora.checkpoint.source import open_source
 from tests.support.differences import Differences
-from tests.support.layouts import Layout
+from tests.support.layouts import LAYERS, Layout
 from tests.support.parity import Case, ParityBench
+from tests.support.reference import Recipe
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,8 @@ from tests.support.parity import Case, ParityBench
         ("llama-tied", Layout(tp=2, sequence_parallel=True)),
         ("llama-tied", Layout(pp=2, dp=2, distributed_optimizer=True, recompute="block")),
         ("llama-tied", Layout(tp=2, pp=2, sequence_parallel=True)),
+        ("llama-tied", Layout(pp=2, vpp=2, dp=2, distributed_optimizer=True, overlap="gather")),
+        ("llama", Layout(tp=2, pp=2, sequence_parallel=True, stages="uneven", recompute="uniform")),
         ("llama", Layout(tp=4, recompute="selective")),
     ],
     ids=str,
@@ -35,3 +40,26 @@ def test_full_training_is_exact(
 ) -> None:
     case = Case(model=model, targets=None)
     within(bench.compare(case, bench.train(case, layout)))
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        ("llama-tied", Layout(pp=2, vpp=2)),
+        ("llama", Layout(tp=2, pp=2, stages="noops")),
+        ("qwen3", Layout(pp=2, vpp=2, stages="noops")),
+        ("llama", Layout(pp=2, stages="uneven")),
+    ],
+    ids=str,
+)
+def test_a_saved_model_is_read_whatever_its_stages(
+    model: str, layout: Layout, bench: ParityBench, tmp_path: Path
+) -> None:
+    case = Case(model=model, targets=None, recipe=Recipe(steps=4))
+    outcome = bench.train(case, layout, ["--save", str(tmp_path / "run")])
+    source = open_source(tmp_path / "run")
+    assert source.shape.num_layers == LAYERS
+    assert set(source.names()) == set(outcome.end)
+    for name, trained in outcome.end.items():
+        found = source.read(name)
+        assert found.equal(trained[: len(found)]), name

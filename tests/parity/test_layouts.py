@@ -12,8 +12,8 @@ from tests.support.parity import Case, Outcome, ParityBench
 
 CASE = Case()
 LAYOUTS = covering(all_layouts())
-NAMED = [Layout(tp=2, pp=2)]
-"""Layouts that people start with, tested whether or not the cover has them."""
+NAMED = [Layout(tp=2, pp=2), Layout(pp=4, vpp=2, stages="noops")]
+"""A layout that people start with, and one with more than two interleaved stages."""
 DEFAULT = sorted({*LAYOUTS, *NAMED})
 OTHERS = [layout for layout in all_layouts() if layout not in DEFAULT]
 

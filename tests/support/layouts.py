@@ -92,7 +92,7 @@ class Layout:
     def _noops(self) -> str | None:
         if self.stages != "noops":
             return None
-        return "2,3,6,7" if self.pp * self.vpp == 4 else "1,4"
+        return "2,3,6,7" if self.pp * self.vpp >= 4 else "1,4"
 
     @property
     def _stage_flags(self) -> list[str]:
@@ -125,7 +125,7 @@ def all_layouts(max_ranks: int = 4) -> list[Layout]:
         for sequence_parallel in ([False, True] if tp > 1 else [False])
         for distributed in ([False, True] if dp * cp > 1 else [False])
         for recompute in RECOMPUTE
-        for vpp in ([1, 2] if pp == 2 else [1])
+        for vpp in ([1, 2] if pp > 1 else [1])
         for stages in _stages(pp, vpp)
         for overlap in _overlaps(dp * cp > 1, distributed)
         for attention in _attentions(cp)
@@ -145,7 +145,8 @@ def _attentions(cp: int) -> list[str]:
 def _stages(pp: int, vpp: int) -> list[str]:
     if pp == 1:
         return ["even"]
-    return ["even", "noops", *(["uneven"] if pp == 2 and vpp == 1 else [])]
+    even = ["even"] if pp * vpp <= LAYERS else []
+    return [*even, "noops", *(["uneven"] if pp == 2 and vpp == 1 else [])]
 
 
 def covering(layouts: Sequence[Layout]) -> list[Layout]:

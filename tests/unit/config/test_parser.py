@@ -88,6 +88,15 @@ def test_features_that_are_not_there_are_refused_by_name() -> None:
         parse("--expert-model-parallel-size 1 --expert-model-parallel-size 2")
 
 
+def test_conversion_refuses_the_stages_that_only_training_has() -> None:
+    line = "--num-layer-list 3,1 --noop-layers 4"
+    assert parse(line).values == {"num_layer_list": "3,1", "noop_layers": "4"}
+    with pytest.raises(Refused, match="--num-layer-list 3,1, --noop-layers 4: convert_ckpt.py writes even"):
+        parse(line, "convert")
+    with pytest.raises(Refused, match="--schedules-method dualpipev: the only schedules are 1F1B"):
+        parse("--schedules-method dualpipev")
+
+
 def test_values_that_leave_a_feature_off_are_fine() -> None:
     parsed = parse("--target-expert-parallel-size 1 --expert-model-parallel-size 1 --ckpt-format torch")
     assert parsed == Parsed()

@@ -55,6 +55,17 @@ def test_the_models_own_rules_are_told(model_folder: Path, tmp_path: Path) -> No
     assert any("min_length 4" in notice for notice in made.notices)
 
 
+def test_virtual_stages_have_no_effect(model_folder: Path) -> None:
+    def two_stages(*words: str) -> InferencePlan:
+        line = ["--load", str(model_folder), "--pipeline-model-parallel-size", "2", *words]
+        return plan_inference(parse("inference", line, {"WORLD_SIZE": "2"}))
+
+    made = two_stages("--num-virtual-stages-per-pipeline-rank", "2")
+    assert made.placement.vp_size == 1 and made.placement.is_even
+    assert "virtual pipeline stages have no effect on generation" in made.notices
+    assert two_stages("--noop-layers", "0,1").placement.describe() == "2 no-op, 0-1"
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_lora.checkpoint.hf import shape_of
+from mindspeed_lora.models.layer import NoopLayer
+from mindspeed_lora.models.layer_spec import block_spec
 from mindspeed_lora.models.norm import RMSNorm
+from mindspeed_lora.parallel.groups import ParallelGroups
 from tests.unit.models.conftest import BuildGpt
 
 SIZES: dict[str, Any] = {
@@ -79,3 +83,12 @@ def test_the_epsilon_of_every_norm_is_the_model_s(build_gpt: BuildGpt, tmp_path:
     ours = compare(build_gpt, tmp_path, save(tmp_path, "qwen3", rms_norm_eps=0.05))
     found = [module.eps for module in ours.modules() if isinstance(module, RMSNorm)]
     assert found == [0.05] * (2 * 4 + 1)
+
+
+def test_no_op_layers_do_nothing(groups: ParallelGroups, tmp_path: Path) -> None:
+    save(folder := tmp_path / "model", "llama")
+    layers = block_spec(shape_of(folder), (None, 0, None), groups.context).layer_specs
+    assert [spec.module is NoopLayer for spec in layers] == [True, False, True]
+    hidden = torch.randn(3, 2, 4)
+    output, context = NoopLayer(config=None, layer_number=1)(hidden, rotary_pos_emb=None)
+    assert output is hidden and context is None

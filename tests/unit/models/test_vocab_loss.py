@@ -108,6 +108,7 @@ def test_no_loss_carrying_position_is_zero_with_a_zero_gradient(groups: Parallel
     loss.backward()
     assert loss.item() == 0.0 and loss.dtype is torch.float32
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
+    assert torch.equal(weight.grad, torch.zeros_like(weight)), "other ranks may have one, and reduce it now"
 
 
 def test_a_frozen_weight_gets_no_gradient(groups: ParallelGroups) -> None:

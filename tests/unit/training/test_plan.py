@@ -141,6 +141,22 @@ class TestModel:
         with pytest.raises(Refused, match="--tensor-model-parallel-size 8 .* 4 query groups"):
             plan(tiny.words(tensor_model_parallel_size=8))
 
+    def test_stages_and_no_ops(self, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        flags = {"pipeline_model_parallel_size": 2, "noop_layers": "0,5", "num_layers": 6}
+        found = plan(tiny.words(**flags, num_layer_list="2,4"))
+        assert found.shape.num_layers == 4
+        assert found.placement.describe() == "0 + 1 no-op, 1-3 + 1 no-op"
+        with pytest.raises(Refused, match=r"--num-layers 4 \(checkpoint: 6\)"):
+            plan(tiny.words(**{**flags, "num_layers": 4}))
+
+    def test_interleaving_needs_whole_rounds(self, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        flags = {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1}
+        assert plan(tiny.words(**flags, global_batch_size=8)).placement.vp_size == 2
+        with pytest.raises(Refused, match="--global-batch-size 6 gives 3 micro-batches .* valid one is 8"):
+            plan(tiny.words(**flags, global_batch_size=6))
+
     def test_an_unknown_target_names_the_available_ones(self, tiny: Tiny) -> None:
         with pytest.raises(
             Refused, match="no module linear_kqv.*linear_fc1, linear_fc2, linear_proj, linear_qkv"
