@@ -118,14 +118,14 @@ class _ColumnProducts(torch.autograd.Function):
         inner = _add_adapter(output, tokens, layout, masks, factors)
         if masks is not None and layout.sequence_parallel:
             masks = [mask.chunk(layout.tp_size)[layout.tp_rank] for mask in masks]
-        ctx.layout, ctx.masks = layout, masks
-        ctx.save_for_backward(x, weight, *factors, *inner)
+        ctx.layout = layout
+        ctx.save_for_backward(x, weight, *factors, *inner, *(masks or ()))
         return output.view(*whole.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
-        x, weight, factors, inner = _unpack(ctx)
+        x, weight, factors, inner, masks = _unpack(ctx)
         grad = grad_outputs[0].reshape(-1, grad_outputs[0].size(-1))
         outer = _outer_gradients(grad, layout, factors)
         grad_x, handle = None, None
@@ -135,11 +135,11 @@ class _ColumnProducts(torch.autograd.Function):
             grad_x = grad @ weight
             if layout.sequence_parallel:
                 grad_x = reduce_scatter_first_dim(grad_x, layout.tp_group)
-            _add_input_gradient(grad_x, outer, layout, ctx.masks, factors)
+            _add_input_gradient(grad_x, outer, layout, masks, factors)
             if not layout.sequence_parallel:
                 handle = start_all_reduce(grad_x, layout.tp_group)
             grad_x = grad_x.view(x.shape)
-        factor_grads = _factor_gradients(grad, x.reshape(-1, x.size(-1)), outer, inner, layout, ctx.masks)
+        factor_grads = _factor_gradients(grad, x.reshape(-1, x.size(-1)), outer, inner, layout, masks)
         if handle is not None:
             handle.wait()
         return grad_x, None, None, None, *factor_grads
@@ -163,8 +163,8 @@ class _RowProducts(torch.autograd.Function):
         tokens = x.reshape(-1, x.size(-1))
         output = tokens @ weight.t()
         inner = _add_adapter(output, tokens, layout, masks, factors)
-        ctx.layout, ctx.masks = layout, masks
-        ctx.save_for_backward(x, weight, *factors, *inner)
+        ctx.layout = layout
+        ctx.save_for_backward(x, weight, *factors, *inner, *(masks or ()))
         output = output.view(*x.shape[:-1], -1)
         if layout.sequence_parallel:
             return reduce_scatter_first_dim(output, layout.tp_group)
@@ -173,7 +173,7 @@ class _RowProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
-        x, weight, factors, inner = _unpack(ctx)
+        x, weight, factors, inner, masks = _unpack(ctx)
         grad = grad_outputs[0]
         if layout.sequence_parallel:
             grad = gather_first_dim(grad, layout.tp_group)
@@ -182,17 +182,20 @@ class _RowProducts(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ weight
-            _add_input_gradient(grad_x, outer, layout, ctx.masks, factors)
+            _add_input_gradient(grad_x, outer, layout, masks, factors)
             grad_x = grad_x.view(x.shape)
-        factor_grads = _factor_gradients(grad, x.reshape(-1, x.size(-1)), outer, inner, layout, ctx.masks)
+        factor_grads = _factor_gradients(grad, x.reshape(-1, x.size(-1)), outer, inner, layout, masks)
         return grad_x, None, None, None, *factor_grads
 
 
-def _unpack(ctx: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """x, W, the factors A₁ B₁ A₂ B₂ …, and v of each part."""
+Saved = tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor] | None]
+
+
+def _unpack(ctx: Any) -> Saved:
+    """x, W, the factors A₁ B₁ A₂ B₂ …, v of each part, and with dropout the mask of each."""
     parts = len(ctx.layout.rows)
     x, weight, *rest = ctx.saved_tensors
-    return x, weight, tuple(rest[: 2 * parts]), tuple(rest[2 * parts :])
+    return x, weight, rest[: 2 * parts], rest[2 * parts : 3 * parts], rest[3 * parts :] or None
 
 
 def _add_adapter(

@@ -12,6 +12,7 @@ attention                         q, k, v: (n + 2 g) d/t, its output n d/t, log-
 ``linear_proj``                   its input is attention's output; Σ r
 SwiGLU                            2 f/t, its input
 ``linear_fc2``                    f/t if something reads it, and Σ r
+dropout of the adapters           a byte for every element of every factor A's input
 ================================  ============================================================
 """
 
@@ -109,18 +110,17 @@ class RankMemory:
 def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
     """The prediction for the ranks of one pipeline stage; TP ranks do not differ."""
     chunks = question.placement.rank_chunks(pp_rank)
-    base = sum(
-        _local(name, size, question) for chunk in chunks for name, size in _tensors(chunk, question).items()
-    )
+    own = {name: size for chunk in chunks for name, size in _tensors(chunk, question).items()}
+    base = sum(_local(name, size, question) for name, size in own.items())
+    adapter = question.adapter
     factors = sum(
         _local(name, size, question)
-        for part in (question.adapter.parts if question.adapter is not None else ())
+        for part in (adapter.parts if adapter is not None else ())
         for name, size in part.tensors.items()
-        if any(
-            part.module.startswith(f"decoder.layers.{layer}.") for chunk in chunks for layer in chunk.layers
-        )
+        if f"{part.module}.weight" in own
     )
-    trained = base if question.adapter is None else factors
+    also = {tensor.name for tensor in adapter.trained} if adapter is not None else set(own)
+    trained = factors + sum(_local(name, size, question) for name, size in own.items() if name in also)
     states = 2 if question.itemsize == FP32 else 3
     owners = question.dp * question.cp if question.distributed_optimizer else 1
     has_loss = any(chunk.is_last for chunk in chunks)
@@ -159,7 +159,8 @@ def layer_bytes(question: MemoryQuestion, layer: int | None) -> int:
     )
     per_residual = shape.hidden_size * (2 + reads["linear_qkv"] + reads["linear_fc1"])
     sums = 0 if selective else tokens * heads // tp * FP32
-    return (tokens * per_token + question.residual_tokens * per_residual) * question.itemsize + sums
+    kept = (tokens * per_token + question.residual_tokens * per_residual) * question.itemsize
+    return kept + sums + _mask_bytes(question, layer)
 
 
 def _ranks(question: MemoryQuestion, layer: int) -> dict[str, int]:
@@ -169,6 +170,21 @@ def _ranks(question: MemoryQuestion, layer: int) -> dict[str, int]:
         if part.module.startswith(f"decoder.layers.{layer}."):
             ranks[part.linear] += part.rank
     return ranks
+
+
+def _mask_bytes(question: MemoryQuestion, layer: int) -> int:
+    """Of the adapters' dropout masks, one for every factor A."""
+    adapter = question.adapter
+    if adapter is None or adapter.dropout == 0.0:
+        return 0
+    inputs = {
+        "linear_qkv": question.residual_tokens * question.shape.hidden_size,
+        "linear_proj": question.tokens * question.shape.proj_input_size // question.tp,
+        "linear_fc1": question.residual_tokens * question.shape.hidden_size,
+        "linear_fc2": question.tokens * question.shape.ffn_hidden_size // question.tp,
+    }
+    of_layer = (part for part in adapter.parts if part.module.startswith(f"decoder.layers.{layer}."))
+    return sum(inputs[part.linear] for part in of_layer)
 
 
 def _activations(question: MemoryQuestion, pp_rank: int) -> int:
@@ -247,7 +263,8 @@ def _tensors(chunk: ModelChunk, question: MemoryQuestion) -> dict[str, tuple[int
         tensors.update(layer_tensors(shape, layer))
     if chunk.is_last:
         tensors[FINAL_LAYERNORM] = ends[FINAL_LAYERNORM]
-        if shape.untie_embeddings_and_output_weights or not chunk.is_first:
+        untied = question.adapter is not None and question.adapter.untied
+        if shape.untie_embeddings_and_output_weights or untied or not chunk.is_first:
             tensors[OUTPUT_LAYER] = rows
     return tensors
 

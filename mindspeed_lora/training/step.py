@@ -108,12 +108,12 @@ class StepRunner:
             batch.tokens.to(device, non_blocking=True),
             labels=labels,
             positions=batch.position_ids.to(device, non_blocking=True),
-            context=self._context(batch, step),
+            context=self.context(batch, step),
         )
         divisor = max(batch.num_loss_tokens, 1) if mean_per_batch else 1
         return output, partial(_loss_terms, divisor=divisor)
 
-    def _context(self, batch: Batch, step: int | None) -> ForwardContext:
+    def context(self, batch: Batch, step: int | None) -> ForwardContext:
         """What the layers must know of a micro-batch; nothing is dropped outside of a training step."""
         keys = None
         if step is not None and self.dropout_seed is not None:

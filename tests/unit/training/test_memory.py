@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -93,6 +94,7 @@ def kept_by_layers(words: list[str], tp: int) -> tuple[int, int]:
             hidden_states=chunk.embedding(input_ids=batch.tokens, position_ids=None).requires_grad_(),
             attention_mask=None,
             rotary_pos_emb=rotary,
+            packed_seq_params=session.runner.context(batch, step=1),
         )
     plan = session.plan
     asked = memory_question(plan, groups.world_size, 4)
@@ -112,8 +114,9 @@ def kept_by_layers(words: list[str], tp: int) -> tuple[int, int]:
         (1, {"lora_r": None}),
         (2, {}),
         (2, {"sequence_parallel": True}),
+        (2, {"sequence_parallel": True, "lora_dropout": 0.1}),
     ],
-    ids=["all", "rows", "matrices", "full", "tp2", "tp2 sp"],
+    ids=["all", "rows", "matrices", "full", "tp2", "tp2 sp", "tp2 sp dropout"],
 )
 def test_layers_keep_what_is_predicted(
     workers: WorkerPool, tiny: Tiny, tp: int, flags: dict[str, Any]
@@ -184,3 +187,13 @@ def test_a_frozen_linear_keeps_its_input_for_an_adapter_alone() -> None:
     asked, everywhere = question(adapter=spec), question()
     assert layer_bytes(everywhere, 0) - layer_bytes(asked, 0) == 50 * 4 * (2 * 32 + 64 + 3 * 4)
     assert layer_bytes(asked, None) == 0
+
+
+def test_what_is_trained_with_the_adapter_has_gradients_and_state_too() -> None:
+    tied = dataclasses.replace(SHAPE, untie_embeddings_and_output_weights=False)
+    plain = predicted(shape=tied, adapter=new_adapter(tied, 4).spec)
+    saved = new_adapter(tied, 4, lora_modules_to_save=("lm_head", "model.norm")).spec
+    found = predicted(shape=tied, adapter=saved)
+    assert found.trained == plain.trained + 100 * 32 + 32
+    assert found.parameters == plain.parameters + 100 * 32, "the output layer is a tensor of its own"
+    assert found.optimizer == 2 * found.gradients
