@@ -40,6 +40,8 @@ CASE = Case()
 DROPPED = Case(recipe=Recipe(dropout=0.1))
 _TAKE_TURNS = ("recompute", "stages", "overlap")
 """Fields of a layout that are not crossed by default."""
+_PATIENT = ("--distributed-timeout-minutes", "5")
+"""Eight ranks on two cores can let each other wait for longer than tests allow."""
 _HEADING = (
     "layout",
     "ranks",
@@ -104,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
-    workers = WorkerPool()
+    workers = WorkerPool(timeout=600.0)
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="parity_matrix_") as folder:
@@ -147,9 +149,9 @@ def measure(bench: ParityBench, layout: Layout) -> Row:
     started = time.monotonic()
     save = bench.new_folder()
     try:
-        outcome = bench.train(CASE, layout, ["--save", str(save)])
+        outcome = bench.train(CASE, layout, [*_PATIENT, "--save", str(save)])
         found = bench.compare(CASE, outcome)
-        dropped = bench.compare(DROPPED, bench.train(DROPPED, layout))
+        dropped = bench.compare(DROPPED, bench.train(DROPPED, layout, _PATIENT))
         logits = _difference_by_peft(bench, outcome, save)
     except (AssertionError, RankFailed) as error:
         problem = str(error).strip().splitlines()[-1][:120]

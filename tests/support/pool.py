@@ -41,13 +41,15 @@ class _Worker:
 class WorkerPool:
     """Runs functions on n ranks at once; processes are started when first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float = 120.0) -> None:
+        self._timeout = timeout
+        """Seconds of a call that gives none of its own."""
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._folder = tempfile.TemporaryDirectory(prefix="worker_stacks_")
 
     def run(
-        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0
+        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> list[Any]:
         """Results of ``function(*args)`` on every rank, in rank order.
 
@@ -57,6 +59,7 @@ class WorkerPool:
         Raises:
             RankFailed: it raised on a rank, or did not end in time. All processes are then ended.
         """
+        timeout = self._timeout if timeout is None else timeout
         while len(self._workers) < world_size:
             self._workers.append(self._start())
         address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
