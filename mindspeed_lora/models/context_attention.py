@@ -190,7 +190,7 @@ class _RingAttention(torch.autograd.Function):
             grads = torch.zeros_like(block, dtype=dtype)
             operands = q, heads_first(block[0]), heads_first(block[1])
             views = [heads_first(grad) for grad in (grad_query, grads[0], grads[1])]
-            attend_backward(ctx.tiles[place], grad_out, operands, result, lse, views, ctx.scale, add=True)
+            attend_backward(ctx.tiles[place], grad_out, operands, result, lse, views, ctx.scale)
             if sums is not None:
                 grads += sums.wait()
             sums = RingPass(grads, ctx.context.ring_group, tag=1)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from mindspeed_lora.device.attention import flash_backward, flash_forward
+from mindspeed_lora.device.causal_blocks import blocks_are_faster, blocks_backward, blocks_forward
 from mindspeed_lora.models.attention_tiles import Tile, Visible
 
 Tensor = torch.Tensor
@@ -28,7 +29,8 @@ def tiled_attention(query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[T
 
     n is a multiple of g; the tiles are those of a whole row.
     """
-    out: Tensor = _TiledAttention.apply(query, key, value, tiles, scale)
+    squares = all(tile.visible is Visible.CAUSAL for tile in tiles)
+    out: Tensor = (_Squares if squares else _Merged).apply(query, key, value, tiles, scale)
     return out
 
 
@@ -47,8 +49,8 @@ def dropped_attention(
     return out.flatten(2)
 
 
-class _TiledAttention(torch.autograd.Function):
-    """``softmax(scale · q kᵀ) v`` over the tiles.
+class _Squares(torch.autograd.Function):
+    """``softmax(scale · q kᵀ) v`` where every query and key is in one tile, a causal square.
 
     Saves q, k, v, the result (whose memory ``linear_proj`` keeps anyway) and the log-sum-exp ``[b, n, s]``.
     """
@@ -58,34 +60,67 @@ class _TiledAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[Tile], scale: float
     ) -> Tensor:
         ctx.tiles, ctx.scale = tiles, scale
-        ctx.overlapping = any(tile.visible is not Visible.CAUSAL for tile in tiles)
-        q, k, v = map(heads_first, (query, key, value))
-        if len(tiles) == 1:
-            out, lse = flash_forward(q, k, v, True, None, scale)
-            out = positions_first(out).contiguous()
-        else:
-            result = empty_result(query) if ctx.overlapping else torch.empty_like(query, memory_format=_DENSE)
-            lse = empty_lse(query)
-            attend(tiles, (q, k, v), heads_first(result), lse, scale)
-            out = result.to(query.dtype)
+        out, lse = torch.empty_like(query, memory_format=_DENSE), empty_lse(query)
+        operands, result = tuple(map(heads_first, (query, key, value))), heads_first(out)
+        for tile in tiles:
+            q, k, v = _cut(tile, operands)
+            here = tile.rows, slice(None), tile.queries
+            if blocks_are_faster(q):
+                blocks_forward(q, k, v, scale, result[here])
+            else:
+                part, lse[here] = flash_forward(q, k, v, True, None, scale)
+                result[here] = part
         ctx.save_for_backward(query, key, value, out, lse)
         return out.flatten(2)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, out, lse = ctx.saved_tensors
-        tensors = [heads_first(t) for t in (grad_outputs[0].view_as(out), *inputs, out)]
-        grad_out, operands, out = tensors[0], (tensors[1], tensors[2], tensors[3]), tensors[4]
-        if len(ctx.tiles) == 1:
-            found = flash_backward(grad_out, operands, out, lse, True, None, ctx.scale)
-            return *map(positions_first, found), None, None
-        if ctx.overlapping:
-            grads = [torch.zeros_like(t, dtype=accumulation_dtype(t), memory_format=_DENSE) for t in inputs]
-        else:
-            grads = [torch.empty_like(t, memory_format=_DENSE) for t in inputs]
-        views = tuple(map(heads_first, grads))
-        attend_backward(ctx.tiles, grad_out, operands, out, lse, views, ctx.scale, add=ctx.overlapping)
-        return *(grad.to(t.dtype) for grad, t in zip(grads, inputs, strict=True)), None, None
+        grads = [torch.empty_like(tensor, memory_format=_DENSE) for tensor in inputs]
+        grad_out, result = heads_first(grad_outputs[0].view_as(out)), heads_first(out)
+        operands, views = tuple(map(heads_first, inputs)), tuple(map(heads_first, grads))
+        for tile in ctx.tiles:
+            here = tile.rows, slice(None), tile.queries
+            cut, grads_here = _cut(tile, operands), _cut(tile, views)
+            if blocks_are_faster(cut[0]):
+                blocks_backward(grad_out[here], cut, result[here], ctx.scale, grads_here)
+                continue
+            parts = flash_backward(grad_out[here], cut, result[here], lse[here], True, None, ctx.scale)
+            for grad, part in zip(grads_here, parts, strict=True):
+                grad.copy_(part)
+        return *grads, None, None
+
+
+class _Merged(torch.autograd.Function):
+    """``softmax(scale · q kᵀ) v`` over tiles of any kind.
+
+    Saves q, k, v, the result and the log-sum-exp ``[b, n, s]``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[Tile], scale: float
+    ) -> Tensor:
+        ctx.tiles, ctx.scale = tiles, scale
+        result, lse = empty_result(query), empty_lse(query)
+        operands = heads_first(query), heads_first(key), heads_first(value)
+        attend(tiles, operands, heads_first(result), lse, scale)
+        out = result.to(query.dtype)
+        ctx.save_for_backward(query, key, value, out, lse)
+        return out.flatten(2)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, lse = ctx.saved_tensors
+        grads = [
+            torch.zeros_like(tensor, dtype=accumulation_dtype(tensor), memory_format=_DENSE)
+            for tensor in (query, key, value)
+        ]
+        operands = heads_first(query), heads_first(key), heads_first(value)
+        views = [heads_first(grad) for grad in grads]
+        grad_out, result = heads_first(grad_outputs[0].view_as(out)), heads_first(out)
+        attend_backward(ctx.tiles, grad_out, operands, result, lse, views, ctx.scale)
+        return *(grad.to(query.dtype) for grad in grads), None, None
 
 
 def heads_first(tensor: Tensor) -> Tensor:
@@ -145,9 +180,8 @@ def attend_backward(
     lse: Tensor,
     grads: Sequence[Tensor],
     scale: float,
-    add: bool,
 ) -> None:
-    """Writes or adds the tiles' gradients of query, key and value to ``grads``.
+    """Adds the tiles' gradients of query, key and value to ``grads``.
 
     Args:
         tiles: of these operands.
@@ -157,7 +191,6 @@ def attend_backward(
         lse: ``[b, n, s]`` likewise.
         grads: of the shapes of the operands.
         scale: of the scores.
-        add: False where no key and no query is in two tiles.
     """
     for tile in tiles:
         rows = tile.rows, slice(None), tile.queries
@@ -165,10 +198,7 @@ def attend_backward(
             grad_out[rows], _cut(tile, operands), out[rows], lse[rows], *_visibility(tile, out), scale
         )
         for grad, part in zip(_cut(tile, grads), parts, strict=True):
-            if add:
-                grad.add_(part)
-            else:
-                grad.copy_(part)
+            grad.add_(part)
 
 
 def _cut(tile: Tile, operands: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
