@@ -30,6 +30,7 @@ from mindspeed_lora.data.tokenizer import LazyTokenizer, lazy_tokenizer
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.rows import TrainingRows, assumed_rows, open_rows
 from mindspeed_lora.training.run_folder import SavedRun, Start, find_start, make_save_folder
+from mindspeed_lora.training.run_layout import RunLayout
 from mindspeed_lora.training.schedule import LearningRate
 
 LONGEST_DEFAULT = 4096
@@ -43,6 +44,7 @@ class TrainPlan:
     shape: ModelShape
     placement: LayerPlacement
     """The layers of each pipeline stage."""
+    layout: RunLayout
     source: Source
     adapter: AdapterPlan | None
     start: Start
@@ -66,11 +68,11 @@ def plan_training(job: TrainJob) -> TrainPlan:
     notices: list[str] = []
     start = find_start(job)
     source, shape = _model(job, start, notices)
-    placement = check_layout(shape, job.parallel)
+    placement, dp_size = check_layout(shape, job.parallel), _data_parallel_size(job)
     check_recompute(placement, job.training)
     check_context(shape, job.parallel)
     if not job.data.packing:  # which adds rows of padding where the schedule wants more
-        check_interleaving(placement, job.training, _data_parallel_size(job))
+        check_interleaving(placement, job.training, dp_size)
     adapter = _adapter(job, start, shape, notices)
     shape = shape if adapter is None else adapter.shape
     seq_length = _seq_length(job, shape, notices)
@@ -84,12 +86,15 @@ def plan_training(job: TrainJob) -> TrainPlan:
     pad_to = _pad_multiple(job, seq_length)
     if start.run is not None and start.continues:
         _check_continuation(job, start.run, len(rows.train), notices)
+    layout = RunLayout.of(job, placement, dp_size)
+    start = _in_layout(start, layout, shape, notices)
     if job.checkpoint.save is not None and not job.runtime.dry_run:
         make_save_folder(Path(job.checkpoint.save))
     return TrainPlan(
         job=job,
         shape=shape,
         placement=placement,
+        layout=layout,
         source=source,
         adapter=adapter,
         start=start,
@@ -185,3 +190,22 @@ def _check_continuation(job: TrainJob, run: SavedRun, num_rows: int, notices: li
             notices.append(
                 f"{what} is {now}, and was {before} before iteration {run.iteration}: the order differs"
             )
+
+
+def _in_layout(start: Start, layout: RunLayout, shape: ModelShape, notices: list[str]) -> Start:
+    """Where the job starts; in another layout than the checkpoint's without its random states.
+
+    Data order and adapter dropout come from the seed and the sample; only the masks of hidden and attention dropout
+    are drawn by generators, rank by rank.
+    """
+    if start.run is None or not start.continues:
+        return start
+    saved = start.run.state.get("layout", {})
+    changes = layout.changes(saved)
+    if changes:
+        text = f"going on in another layout: {', '.join(changes)}"
+        if shape.hidden_dropout or shape.attention_dropout:
+            text += "; the masks of hidden and attention dropout are others than they would have been"
+        notices.append(text)
+    keeps = start.load_random_state and layout.keeps_random_states(saved)
+    return dataclasses.replace(start, load_random_state=keeps)

@@ -135,19 +135,14 @@ class TrainingSession:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the session."""
-        groups, training = self.groups, self.plan.job.training
+        training = self.plan.job.training
         return {
             "version": __version__,
             "updates_done": self.optimizer.updates_done,
             "loss_scale": self.optimizer.loss_scale.state(),
             "global_batch_size": training.global_batch_size,
             "seed": training.seed,
-            "layout": {
-                "tp": groups.tp_size,
-                "pp": groups.pp_size,
-                "cp": groups.context.size,
-                "dp": groups.dp_size,
-            },
+            "layout": self.plan.layout.state(),
             "base_model_name": self.plan.base_model_name,
             "documents": len(self.plan.rows.train),
             **self._adapter_state(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,27 @@ def test_killed_while_saving(tiny: Tiny, tmp_path: Path) -> None:
     assert ended.statuses == [0, 0], ended.errors
     assert_same_run(killed, whole)
     assert not list(killed.glob(".iter_*"))
+
+
+def test_told_to_leave_and_taken_up_in_another_layout(tiny: Tiny, tmp_path: Path) -> None:
+    """One rank of four gets the signal; two ranks go on with what all of them saved."""
+
+    def words(save: Path, **more: Any) -> list[str]:
+        return tiny.words(**{**JOB, "save_interval": 100, "lora_dropout": 0.1, **more}, save=save)
+
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert run_ranks("posttrain_gpt.py", 1, words(whole)).statuses == [0]
+    stages = {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1}
+    with Ranks("posttrain_gpt.py", 4, words(moved, **TP2, **stages)) as ranks:
+        ranks.wait_until(lambda: steps_done(moved) > 2)
+        ranks.processes[3].send_signal(signal.SIGTERM)
+        assert ranks.wait().statuses == [75] * 4
+    stopped_at = latest(moved)
+    assert 2 < stopped_at < STEPS, "left too late for this test"
+    ended = run_ranks("posttrain_gpt.py", 2, words(moved, use_distributed_optimizer=True, resume="auto"))
+    assert ended.statuses == [0, 0], ended.errors
+    assert "going on in another layout: tensor parallel 2 → 1, pipeline parallel 2 → 1" in ended.errors[0]
+    for found, expected in zip(metrics(moved), metrics(whole), strict=True):
+        assert found["lm_loss"] == pytest.approx(expected["lm_loss"], rel=1e-5)
+        same = ("iteration", "tokens", "loss_tokens", "learning_rate")
+        assert [found[key] for key in same] == [expected[key] for key in same]

@@ -32,6 +32,18 @@ def forget_to_sum_over_data_parallel_ranks(session: Any) -> None:
         chunk.finish_grad_sync = lambda: None
 
 
+def forget_the_later_chunks(session: Any) -> None:
+    """Only the first model chunk of each pipeline rank is reduced over data-parallel ranks."""
+    for chunk in session.model[1:]:
+        chunk.finish_grad_sync = lambda: None
+
+
+def swap_the_layers_of_two_chunks(session: Any) -> None:
+    """Each chunk computes the other one's layers."""
+    first, second = (chunk.decoder for chunk in session.chunks)
+    first.layers, second.layers = second.layers, first.layers
+
+
 def cut_the_graph_below_the_layers(session: Any) -> None:
     """What full recomputation over a frozen embedding does when nobody asks for the input's gradient."""
 
@@ -71,6 +83,7 @@ def count_every_copy_in_the_norm(session: Any) -> None:
         (forget_to_sum_partial_gradients, SP),
         (sum_shards_over_tp, Layout(tp=2)),
         (forget_to_sum_over_data_parallel_ranks, Layout(dp=2)),
+        (forget_the_later_chunks, Layout(pp=2, vpp=2, dp=2)),
         (forget_to_sum_over_data_parallel_ranks, Layout(cp=2, attention="ring")),
     ],
 )
@@ -89,6 +102,12 @@ def test_a_cut_graph_is_found(bench: ParityBench) -> None:
     differences = bench.compare(CASE, outcome)
     assert differences.gradient > 1e4 * GRADIENT
     assert differences.factor > 10 * FACTOR
+
+
+def test_layers_in_the_wrong_chunk_are_found(bench: ParityBench) -> None:
+    outcome = bench.train(CASE, Layout(pp=2, vpp=2), breakage=swap_the_layers_of_two_chunks)
+    with pytest.raises(AssertionError, match="above tolerance: logits, loss, grad_norm, gradient"):
+        bench.compare(CASE, outcome).check()
 
 
 def test_a_wrong_scaling_is_found(bench: ParityBench) -> None:
