@@ -1,7 +1,7 @@
 """Optimizer state on disk: masters and moments by canonical parameter name, readable in any layout.
 
 Each rank writes the slices that it owns, ``<name>|<state>`` flat float32, with a table (in the file's metadata)
-of what part of the whole tensor each slice is. A reader puts whole tensors together and cuts its own slice.
+of what part of the whole tensor each slice is. A reader takes its own slice from all slices that overlap it.
 """
 
 from __future__ import annotations
@@ -17,56 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mindspeed_lora.checkpoint.local_parameters import LocalParameter, is_vocabulary
 from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.optimizer import MOMENTS, AdamW
+from mindspeed_lora.training.shard_slice import ShardSlice
 
 STATES = ("master", *MOMENTS)
 _TABLE = "slices"
-
-
-@dataclass(frozen=True)
-class ShardSlice:
-    """Elements ``[start, stop)`` of a flattened TP shard, and what the shard is of the whole tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    """Of the whole tensor."""
-    axis: int | None
-    ranges: tuple[tuple[int, int], ...]
-    start: int
-    stop: int
-
-    @classmethod
-    def of(cls, parameter: LocalParameter, start: int, stop: int) -> ShardSlice:
-        """The slice of a parameter of this rank."""
-        return cls(parameter.name, parameter.shape, parameter.axis, parameter.ranges, start, stop)
-
-    def is_of(self, other: ShardSlice) -> bool:
-        """Whether both are of the same tensor; the vocabulary may be padded to another number of rows."""
-        if self.name == other.name and is_vocabulary(self.name):
-            return self.shape[1:] == other.shape[1:]
-        return self.name == other.name and self.shape == other.shape
-
-    def put(self, values: torch.Tensor, whole: torch.Tensor, known: torch.Tensor) -> None:
-        """Writes the slice's flat values to their places in ``whole``, and marks these in ``known``.
-
-        Rows that only one of the two has pad the vocabulary: they are zero.
-        """
-        index = self.index()
-        inside = index < whole.numel()
-        whole.view(-1)[index[inside]] = values[inside]
-        known.view(-1)[index[inside]] = True
-        known[self.shape[0] :] = True
-
-    def index(self) -> torch.Tensor:
-        """Positions of the slice's elements in the flattened whole tensor, int64."""
-        numbers = torch.arange(torch.Size(self.shape).numel()).view(self.shape)
-        if self.axis is not None:
-            cut = [numbers.narrow(self.axis, start, stop - start) for start, stop in self.ranges]
-            numbers = torch.cat(cut, dim=self.axis)
-        return numbers.reshape(-1)[self.start : self.stop]
 
 
 def write_optimizer(folder: Path, optimizer: AdamW, groups: ParallelGroups) -> None:
@@ -141,15 +98,14 @@ def _read(pieces: dict[str, list[_Piece]], wanted: ShardSlice, state: str, folde
         if piece.slice == wanted:
             found: torch.Tensor = piece.file.get_tensor(key)
             return found
-    whole = torch.zeros(wanted.shape)
-    known = torch.zeros(wanted.shape, dtype=torch.bool)
+    values = torch.zeros(wanted.stop - wanted.start)
+    known = torch.zeros(len(values), dtype=torch.bool)
     for piece in pieces.get(wanted.name, []):
         if piece.slice.is_of(wanted):
-            piece.slice.put(piece.file.get_tensor(key), whole, known)
-    index = wanted.index()
-    if not bool(known.view(-1)[index].all()):
+            wanted.take(piece.slice, piece.file.get_tensor(key), values, known)
+    if not bool(known.all()):
         raise Failed(
             f"{folder}: the {state} of {wanted.name} {list(wanted.shape)} is not (wholly) there; "
             "resume from another checkpoint, or give --no-load-optim"
         )
-    return whole.view(-1)[index]
+    return values

@@ -26,8 +26,9 @@ from mindspeed_lora.parallel.collectives import broadcast_object, gather_objects
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.model_files import ModelFiles
 from mindspeed_lora.training.optimizer import AdamW
-from mindspeed_lora.training.optimizer_files import ShardSlice, write_optimizer
+from mindspeed_lora.training.optimizer_files import write_optimizer
 from mindspeed_lora.training.run_folder import ADAPTER_FOLDER, BEST_FOLDER, STATE_FILE, prune
+from mindspeed_lora.training.shard_slice import ShardSlice
 
 OPTIMIZER_FOLDER = "optimizer"
 RANDOM_FOLDER = "random"

@@ -124,7 +124,7 @@ def _record_first_gradients(session: Any, record: RankRecord) -> None:
 
 
 def _shard(parameter: Any, start: int, stop: int, values: torch.Tensor) -> Shard:
-    from mindspeed_lora.training.optimizer_files import ShardSlice
+    from mindspeed_lora.training.shard_slice import ShardSlice
 
     positions = ShardSlice.of(parameter, start, stop).index()
     return Shard(parameter.name, parameter.shape, positions, values.detach().float().clone())

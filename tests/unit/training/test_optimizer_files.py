@@ -11,32 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.groups import ParallelGroups
-from mindspeed_lora.training.optimizer_files import ShardSlice, read_optimizer, write_optimizer
+from mindspeed_lora.training.optimizer_files import read_optimizer, write_optimizer
 from mindspeed_lora.training.session import TrainingSession
 from tests.support.tiny import Tiny, open_session
-
-
-def test_a_whole_tensor_is_all_positions() -> None:
-    piece = ShardSlice("x", (2, 3), None, (), 0, 6)
-    assert piece.index().tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_rows_of_two_blocks() -> None:
-    """TP rank 1 of 2 of gate above up: the second half of each."""
-    piece = ShardSlice("x", (8, 2), 0, ((2, 4), (6, 8)), 0, 8)
-    assert piece.index().tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
-
-
-def test_columns_and_a_part_of_the_flattened_shard() -> None:
-    piece = ShardSlice("x", (3, 4), 1, ((2, 4),), 1, 5)
-    assert piece.index().tolist() == [3, 6, 7, 10]
-
-
-def test_put_fills_its_own_places_and_says_so() -> None:
-    whole, known = torch.zeros(3, 4), torch.zeros(3, 4, dtype=torch.bool)
-    ShardSlice("x", (3, 4), 1, ((2, 4),), 1, 5).put(torch.tensor([1.0, 2.0, 3.0, 4.0]), whole, known)
-    assert whole.tolist() == [[0, 0, 0, 1], [0, 0, 2, 3], [0, 0, 4, 0]]
-    assert known.tolist() == (whole != 0).tolist()
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import torch
 
 from mindspeed_lora.parallel.groups import destroy_groups
 from mindspeed_lora.training.optimizer import OwnedSlice
-from mindspeed_lora.training.optimizer_files import STATES, ShardSlice, read_optimizer, write_optimizer
+from mindspeed_lora.training.optimizer_files import STATES, read_optimizer, write_optimizer
+from mindspeed_lora.training.shard_slice import ShardSlice
 from tests.support.pool import WorkerPool
 from tests.support.tiny import Tiny, join, open_session
 
