@@ -49,7 +49,7 @@ def rows_at_once(
         grouped = q.size(1) != k.size(1)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
         return out.permute(2, 0, 1, 3)
-    if query.dtype not in _HALF:
+    if not _has_cuda_kernel(query, None):
         return None
     s, b = query.shape[:2]
     lengths = sub_rows or ((s,),) * b
@@ -162,18 +162,20 @@ def flash_backward(
         return gradients
     if _has_cuda_kernel(query, mask):
         tensors = (tensor.transpose(1, 2) for tensor in (grad_out, query, key, value, out))
-        nothing = torch.empty(0, device=query.device)
         states = (torch.zeros(2, dtype=torch.uint64, device=query.device) for _ in range(2))
         sizes = query.size(2), key.size(2)
+        # Bounds that are there, even empty ones, would choose the kernel for sub-rows.
         grads = torch.ops.aten._flash_attention_backward(
-            *tensors, lse.contiguous(), nothing, nothing, *sizes, 0.0, causal, *states, scale=scale
+            *tensors, lse.contiguous(), None, None, *sizes, 0.0, causal, *states, scale=scale
         )
         return tuple(grad.transpose(1, 2) for grad in grads)
     return plain_backward(grad_out, operands, out, lse, causal, mask, scale)
 
 
 def _has_cuda_kernel(query: Tensor, mask: Tensor | None) -> bool:
-    return query.is_cuda and query.dtype in _HALF and mask is None
+    """Whether FlashAttention takes operands of this dtype and width of a head."""
+    width = query.size(-1)
+    return query.is_cuda and query.dtype in _HALF and mask is None and width % 8 == 0 and width <= 256
 
 
 def plain_forward(

@@ -79,7 +79,7 @@ class GPTModel(MegatronGPTModel):
 
         Args:
             tokens: ``[b, s]`` int64.
-            labels: ``[b, s]`` int64, the target of each position or −100; None asks for logits.
+            labels: ``[b, s]`` int64 on the host, the target of each position or −100; None asks for logits.
             positions: ``[s]`` or ``[b, s]`` int64; None means 0 … s − 1.
             last_only: logits of the last position only, ``[1, b, v]``.
             context: what else the layers must know of the micro-batch; None: rows are not packed.

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
-from mindspeed_lora.device import has_accelerator
-
 Tensor = torch.Tensor
 
 
@@ -26,7 +24,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x / √(mean(x²) + ε) · w`` over the last dimension of ``[…, h]``."""
-        if has_accelerator() or x.dtype is torch.bfloat16 or x.dtype is torch.float16:
+        if x.device.type != "cpu" or x.dtype is torch.bfloat16 or x.dtype is torch.float16:
             # CUDA has a fused kernel; on the CPU torch takes a dozen passes where the Function takes five.
             return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         output: Tensor = _RMSNorm.apply(x, self.weight, self.eps)

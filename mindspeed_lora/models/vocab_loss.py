@@ -17,7 +17,10 @@ Tensor = torch.Tensor
 
 IGNORED_LABEL = -100
 LOGITS_BYTES = 64 << 20
-"""Most that a chunk of logits takes in float32."""
+"""Most that a chunk of logits takes in float32 on the CPU, where a chunk should stay in the cache."""
+ACCELERATOR_LOGITS_BYTES = 512 << 20
+"""The same elsewhere. A product of c rows with W does c operations for each byte of W that it reads: a hundred rows
+of a large vocabulary would wait for memory."""
 
 
 def vocab_parallel_loss(
@@ -28,7 +31,8 @@ def vocab_parallel_loss(
     Args:
         hidden: ``[n, h]``, the same on every TP rank; its gradient is this rank's partial sum over TP.
         weight: ``[v/t, h]``, this rank's rows of the output layer.
-        labels: ``[n]`` int64, global token numbers or −100.
+        labels: ``[n]`` int64, global token numbers or −100. On the host, so that choosing the positions does not
+            wait for the device.
         vocab_range: this rank's first row and the end of its rows that are no padding, as token numbers.
         group: the TP group.
 
@@ -37,9 +41,15 @@ def vocab_parallel_loss(
         that has one otherwise: data-parallel ranks must reduce the same gradients in the same order.
     """
     positions = (labels != IGNORED_LABEL).nonzero().squeeze(1)
-    selected = hidden.index_select(0, positions)
-    loss: Tensor = _ChunkedCrossEntropy.apply(selected, weight, labels[positions], vocab_range, group)
+    targets = labels[positions].to(hidden.device, non_blocking=True)
+    selected = hidden.index_select(0, positions.to(hidden.device, non_blocking=True))
+    loss: Tensor = _ChunkedCrossEntropy.apply(selected, weight, targets, vocab_range, group)
     return loss
+
+
+def logits_bytes(on_cpu: bool) -> int:
+    """Most that a chunk of logits takes in float32."""
+    return LOGITS_BYTES if on_cpu else ACCELERATOR_LOGITS_BYTES
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -63,7 +73,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        rows = max(1, LOGITS_BYTES // 4 // max(1, weight.size(0)))
+        rows = max(1, logits_bytes(hidden.device.type == "cpu") // 4 // max(1, weight.size(0)))
         for first in range(0, hidden.size(0), rows):
             part = slice(first, first + rows)
             losses, logits = _cross_entropy(hidden[part], local_weight, labels[part] - start, group)

@@ -33,7 +33,8 @@ from mindspeed_lora.checkpoint.canonical import (
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement, ModelChunk
 from mindspeed_lora.config.training import TrainingConfig
-from mindspeed_lora.models.vocab_loss import LOGITS_BYTES
+from mindspeed_lora.device import has_accelerator
+from mindspeed_lora.models.vocab_loss import logits_bytes
 
 FP32 = 4
 
@@ -239,7 +240,7 @@ def _made_anew(question: MemoryQuestion, chunk: ModelChunk) -> int:
 def _logits(question: MemoryQuestion) -> int:
     """One chunk of logits in float32 (and in the dtype of the weights), and two gradients of the hidden states."""
     row = question.vocab_size // question.tp * FP32
-    chunk = min(LOGITS_BYTES, question.tokens * row)
+    chunk = min(logits_bytes(on_cpu=not has_accelerator()), question.tokens * row)
     copies = 1.0 if question.itemsize == FP32 else 1.5
     return int(chunk * copies) + question.tokens * question.shape.hidden_size * (FP32 + 2 * question.itemsize)
 

@@ -104,9 +104,11 @@ class AdamW:
         factor = 1.0 / scale
         if self.clip_grad > 0:
             factor *= min(1.0, self.clip_grad / (norm + 1e-6))
-        for owned in self.slices:
-            gradient = owned.gradient
-            owned.master.grad = gradient.mul_(factor) if factor != 1.0 else gradient
+        gradients = [owned.gradient for owned in self.slices]
+        if factor != 1.0 and gradients:
+            torch._foreach_mul_(gradients, factor)
+        for owned, gradient in zip(self.slices, gradients, strict=True):
+            owned.master.grad = gradient
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
@@ -119,11 +121,15 @@ class AdamW:
 
         With ``--overlap-param-gather`` the gathers are under way when this returns.
         """
+        rounded = [owned for owned in self.slices if owned.parameter.param.dtype is not torch.float32]
         with torch.no_grad():
             for owned in self.slices:
                 owned.master.grad = None
-                if owned.parameter.param.dtype is not torch.float32:
-                    owned.parameter.param.data.view(-1)[owned.start : owned.stop].copy_(owned.master)
+            if rounded:
+                torch._foreach_copy_(
+                    [owned.parameter.param.data.view(-1)[owned.start : owned.stop] for owned in rounded],
+                    [owned.master for owned in rounded],
+                )
         if self.distributed:
             for chunk in self.model:
                 chunk.gather_parameters()
@@ -136,9 +142,9 @@ class AdamW:
     def _gradient_norm(self) -> float:
         """L2 norm over all trainable parameters of the unsharded model, each counted once."""
         gradients = [owned.gradient for owned in self.slices if owned.parameter.counted]
-        norms = torch._foreach_norm(gradients) if gradients else []
-        square = sum((norm.double().square() for norm in norms), torch.zeros((), dtype=torch.float64))
-        total = torch.as_tensor(square, device=current_device()).reshape(1)
+        total = torch.zeros(1, dtype=torch.float64, device=current_device())
+        if gradients:
+            total += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
         all_reduce_sum(total, self.groups.model_group)
         if self.distributed:
             all_reduce_sum(total, self.groups.dp_cp_group)

@@ -103,10 +103,10 @@ class StepRunner:
     ) -> tuple[torch.Tensor, Any]:
         batch = next(batches)
         device = current_device()
-        labels = batch.labels.to(device, non_blocking=True) if chunk.module.post_process else None
         output = chunk(
             batch.tokens.to(device, non_blocking=True),
-            labels=labels,
+            # The loss chooses its positions by them on the host.
+            labels=batch.labels if chunk.module.post_process else None,
             positions=batch.position_ids.to(device, non_blocking=True),
             context=self.context(batch, step),
         )

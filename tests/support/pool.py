@@ -39,11 +39,16 @@ class _Worker:
 
 
 class WorkerPool:
-    """Runs functions on n ranks at once; processes are started when first needed."""
+    """Runs functions on n ranks at once; processes are started when first needed.
 
-    def __init__(self, timeout: float = 120.0) -> None:
+    They see no CUDA device, whatever the machine has, unless ``cuda``: the ranks of most tests are more than its
+    devices.
+    """
+
+    def __init__(self, timeout: float = 120.0, cuda: bool = False) -> None:
         self._timeout = timeout
         """Seconds of a call that gives none of its own."""
+        self.cuda = cuda
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._folder = tempfile.TemporaryDirectory(prefix="worker_stacks_")
@@ -81,15 +86,17 @@ class WorkerPool:
         stacks = Path(self._folder.name, f"{len(self._workers)}_{time.monotonic_ns()}")
         process = self._context.Process(target=_serve, args=(there, str(stacks)), daemon=True)
         # Read by OpenMP when the child loads it; two cores are shared by up to four ranks.
-        before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"
+        environment = {"OMP_NUM_THREADS": "1", **({} if self.cuda else {"CUDA_VISIBLE_DEVICES": ""})}
+        before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
         try:
             process.start()
         finally:
-            if before is None:
-                del os.environ["OMP_NUM_THREADS"]
-            else:
-                os.environ["OMP_NUM_THREADS"] = before
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
         there.close()
         return _Worker(process, here, stacks)
 

@@ -127,7 +127,7 @@ def _shard(parameter: Any, start: int, stop: int, values: torch.Tensor) -> Shard
     from mindspeed_lora.training.shard_slice import ShardSlice
 
     positions = ShardSlice.of(parameter, start, stop).index()
-    return Shard(parameter.name, parameter.shape, positions, values.detach().float().clone())
+    return Shard(parameter.name, parameter.shape, positions, values.detach().float().cpu().clone())
 
 
 def logits(session: Any, tokens: torch.Tensor | None) -> torch.Tensor | None:
@@ -137,10 +137,11 @@ def logits(session: Any, tokens: torch.Tensor | None) -> torch.Tensor | None:
     for chunk in session.model:
         chunk.eval()
     positions = session.groups.context.positions(tokens.size(1))
+    device = session.parameters[0].param.device
     with torch.no_grad():
         outputs = session.runner.pipeline.run(
             lambda batches, chunk: (
-                chunk(next(batches), positions=positions),
+                chunk(next(batches).to(device), positions=positions),
                 lambda output, non_loss_data: output,
             ),
             [tokens[:, positions]],
@@ -148,7 +149,7 @@ def logits(session: Any, tokens: torch.Tensor | None) -> torch.Tensor | None:
             forward_only=True,
             collect_non_loss_data=True,
         )
-    return _of_all_positions(outputs[0].float(), positions) if outputs else None
+    return _of_all_positions(outputs[0].float().cpu(), positions) if outputs else None
 
 
 def _of_all_positions(local: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -83,26 +83,3 @@ def test_kernel_of_the_device(
 def test_no_kernel_for_all_rows_on_the_cpu() -> None:
     query, key, value = (torch.randn(4, 1, 2, 8) for _ in range(3))
     assert rows_at_once(query, key, value, None, None, SCALE) is None
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("sub_rows", [None, ((7, 20, 5), (30, 2))])
-def test_all_rows_at_once_on_cuda(sub_rows: tuple[tuple[int, ...], ...] | None, window: int | None) -> None:
-    from mindspeed_lora.models.attention_tiles import attention_tiles
-    from mindspeed_lora.models.tiled_attention import tiled_attention
-
-    generator = torch.Generator().manual_seed(0)
-    three = [torch.randn(32, 2, heads, 64, generator=generator).bfloat16() for heads in (6, 2, 2)]
-    on_cpu = [tensor.double().requires_grad_() for tensor in three]
-    on_cuda = [tensor.cuda().requires_grad_() for tensor in three]
-    tiles = attention_tiles(2, sub_rows, ((0, 32),), ((0, 32),), window)
-    expected = tiled_attention(*on_cpu, tiles, SCALE)
-    found = rows_at_once(*on_cuda, sub_rows, window, SCALE)
-    assert found is not None
-    torch.testing.assert_close(found.flatten(2).double().cpu(), expected, rtol=0, atol=0.03)
-    grad = torch.randn(expected.shape, generator=generator)
-    wanted = torch.autograd.grad(expected, on_cpu, grad.double())
-    gradients = torch.autograd.grad(found.flatten(2), on_cuda, grad.bfloat16().cuda())
-    for gradient, want in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(gradient.double().cpu(), want, rtol=0.05, atol=0.1)
