@@ -77,7 +77,7 @@ def _measure(options: argparse.Namespace, words: Sequence[str], folder: Path) ->
             f"notice: load average {facts.machine['load_average']}: other work runs here, figures will be noisy"
         )
     inputs = make_inputs(setting, folder)
-    runs = _alternate(setting, inputs, sides, options.repeats, folder)
+    runs = alternate(setting, inputs, sides, options.repeats, folder)
     profile = None
     if options.profile:
         _say("profiling ours")
@@ -92,7 +92,7 @@ def _measure(options: argparse.Namespace, words: Sequence[str], folder: Path) ->
     )
 
 
-def _alternate(
+def alternate(
     setting: Setting, inputs: Inputs, sides: Sequence[Side], repeats: int, folder: Path
 ) -> dict[str, list[SideRun]]:
     """Every side once, then every side again: what slows the machine for a while slows all of them."""

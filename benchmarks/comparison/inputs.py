@@ -23,7 +23,11 @@ def make_inputs(setting: Setting, folder: Path) -> Inputs:
     command += ["--tokenizer-name-or-path", setting.model, "--prompt-type", setting.prompt_type]
     command += ["--seq-length", str(setting.seq_length), "--overwrite"]
     run_child(command, setting.threads, folder / "preprocess.log")
+    return inputs_of_rows(setting, prefix, folder)
 
+
+def inputs_of_rows(setting: Setting, prefix: Path, folder: Path, tokenizer: Path | None = None) -> Inputs:
+    """The inputs of rows that are prepared already, with a starting adapter, in ``folder``."""
     request = folder / "inputs.json"
     request.write_text(json.dumps({"setting": asdict(setting), "prefix": str(prefix), "folder": str(folder)}))
     run_child(["-m", "comparison.inputs_child", str(request)], setting.threads, folder / "inputs.log")
@@ -32,6 +36,7 @@ def make_inputs(setting: Setting, folder: Path) -> Inputs:
         data_prefix=str(prefix),
         rows_file=made["rows_file"],
         start_adapter=made["start_adapter"],
+        tokenizer=None if tokenizer is None else str(tokenizer),
         lengths=tuple((tokens, loss_tokens) for tokens, loss_tokens in made["lengths"]),
     )
 

@@ -1,9 +1,10 @@
-"""The fastest fp32 matrix product of this machine, as this process is set up."""
+"""The fastest matrix product of a device, as this process is set up."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -12,27 +13,49 @@ _REPETITIONS = 8
 _SECONDS = 1.5
 
 
-def best_product(shapes: Iterable[tuple[int, int, int]]) -> tuple[float, tuple[int, int, int]]:
-    """Highest rate in GFLOP/s over 2048³ and the given ``(rows, inner, columns)``, and the shape that has it.
+def best_product(
+    shapes: Iterable[tuple[int, int, int]],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    square: tuple[int, int, int] = SQUARE,
+) -> tuple[float, tuple[int, int, int]]:
+    """Highest rate in GFLOP/s over ``square`` and the given ``(rows, inner, columns)``, and the shape that has it.
 
     The output is allocated before, so that no page fault is counted.
     """
-    rates = {shape: _rate(shape) for shape in {SQUARE, *shapes}}
+    rates = {
+        shape: 2.0 * math.prod(shape) / product_seconds(shape, dtype, device) / 1e9
+        for shape in {square, *shapes}
+    }
     best = max(rates, key=lambda shape: rates[shape])
     return rates[best], best
 
 
-def _rate(shape: tuple[int, int, int]) -> float:
+def product_seconds(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> float:
+    """Shortest time of ``[rows, inner] @ [inner, columns]``, written to memory that is there already."""
     rows, inner, columns = shape
-    left, right = torch.randn(rows, inner), torch.randn(inner, columns)
-    output = torch.empty(rows, columns)
-    torch.mm(left, right, out=output)
-    fastest, started = float("inf"), time.perf_counter()
+    left = torch.randn(rows, inner, device=device).to(dtype)
+    right = torch.randn(inner, columns, device=device).to(dtype)
+    output = torch.empty(rows, columns, dtype=dtype, device=device)
+    return fastest(lambda: torch.mm(left, right, out=output), device)
+
+
+def fastest(work: Callable[[], object], device: str) -> float:
+    """Seconds of the fastest of several repetitions, after one that is not counted."""
+    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else _nothing
+    work()
+    wait()
+    best, started = float("inf"), time.perf_counter()
     for _ in range(_REPETITIONS):
         before = time.perf_counter()
-        torch.mm(left, right, out=output)
+        work()
+        wait()
         after = time.perf_counter()
-        fastest = min(fastest, after - before)
+        best = min(best, after - before)
         if after - started > _SECONDS:
             break
-    return 2.0 * rows * inner * columns / fastest / 1e9
+    return best
+
+
+def _nothing() -> None:
+    """The CPU has done its work when the call returns."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A short LoRA training in fp32 on the CPU, rows in file order."""
+    """A short LoRA training, rows in file order."""
 
     model: str
     """A Hugging Face folder."""
@@ -34,10 +35,19 @@ class Setting:
     adam_eps: float = 1e-8
     seed: int = 1234
     threads: int = 2
+    cuda: bool = False
+    """On the CUDA device; else on the CPU, accelerators hidden."""
+    bf16: bool = False
+    """Weights and activations; else fp32."""
     warmup: int = 2
     """Steps before those that are measured."""
     steps: int = 10
     """Measured steps of a repetition."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment to see the device."""
+        return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")} if self.cuda else {}
 
     @property
     def num_steps(self) -> int:
@@ -60,6 +70,8 @@ class Inputs:
     """The same rows as JSON: a list of objects with ``input_ids`` and ``labels``."""
     start_adapter: str
     """A PEFT folder: the adapter from which both sides start."""
+    tokenizer: str | None = None
+    """Where a peer that must have one reads it; None: beside the model."""
     lengths: tuple[tuple[int, int], ...]
     """Tokens, and tokens that carry loss, of each row."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +32,7 @@ class SideRun:
     steps: tuple[Step, ...]
     """All steps, those of the warm-up too."""
     peak_memory_bytes: int
-    """Largest resident size of the process, from its start to its end."""
+    """Largest resident size of the process, from its start to its end; on CUDA largest allocation of the device."""
     seconds: float
     """Of the whole process."""
 
@@ -76,7 +76,11 @@ class Ours:
         """Train once; what each step did is in the run's ``metrics.jsonl``."""
         save = folder / "run"
         command = ["posttrain_gpt.py", *ours_flags(setting, inputs, self.rows_at_once)]
-        ended = run_child([*command, "--save", str(save)], setting.threads, folder / "log")
+        command += ["--save", str(save)]
+        ended = run_child(command, setting.threads, folder / "log", setting.environment)
+        if setting.cuda:
+            last = (save / "metrics.jsonl").read_text().splitlines()[-1]
+            ended = replace(ended, peak_memory_bytes=json.loads(last)["peak_memory_bytes"])
         return checked(self, setting, inputs, steps_of(save), ended)
 
 
@@ -106,6 +110,7 @@ class Trl:
         wanted = {
             "setting": asdict(setting),
             "rows_file": inputs.rows_file,
+            "tokenizer": inputs.tokenizer,
             "start_adapter": inputs.start_adapter,
             "per_device_batch": self.rows_at_once,
             "output_dir": str(folder / "run"),
@@ -113,9 +118,11 @@ class Trl:
         }
         request.write_text(json.dumps(wanted))
         command = ["-m", "comparison.trl_child", str(request)]
-        environment = KEPT_MEMORY if self.kept_memory else {}
+        environment = {**setting.environment, **(KEPT_MEMORY if self.kept_memory else {})}
         ended = run_child(command, setting.threads, folder / "log", environment)
         measured: dict[str, Any] = json.loads(result.read_text())
+        if measured["peak_memory_bytes"] is not None:
+            ended = replace(ended, peak_memory_bytes=measured["peak_memory_bytes"])
         counts = measured["tokens"] or [
             _tokens_of_step(setting, inputs, number) for number in range(setting.num_steps)
         ]
@@ -171,8 +178,9 @@ def ours_flags(setting: Setting, inputs: Inputs, rows_at_once: int | None) -> li
         "--seed": setting.seed,
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    packed = ["--packing"] if rows_at_once is None else []
-    return [*words, *packed, "--variable-seq-lengths", "--no-shuffle"]
+    switches = ["--packing"] if rows_at_once is None else []
+    switches += ["--bf16"] if setting.bf16 else []
+    return [*words, *switches, "--variable-seq-lengths", "--no-shuffle"]
 
 
 def computed_positions(setting: Setting, inputs: Inputs, rows_at_once: int) -> int:

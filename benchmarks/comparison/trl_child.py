@@ -7,6 +7,7 @@ that would only cost it time (saving, reports, progress bars). Its fused output 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import time
@@ -36,10 +37,12 @@ class StepWatch(TrainerCallback):
 
     def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
         """The trainer begins a step."""
+        _wait()
         self._started = time.perf_counter()
 
     def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
         """The trainer has updated the parameters."""
+        _wait()
         self.elapsed_ms.append((time.perf_counter() - self._started) * 1000)
 
     def on_log(self, *_args: Any, logs: dict[str, float] | None = None, **_kwargs: Any) -> None:
@@ -48,28 +51,43 @@ class StepWatch(TrainerCallback):
             self.losses.append(logs["loss"])
 
 
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def main() -> None:
     """Read the request, train, write losses and times."""
     request = json.loads(Path(sys.argv[1]).read_text())
     setting = Setting(**request["setting"])
-    base = AutoModelForCausalLM.from_pretrained(setting.model, dtype=torch.float32)
+    dtype = torch.bfloat16 if setting.bf16 else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(setting.model, dtype=dtype, **_attention(setting))
     model = PeftModel.from_pretrained(base, request["start_adapter"], is_trainable=True)
     watch = StepWatch()
     trainer = SFTTrainer(
         model=model,
         args=_config(setting, request["per_device_batch"], request["output_dir"]),
         train_dataset=_dataset(setting, Path(request["rows_file"])),
-        processing_class=AutoTokenizer.from_pretrained(setting.model),
+        processing_class=AutoTokenizer.from_pretrained(request["tokenizer"] or setting.model),
         callbacks=[watch],
     )
     trainer.train()
+    trainer.model.save_pretrained(Path(request["output_dir"]) / "adapter")
     packed = request["per_device_batch"] is None
     result = {
         "losses": watch.losses,
         "elapsed_ms": watch.elapsed_ms,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if setting.cuda else None,
         "tokens": _packed_tokens(setting, trainer.train_dataset) if packed else None,
     }
     Path(request["result"]).write_text(json.dumps(result))
+
+
+def _attention(setting: Setting) -> dict[str, str]:
+    """FlashAttention where it is importable, which packed rows need; else as transformers chooses."""
+    if setting.cuda and importlib.util.find_spec("flash_attn") is not None:
+        return {"attn_implementation": "flash_attention_2"}
+    return {}
 
 
 def _dataset(setting: Setting, rows_file: Path) -> Dataset:
@@ -111,9 +129,11 @@ def _config(setting: Setting, per_device_batch: int | None, output_dir: str) -> 
         adam_beta2=setting.adam_beta2,
         adam_epsilon=setting.adam_eps,
         seed=setting.seed,
-        bf16=False,
+        bf16=setting.bf16,
         gradient_checkpointing=False,
-        use_cpu=True,
+        use_cpu=not setting.cuda,
+        # On a CPU its kernels, which are Triton's, cannot run.
+        use_liger_kernel=setting.cuda and importlib.util.find_spec("liger_kernel") is not None,
         dataloader_pin_memory=False,
         logging_steps=1,
         save_strategy="no",
