@@ -72,8 +72,19 @@ def assert_same_run(save: Path, expected: Path) -> None:
             4, {**TP2, "pipeline_model_parallel_size": 2, "lora_dropout": 0.1}, marks=pytest.mark.slow
         ),
         pytest.param(4, {**TP2, "use_distributed_optimizer": True}, marks=pytest.mark.slow),
+        pytest.param(
+            2, {"context_parallel_size": 2, "use_distributed_optimizer": True}, marks=pytest.mark.slow
+        ),
     ],
-    ids=["dropout", "tp2-sp-dropout", "dp2-distopt-overlap", "pp2-vpp2-all-parameters", "tp2-pp2", "tp2-dp2"],
+    ids=[
+        "dropout",
+        "tp2-sp-dropout",
+        "dp2-distopt-overlap",
+        "pp2-vpp2-all-parameters",
+        "tp2-pp2",
+        "tp2-dp2",
+        "cp2",
+    ],
 )
 def test_killed_between_checkpoints(
     world_size: int, flags: dict[str, Any], tiny: Tiny, tmp_path: Path

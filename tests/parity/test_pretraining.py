@@ -32,7 +32,9 @@ def write_text(prefix: Path) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, pp=2, sequence_parallel=True)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(), Layout(tp=2, pp=2, sequence_parallel=True), Layout(cp=2, attention="ring")], ids=str
+)
 def test_windows_over_plain_text(layout: Layout, bench: ParityBench, tmp_path: Path) -> None:
     """Window i holds the tokens i·s to (i + 1)·s and predicts each from those before it."""
     tokens = write_text(tmp_path / "text")
