@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mindspeed_lora.device import attention
 from mindspeed_lora.device.attention import (
@@ -89,44 +86,6 @@ def test_no_kernel_for_all_rows_on_the_cpu() -> None:
     assert rows_at_once(query, key, value, None, None, SCALE) is None
 
 
-@pytest.fixture
-def fake_cuda() -> Iterator[None]:
-    """Tensors of a CUDA device that need not be there: shapes without values, forward passes only."""
-    with FakeTensorMode(), torch.no_grad():
-        yield
-    attention._bounds.cache_clear()
-
-
-def half(*size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.bfloat16, device="cuda")
-
-
 def test_bounds_of_sub_rows_one_behind_the_other() -> None:
     found = attention._bounds(((2, 3), (5,)), torch.device("cpu"))
     assert (found.tolist(), found.dtype) == ([0, 2, 5, 10], torch.int32)
-
-
-@pytest.mark.usefixtures("fake_cuda")
-class TestCallsOfCudaKernels:
-    """That the kernels take what they are given; their values need a device."""
-
-    @pytest.mark.parametrize(("queries", "causal"), [(32, True), (7, False)])
-    def test_tiles(self, queries: int, causal: bool) -> None:
-        query, key, value = half(2, 6, queries, 64), half(2, 2, 32, 64), half(2, 2, 32, 64)
-        out, lse = flash_forward(query, key, value, causal, None, SCALE)
-        assert (out.shape, lse.shape) == (query.shape, query.shape[:3])
-        assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
-        grads = flash_backward(out, (query, key, value), out, lse, causal, None, SCALE)
-        assert [grad.shape for grad in grads] == [query.shape, key.shape, value.shape]
-
-    @pytest.mark.parametrize("window", [None, 5])
-    @pytest.mark.parametrize("sub_rows", [None, ((7, 20, 5), (30, 2))])
-    def test_all_rows_at_once(self, sub_rows: tuple[tuple[int, ...], ...] | None, window: int | None) -> None:
-        query, key, value = half(32, 2, 6, 64), half(32, 2, 2, 64), half(32, 2, 2, 64)
-        out = rows_at_once(query, key, value, sub_rows, window, SCALE)
-        assert out is not None and out.shape == query.shape
-
-    def test_packed_float32_goes_tile_by_tile(self) -> None:
-        query, key, value = (half(8, 1, 2, 64).float() for _ in range(3))
-        assert rows_at_once(query, key, value, ((3, 5),), None, SCALE) is None
-        assert rows_at_once(query, key, value, None, None, SCALE) is not None
