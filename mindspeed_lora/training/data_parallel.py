@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer import TransformerConfig
 
@@ -67,6 +68,11 @@ class ChunkDataParallel(DistributedDataParallel):
     and they would be read before their gather has ended.
     """
 
+    def __init__(self, **options: Any) -> None:
+        self._gathers: dict[Any, list[dist.Work]] = {}
+        """Bucket groups whose parameters are on their way."""
+        super().__init__(**options)
+
     def enable_forward_pre_hook(self) -> None:
         """Registers the waits: at each unit's first module for everything that the unit holds."""
         for module, parameters in _reading_units(self.module):
@@ -76,13 +82,19 @@ class ChunkDataParallel(DistributedDataParallel):
             )
 
     def gather_parameters(self) -> None:
-        """Gathers the parameters that other data-parallel ranks have updated, or starts to."""
-        if not self.ddp_config.overlap_param_gather:
-            self.start_param_sync(force_sync=True)
-            return
+        """Gathers the parameters that other data-parallel ranks have updated, or starts to.
+
+        One operation a bucket: megatron-core coalesces those of a group, and gloo's coalesced gather corrupts the
+        heap where other operations run beside it (pytorch/pytorch#65231; seen with torch 2.13).
+        """
         # Buckets stand in the order of the backward pass.
         for group in reversed(self.bucket_groups):
-            group.start_param_sync()
+            self._gathers[group] = [
+                _start_gather(bucket.param_data, group.intra_distributed_optimizer_instance_group)
+                for bucket in group.buckets
+            ]
+        if not self.ddp_config.overlap_param_gather:
+            self.finish_gather()
 
     def finish_gather(self) -> None:
         """Waits until every parameter is whole."""
@@ -90,9 +102,16 @@ class ChunkDataParallel(DistributedDataParallel):
 
     def _wait_for(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         for parameter in parameters:
-            group = self.param_to_bucket_group.get(parameter)
-            if group is not None and group.param_gather_handle is not None:
-                group.finish_param_sync(skip_next_bucket_dispatch=True)
+            for work in self._gathers.pop(self.param_to_bucket_group.get(parameter), ()):
+                work.wait()
+
+
+def _start_gather(parameters: torch.Tensor, group: dist.ProcessGroup) -> dist.Work:
+    """Begins to fill the flat tensor, of which each rank of the group has updated its share."""
+    share = parameters.chunk(dist.get_world_size(group))[dist.get_rank(group)]
+    work = dist.all_gather_into_tensor(parameters, share, group=group, async_op=True)
+    assert work is not None
+    return work
 
 
 def _reading_units(gpt: GPTModel) -> Iterator[tuple[torch.nn.Module, list[torch.nn.Parameter]]]:

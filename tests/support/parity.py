@@ -150,7 +150,7 @@ class ParityBench:
         return [
             *("--stage", "sft", "--load", str(self.model(case.model)), "--data-path", str(self.data_path)),
             *("--seq-length", str(SEQ_LENGTH), "--variable-seq-lengths", "--no-shuffle"),
-            *("--distributed-timeout-minutes", "1"),
+            *("--distributed-timeout-minutes", "3"),
             *case.recipe.flags,
         ]
 

@@ -6,10 +6,12 @@ processes are started once; the first ``n`` of them serve a world of n ranks.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import multiprocessing
 import os
+import random
 import socket
 import tempfile
 import time
@@ -45,7 +47,7 @@ class WorkerPool:
     devices.
     """
 
-    def __init__(self, timeout: float = 120.0, cuda: bool = False) -> None:
+    def __init__(self, timeout: float = 240.0, cuda: bool = False) -> None:
         self._timeout = timeout
         """Seconds of a call that gives none of its own."""
         self.cuda = cuda
@@ -127,11 +129,16 @@ class WorkerPool:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that nobody listens on.
+
+    From below the range that systems give to outgoing connections: until a rank listens on it, seconds pass in
+    which one of those could take it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 16_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _serve(connection: Connection, stacks: str) -> None:

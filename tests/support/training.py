@@ -132,12 +132,14 @@ def _shard(parameter: Any, start: int, stop: int, values: torch.Tensor) -> Shard
 
 def logits(session: Any, tokens: torch.Tensor | None) -> torch.Tensor | None:
     """Logits ``[s, b, v]`` of the tokens ``[b, s]`` on the last stage, through the pipeline; None elsewhere."""
+    from mindspeed_lora.device import current_device
+
     if tokens is None:
         return None
     for chunk in session.model:
         chunk.eval()
     positions = session.groups.context.positions(tokens.size(1))
-    device = session.parameters[0].param.device
+    device = current_device()
     with torch.no_grad():
         outputs = session.runner.pipeline.run(
             lambda batches, chunk: (
