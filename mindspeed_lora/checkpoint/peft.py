@@ -25,7 +25,7 @@ from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES
 from mindspeed_lora.models.families import Mapping as FamilyMapping
 
-_IDLE = re.compile(r"\.(original_module|modules_to_save)\.")
+IDLE = re.compile(r"\.(original_module|modules_to_save)\.")
 """What PEFT also writes, and no one reads, of a module that is trained whole: with ``bias: all``, or resized."""
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -156,7 +156,7 @@ class PeftAdapter:
         expected = self._expected_tensors(spec)
         entries = self.file.entries
         missing = [name for name in expected if name not in entries]
-        extra = [name for name in entries if name not in expected and not _IDLE.search(name)]
+        extra = [name for name in entries if name not in expected and not IDLE.search(name)]
         for names, problem in (
             (missing, "missing"),
             (extra, f"not covered by target_modules, modules_to_save or bias in {CONFIG_FILE}"),
