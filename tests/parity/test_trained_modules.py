@@ -179,5 +179,6 @@ def test_a_run_from_flags_resumes_in_another_layout(model: str, bench: ParityBen
     half = bench.run([*words, *FOUR.flags, *saving], FOUR)
     assert largest_ratio(half.losses, whole.losses) <= LOSS_BETWEEN_LAYOUTS
     (save / "latest_checkpointed_iteration.txt").write_text("3")
-    resumed = bench.run([*words, *SP2.flags, *saving, "--resume", "auto"], SP2)
+    # Other padding of the vocabulary, too.
+    resumed = bench.run([*words, *saving, "--resume", "auto"], Layout())
     assert largest_ratio(resumed.losses, whole.losses[3:]) <= LOSS_BETWEEN_LAYOUTS
