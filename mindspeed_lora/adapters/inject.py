@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
 from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart, ParallelLoraLinear, RowParallelLora
 from mindspeed_lora.adapters.products import RowBlock
-from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec, TrainedTensor
+from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec, TokenRowsSpec, TrainedTensor
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.families import FAMILIES
 from mindspeed_lora.models.families.segments import Segment
 from mindspeed_lora.models.gpt import GPTModel
+from mindspeed_lora.models.token_rows import TokenRows, TokenRowsEmbedding
+
+EMBEDDING = "embedding.word_embeddings.weight"
+"""Canonical name of the embedding."""
 
 
 def inject_adapters(model: GPTModel, spec: AdapterSpec, canonical_name: Callable[[str], str]) -> list[str]:
@@ -44,7 +49,34 @@ def inject_adapters(model: GPTModel, spec: AdapterSpec, canonical_name: Callable
         parts = by_module[canonical_name(name)]
         setattr(parent, child, _with_adapter(getattr(parent, child), parts, spec.dropout, model))
     _train_with_it(model, spec, canonical_name)
+    _add_token_rows(model, spec)
     return replaced
+
+
+def _add_token_rows(model: GPTModel, spec: AdapterSpec) -> None:
+    """Gives embedding and output layer of this chunk the rows of single tokens that are trained."""
+    tied = model.share_embeddings_and_output_weights
+    for rows_spec in spec.token_rows:
+        of_embedding = rows_spec.tensor == EMBEDDING
+        if of_embedding and model.pre_process:
+            base = model.embedding.word_embeddings
+            rows = _token_rows(rows_spec, model, base.weight)
+            model.embedding.word_embeddings = TokenRowsEmbedding(base, rows)
+            if tied and model.post_process:
+                model.output_rows = rows
+        elif model.post_process and (tied or not of_embedding):
+            model.output_rows = _token_rows(rows_spec, model, model.output_weight())
+
+
+def _token_rows(spec: TokenRowsSpec, model: GPTModel, weight: torch.Tensor) -> TokenRows:
+    rows = TokenRows(spec.tokens, model.vocab_range, weight)
+    param: Any = rows.token_rows
+    param.canonical_name = spec.name
+    param.partial_over_tp = True
+    if model.share_embeddings_and_output_weights and not (model.pre_process and model.post_process):
+        # Both ends of the pipeline hold them, as they do the embedding.
+        param.shared_embedding, param.shared = True, not model.pre_process
+    return rows
 
 
 def _train_with_it(model: GPTModel, spec: AdapterSpec, canonical_name: Callable[[str], str]) -> None:

@@ -65,6 +65,34 @@ class TrainedTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenRowsSpec:
+    """Rows of a vocabulary tensor that are trained while the others stay frozen."""
+
+    tensor: str
+    """Canonical name of the embedding (which a tied output layer shares), or of the output layer."""
+    tokens: tuple[int, ...]
+    """The token of each row."""
+    width: int
+    members: tuple[str, ...]
+    """Its names in the adapter's file; all hold the same."""
+
+    @property
+    def name(self) -> str:
+        """Canonical name of the rows ``[n, h]``."""
+        return f"{self.tensor.removesuffix('.weight')}.token_rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptTensor:
+    """A frozen tensor of the base that the adapter's file holds in place of the base's own."""
+
+    name: str
+    """Canonical name."""
+    members: tuple[str, ...]
+    """Its names in the adapter's file; all hold the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdapterSpec:
     """An adapter on one model."""
 
@@ -73,6 +101,8 @@ class AdapterSpec:
     dropout: float
     trained: tuple[TrainedTensor, ...] = ()
     """In the order of the forward pass."""
+    token_rows: tuple[TokenRowsSpec, ...] = ()
+    kept: tuple[KeptTensor, ...] = ()
     untied: bool = False
     """The output layer, tied to the embedding in the base, becomes a tensor of its own."""
 
@@ -93,7 +123,9 @@ class AdapterSpec:
         )
         text = f"r {ranks}, alpha {alphas}, on {' '.join(self.targets)}"
         kinds = dict.fromkeys(_LAYER.sub("", tensor.name) for tensor in self.trained)
-        return f"{text}; also trained: {' '.join(kinds)}" if kinds else text
+        rows = [f"{len(rows.tokens)} rows of {_LAYER.sub('', rows.tensor)}" for rows in self.token_rows]
+        besides = ", ".join([*kinds, *rows])
+        return f"{text}; also trained: {besides}" if besides else text
 
 
 _LAYER = re.compile(r"^(decoder\.(layers\.\d+\.)?)|\.weight$")

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec, TrainedTensor
-from mindspeed_lora.checkpoint.canonical import linear_shapes
+from mindspeed_lora.checkpoint.canonical import canonical_tensors, linear_shapes
 from mindspeed_lora.checkpoint.peft import WEIGHTS_FILE, PeftAdapter, factor_name
 from mindspeed_lora.checkpoint.peft_config import CONFIG_FILE, AdapterConfig
 from mindspeed_lora.checkpoint.safetensors_writer import SafetensorsWriter, TensorSpec
+from mindspeed_lora.checkpoint.trained_tensors import model_shape
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.families import FAMILIES
 from mindspeed_lora.models.families.mapping import gather
@@ -29,11 +30,15 @@ class AdapterSource(PeftAdapter):
     def __init__(self, path: str | Path, shape: ModelShape, shared: Collection[str] | None = None) -> None:
         super().__init__(path, shape, shared)
         self._parts = {name: part for part in self.spec.parts for name in part.tensors}
-        self.trained = {tensor.name: tensor for tensor in self.spec.trained}
-        """Canonical name → tensor of the base that is trained with the adapter."""
+        self._rows = {rows.name: rows for rows in self.spec.token_rows}
+        self._trained = {tensor.name: tensor for tensor in self.spec.trained}
+        whole = {tensor.name: _first_names(tensor) for tensor in self.spec.trained if tensor.is_whole}
+        self._whole = {**whole, **{tensor.name: [tensor.members[0]] for tensor in self.spec.kept}}
 
     def read(self, name: str, axis: int | None = None, ranges: Sequence[Range] | None = None) -> torch.Tensor:
-        """A factor ``[r, in]`` or ``[out, r]`` of a canonical name, or ranges of one axis of it."""
+        """A factor ``[r, in]`` or ``[out, r]`` of a canonical name, or ranges of one axis of it; or rows of tokens."""
+        if name in self._rows:
+            return self.file.read(self._rows[name].members[0])
         part, factor = self._parts[name], name[-1]
         wanted: list[Sequence[Range]] = [((0, size),) for size in part.tensors[name]]
         if axis is not None and ranges is not None:
@@ -44,23 +49,36 @@ class AdapterSource(PeftAdapter):
         gather(self.file, out, names, self._segments(part, factor), 0, wanted)
         return out
 
+    def holds_whole(self, name: str) -> bool:
+        """Whether the whole of a tensor of the base is in the adapter's file."""
+        return name in self._whole
+
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype that a trained tensor of the base is stored in."""
-        return self.file.entries[_first_names(self.trained[name])[0]].dtype
+        """The dtype that such a tensor is stored in."""
+        return self.file.entries[self._whole[name][0]].dtype
 
     def fill(self, out: torch.Tensor, name: str, wanted: Sequence[Sequence[Range]]) -> None:
-        """Fill ``out`` with the wanted ranges (per axis) of a tensor of the base that is trained whole."""
-        tensor = self.trained[name]
-        segments = self.mapping(tensor).segments(self.shape, tensor.size[0])
-        gather(self.file, out, _first_names(tensor), segments, 0, wanted)
+        """Fill ``out`` with the wanted ranges (per axis) of such a tensor."""
+        rows = canonical_tensors(model_shape(self.config, self.shape))[name][0]
+        gather(self.file, out, self._whole[name], self.mapping(name).segments(self.shape, rows), 0, wanted)
+
+    def read_whole(self, name: str) -> torch.Tensor:
+        """Such a tensor, whole."""
+        size = canonical_tensors(model_shape(self.config, self.shape))[name]
+        out = torch.empty(size, dtype=self.dtype(name))
+        self.fill(out, name, [((0, extent),) for extent in size])
+        return out
+
+    def holds_part(self, name: str) -> bool:
+        """Whether some of the Hugging Face tensors that a tensor of the base is made of are in the adapter's file."""
+        return name in self._trained and name not in self._whole
 
     def overlay(self, whole: torch.Tensor, name: str) -> torch.Tensor:
-        """A tensor of the base, whole, with the Hugging Face tensors in it that are trained as the adapter has them."""
-        tensor = self.trained[name]
-        mapping = self.mapping(tensor)
+        """Such a tensor, whole, with those parts as the adapter has them."""
+        mapping = self.mapping(name)
         parts = [
             self.file.read(names[0]).to(part.dtype) if names else part
-            for names, part in zip(tensor.members, mapping.split(self.shape, whole), strict=True)
+            for names, part in zip(self._trained[name].members, mapping.split(self.shape, whole), strict=True)
         ]
         return mapping.join(self.shape, parts)
 
@@ -82,7 +100,7 @@ def write_adapter(
 ) -> None:
     """Write a PEFT folder from canonical tensors, one at a time.
 
-    ``tensors`` gives the whole factors and trained tensors of ``spec`` by canonical name. ``folder`` is made if need
+    ``tensors`` gives the whole factors and other tensors of ``spec`` by canonical name. ``folder`` is made if need
     be; the caller sees to it that it is a temporary one.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +118,10 @@ def write_adapter(
             for names, own in zip(tensor.members, mapping.split(shape, whole), strict=True):
                 for name in names:
                     writer.write(name, own)
+        others = [(rows.name, rows.members) for rows in spec.token_rows]
+        for name, members in [*others, *((kept.name, kept.members) for kept in spec.kept)]:
+            for member in members:
+                writer.write(member, get(name).to(dtype))
     content = json.dumps(config.to_json(), indent=2, sort_keys=True)
     (folder / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
 
@@ -115,6 +137,10 @@ def _specs(shape: ModelShape, spec: AdapterSpec, dtype: torch.dtype) -> dict[str
         mapping, _ = FAMILIES[shape.family].mapping(tensor.name)
         for names, size in zip(tensor.members, mapping.hf_shapes(shape, tensor.size), strict=True):
             specs.update(dict.fromkeys(names, (dtype, size)))
+    for single in spec.token_rows:
+        specs.update(dict.fromkeys(single.members, (dtype, (len(single.tokens), single.width))))
+    for kept in spec.kept:
+        specs.update(dict.fromkeys(kept.members, (dtype, (shape.vocab_size, shape.hidden_size))))
     return specs
 
 

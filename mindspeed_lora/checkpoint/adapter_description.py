@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec
 from mindspeed_lora.checkpoint.canonical import adapter_modules, linear_shapes
 from mindspeed_lora.checkpoint.peft_config import AdapterConfig
+from mindspeed_lora.checkpoint.token_rows import token_rows
 from mindspeed_lora.checkpoint.trained_tensors import trained_tensors, unties
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
@@ -20,16 +21,13 @@ FUSED = ("linear_qkv", "linear_fc1")
 """Megatron's names of the linears that hold several Hugging Face matrices."""
 
 
-def describe_adapter(
-    config: AdapterConfig, shape: ModelShape, shared: Collection[str], dropout: float | None = None
-) -> AdapterSpec:
+def describe_adapter(config: AdapterConfig, shape: ModelShape, shared: Collection[str]) -> AdapterSpec:
     """The description of an adapter on a model of this shape.
 
     Args:
         config: what is targeted, with which ranks and alphas.
-        shape: the model's, without the adapter.
+        shape: the model's, without the adapter but with its vocabulary.
         shared: the fused linears, by Megatron's names, whose matrices share one A.
-        dropout: in place of the configuration's.
 
     Raises:
         Refused: nothing is targeted, or one pair of factors would need several ranks or scalings.
@@ -41,8 +39,9 @@ def describe_adapter(
     ]
     return AdapterSpec(
         parts=tuple(parts),
-        dropout=config.dropout if dropout is None else dropout,
+        dropout=config.dropout,
         trained=trained_tensors(config, shape),
+        token_rows=token_rows(config, shape),
         untied=unties(config, shape),
     )
 

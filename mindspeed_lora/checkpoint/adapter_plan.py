@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 
 from mindspeed_lora.checkpoint.adapter import AdapterSource
@@ -9,13 +10,19 @@ from mindspeed_lora.checkpoint.adapter_contradictions import refuse_contradictio
 from mindspeed_lora.checkpoint.adapter_description import FUSED, describe_adapter, hf_linears
 from mindspeed_lora.checkpoint.adapter_flags import config_from_flags, shared_by_name
 from mindspeed_lora.checkpoint.load_model import AdapterPlan
+from mindspeed_lora.checkpoint.token_rows import new_token_indices, with_vocabulary
 from mindspeed_lora.checkpoint.trained_tensors import model_shape
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.errors import Refused
 
 
 def plan_adapter(
-    lora: LoraConfig, shape: ModelShape, seed: int, shared: Collection[str] | None = None
+    lora: LoraConfig,
+    shape: ModelShape,
+    seed: int,
+    shared: Collection[str] | None = None,
+    new_tokens: tuple[int, ...] = (),
 ) -> AdapterPlan | None:
     """The adapter of a job on a model of this shape; None where no LoRA flag was given.
 
@@ -27,6 +34,7 @@ def plan_adapter(
         shape: the model's.
         seed: of the starting values.
         shared: of a run that goes on: the fused linears that it trains with one A.
+        new_tokens: numbers of the tokens of ``--add-tokens``, for an adapter that is not loaded.
 
     Raises:
         Refused: a flag contradicts the adapter's files, or the files or flags do not fit the model.
@@ -36,8 +44,21 @@ def plan_adapter(
     if not lora.enabled:
         return None
     config, named = config_from_flags(lora, shape)
+    config = dataclasses.replace(config, trainable_token_indices=new_token_indices(new_tokens, config, shape))
+    shape = with_vocabulary(shape, new_tokens)
     spec = describe_adapter(config, shape, named)
     return AdapterPlan(spec=spec, shape=model_shape(config, shape), config=config, shared=named, seed=seed)
+
+
+def check_tokens(adapter: AdapterPlan, new_tokens: tuple[int, ...]) -> None:
+    """Refuse ``--add-tokens`` beside an adapter that is loaded and has not the very same ones."""
+    trained = {rows.tokens for rows in adapter.spec.token_rows}
+    whole = not trained and adapter.source is not None and adapter.source.has_own_words
+    if new_tokens and not (trained == {new_tokens} or (whole and max(new_tokens) < adapter.shape.vocab_size)):
+        raise Refused(
+            f"--add-tokens: contradicting {adapter.config.path}, which trains "
+            f"{'other tokens' if trained else 'no added tokens'}; leave it out, or start a new adapter"
+        )
 
 
 def _loaded(
@@ -49,11 +70,13 @@ def _loaded(
         wanted = shared_by_name(lora.lora_target_modules, linears)
     source = AdapterSource(path, shape, wanted)
     refuse_contradictions(lora, source.config, source.hf_modules, shape)
-    spec = describe_adapter(source.config, shape, source.shared, lora.lora_dropout)
+    dropout = source.config.dropout if lora.lora_dropout is None else lora.lora_dropout
+    spec = dataclasses.replace(source.spec, dropout=dropout)
     apart = [
         linear
         for linear in (FUSED if wanted is None else wanted)
-        if linear not in source.shared and any(part.linear == linear for part in spec.parts)
+        if linear not in source.shared
+        and len({part.label for part in spec.parts if part.linear == linear}) > 1
     ]
     notices = []
     if apart:
@@ -62,9 +85,13 @@ def _loaded(
             f"{source.path}: the matrices of {' and '.join(apart)} have no A in common; "
             f"{', '.join(labels)} keep separate factors"
         )
+    if source.shape.vocab_size > shape.vocab_size:
+        notices.append(
+            f"{source.path}: the vocabulary grows from {shape.vocab_size} to {source.shape.vocab_size} words"
+        )
     return AdapterPlan(
         spec=spec,
-        shape=model_shape(source.config, shape),
+        shape=model_shape(source.config, source.shape),
         config=source.config,
         shared=source.shared,
         source=source,

@@ -2,7 +2,8 @@
 
 Every format reads and writes these names; layouts are ranges of these tensors. Layer numbers are global.
 Adapter factors are ``<module>.lora_a`` ``[r, in]`` and ``<module>.lora_b`` ``[out, r]``, ``<module>`` being
-the linear without ``.weight``; those of one matrix of a fused linear alone ``<module>.q_proj.lora_a`` and so on.
+the linear without ``.weight``, or one matrix of a fused linear (``<linear>.q_proj``). Single trained rows of the
+vocabulary are ``embedding.word_embeddings.token_rows`` and ``output_layer.token_rows`` ``[n, h]``.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ _RULES: tuple[tuple[str, TensorRule], ...] = (
     (r".*\.(linear_proj|linear_fc2)\.(bias|lora_b)", _WHOLE),
     (r".*\.(linear_qkv|linear_fc1)\.lora_a", _WHOLE),
     (r".*layernorm\.weight", _WHOLE),
+    (r"(embedding\.word_embeddings|output_layer)\.token_rows", _WHOLE),
 )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mindspeed_lora.checkpoint.adapter_contradictions import refuse_contradictions
 from mindspeed_lora.checkpoint.hf import read_json, shape_of
 from mindspeed_lora.checkpoint.model_files import copy_tokenizer_files
-from mindspeed_lora.checkpoint.peft import WEIGHTS_FILE, PeftAdapter, find_adapter, read_adapter_config
+from mindspeed_lora.checkpoint.peft import IDLE, WEIGHTS_FILE, PeftAdapter, find_adapter, read_adapter_config
 from mindspeed_lora.checkpoint.peft_config import CONFIG_FILE, AdapterConfig
 from mindspeed_lora.checkpoint.peft_rules import layer_index
 from mindspeed_lora.checkpoint.safetensors_file import SafetensorsFile
@@ -92,9 +92,11 @@ def _check_tensors(file: SafetensorsFile, config: AdapterConfig) -> list[str]:
 def _check_trained(file: SafetensorsFile, name: str, config: AdapterConfig) -> None:
     """A tensor that is no factor is one of the base that the configuration trains."""
     module = name.removeprefix(PREFIX).rpartition(".")[0].removesuffix(".base_layer")
-    tied = config.ensure_weight_tying and module in ("model.embed_tokens", "lm_head")
     biased = config.bias != "none" and name.endswith(".bias")
-    if not (name.startswith(PREFIX) and (config.saves(module) or tied or biased)):
+    # Tied, trained row by row, or as PEFT keeps them where a vocabulary was resized.
+    of_vocabulary = module.removesuffix(".token_adapter") in ("model.embed_tokens", "lm_head")
+    known = config.saves(module) or biased or of_vocabulary or IDLE.search(name) is not None
+    if not (name.startswith(PREFIX) and known):
         raise Refused(
             f"{file.path}: {name} is no LoRA factor of a linear, nor does modules_to_save or bias mean it."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +45,14 @@ class AdapterPlan:
     seed: int = 1234
     notices: tuple[str, ...] = ()
 
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The adapter's folder, where it has tokens of its own and the tokenizer that knows them."""
+        if self.source is None or not self.source.has_own_words:
+            return None
+        folder = self.source.path
+        return folder if (folder / "tokenizer_config.json").is_file() else None
+
 
 def build_model(
     shape: ModelShape,
@@ -70,19 +79,22 @@ def build_model(
         if parameter.is_adapter:
             assert adapter is not None
             _set_stream(model, parameter)
-            value = _read_factor(parameter, adapter)
+            value = _read_own(parameter, adapter, source)
         else:
             value = source.read(parameter.name, parameter.axis, parameter.ranges or None)
         _set_parameter(model, parameter, value)
     return model, local_parameters(model)
 
 
-def _read_factor(parameter: LocalParameter, adapter: AdapterPlan) -> torch.Tensor:
-    """This rank's shard of a LoRA factor: from the adapter's files, or its starting value."""
+def _read_own(parameter: LocalParameter, adapter: AdapterPlan, base: Source) -> torch.Tensor:
+    """This rank's shard of a factor or of rows of tokens: from the adapter's files, or its starting value."""
     if adapter.source is not None:
         return adapter.source.read(parameter.name, parameter.axis, parameter.ranges or None)
     if parameter.name.endswith("lora_b"):
         return torch.zeros(parameter.param.shape)
+    for rows in adapter.spec.token_rows:
+        if rows.name == parameter.name:
+            return base.read(rows.tensor, 0, [(token, token + 1) for token in rows.tokens])
     rank, in_features = parameter.shape
     whole = initial_lora_a(adapter.seed, parameter.name, rank, in_features)
     if parameter.axis is None:

@@ -52,8 +52,8 @@ class LocalParameter:
 
     @property
     def is_adapter(self) -> bool:
-        """True for a LoRA factor."""
-        return self.name.rpartition(".")[2] in ("lora_a", "lora_b")
+        """True for a LoRA factor, and for trained rows of single tokens: what the base does not have."""
+        return self.name.rpartition(".")[2] in ("lora_a", "lora_b", "token_rows")
 
 
 def local_parameters(model: GPTModel) -> list[LocalParameter]:

@@ -59,7 +59,7 @@ class MergedSource(DerivedSource):
     """A model with an adapter merged in, per Hugging Face matrix, so that every layout gets the same bits."""
 
     def __init__(self, base: Source, adapter: AdapterSource) -> None:
-        super().__init__(AdaptedSource(base, model_shape(adapter.config, base.shape), adapter))
+        super().__init__(AdaptedSource(base, model_shape(adapter.config, adapter.shape), adapter))
         self.adapter = adapter
         self.family = FAMILIES[base.shape.family]
         self._dtypes = {name: base.dtype(name) for name in base.names()}

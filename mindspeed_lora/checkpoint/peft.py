@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from mindspeed_lora.adapters.spec import AdapterSpec, TrainedTensor
+from mindspeed_lora.adapters.spec import AdapterSpec, KeptTensor
 from mindspeed_lora.checkpoint.adapter_description import FUSED, describe_adapter, hf_linears
+from mindspeed_lora.checkpoint.canonical import EMBEDDING, OUTPUT_LAYER
 from mindspeed_lora.checkpoint.hf import WEIGHT_DTYPES, read_json
 from mindspeed_lora.checkpoint.iteration import LATEST_FILE, latest_iteration
 from mindspeed_lora.checkpoint.messages import first_few
 from mindspeed_lora.checkpoint.peft_config import CONFIG_FILE, AdapterConfig
 from mindspeed_lora.checkpoint.peft_config_file import parse_adapter_config
 from mindspeed_lora.checkpoint.safetensors_file import SafetensorsFile
+from mindspeed_lora.checkpoint.token_rows import DELTA, with_vocabulary
+from mindspeed_lora.checkpoint.trained_tensors import PREFIX, vocabulary_modules
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.models.families import FAMILIES, Mapping
+from mindspeed_lora.models.families import FAMILIES
+from mindspeed_lora.models.families import Mapping as FamilyMapping
 
-_IDLE = re.compile(r"\.(original_module|modules_to_save)\.")
-"""What PEFT's ``bias: all`` also writes of a module that is trained whole, and no one reads."""
+IDLE = re.compile(r"\.(original_module|modules_to_save)\.")
+"""What PEFT also writes, and no one reads, of a module that is trained whole: with ``bias: all``, or resized."""
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FOLDER = "adapter"
@@ -29,7 +34,7 @@ ADAPTER_FOLDER = "adapter"
 
 def factor_name(module: str, factor: str) -> str:
     """Name in ``adapter_model.safetensors`` of factor ``"a"`` or ``"b"`` of a Hugging Face module."""
-    return f"base_model.model.{module}.lora_{factor.upper()}.weight"
+    return f"{PREFIX}{module}.lora_{factor.upper()}.weight"
 
 
 def read_adapter_config(path: str | Path) -> AdapterConfig:
@@ -67,7 +72,6 @@ class PeftAdapter:
 
     def __init__(self, path: str | Path, shape: ModelShape, shared: Collection[str] | None = None) -> None:
         self.path = find_adapter(path)
-        self.shape = shape
         self.linears = hf_linears(shape.family, shape.num_layers)
         self.config: AdapterConfig = read_adapter_config(self.path)
         if not (self.path / WEIGHTS_FILE).exists() and (self.path / "adapter_model.bin").exists():
@@ -75,19 +79,62 @@ class PeftAdapter:
                 f"{self.path}: holds adapter_model.bin; expected {WEIGHTS_FILE}, save the adapter as such."
             )
         self.file = SafetensorsFile(self.path / WEIGHTS_FILE)
+        self.base_vocab_size = shape.vocab_size
+        self.shape = shape = self._with_its_vocabulary(shape)
         self._check_targets()
-        separate = describe_adapter(self.config, shape, ())
+        separate = self._as_in_the_file(describe_adapter(self.config, shape, ()))
         self._check_tensors(separate)
         equal = [linear for linear in FUSED if self._is_shared(linear)]
         self.shared = frozenset(equal if shared is None else (linear for linear in shared if linear in equal))
-        self.spec: AdapterSpec = describe_adapter(self.config, shape, self.shared)
+        self.spec: AdapterSpec = self._as_in_the_file(describe_adapter(self.config, shape, self.shared))
         self.hf_modules = {name: part for part in separate.parts for name in part.hf_modules}
         """Full Hugging Face name of each module with an adapter → its own pair of factors."""
+
+    @property
+    def has_own_words(self) -> bool:
+        """Whether it has more words than the base, or rows of some of them."""
+        return self.shape.vocab_size > self.base_vocab_size or bool(self.spec.token_rows)
 
     def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor, float]:
         """``lora_A`` ``[r, in]``, ``lora_B`` ``[out, r]`` and the scaling of a Hugging Face module."""
         lora_a, lora_b = (self.file.read(factor_name(module, factor)) for factor in "ab")
         return lora_a, lora_b, self.hf_modules[module].scaling
+
+    def _with_its_vocabulary(self, shape: ModelShape) -> ModelShape:
+        """The base's shape, with as many words as the adapter's tensors and tokens need."""
+        indices = self.config.trainable_token_indices or ()
+        tokens = [
+            token
+            for one in (indices.values() if isinstance(indices, Mapping) else [indices])
+            for token in one
+        ]
+        stored = [
+            self.file.entries[name].shape[:1]
+            for module in vocabulary_modules(shape)
+            for name in _whole_names(module)
+            if name in self.file.entries
+        ]
+        return with_vocabulary(shape, [*tokens, *(rows - 1 for size in stored for rows in size)])
+
+    def _as_in_the_file(self, spec: AdapterSpec) -> AdapterSpec:
+        """The description with what the file's names add: frozen vocabularies, and a second name of tied rows."""
+        entries, modules = self.file.entries, vocabulary_modules(self.shape)
+        expected = {name for tensor in spec.trained for names in tensor.members for name in names}
+        kept: dict[str, list[str]] = {}
+        for tensor, module in zip((EMBEDDING, OUTPUT_LAYER), modules, strict=True):
+            tied = not self.shape.untie_embeddings_and_output_weights and not spec.untied
+            names = [name for name in _whole_names(module) if name in entries and name not in expected]
+            if names:
+                kept.setdefault(EMBEDDING if tied else tensor, []).extend(names)
+        output_rows = f"{PREFIX}{modules[1]}.{DELTA}"
+        rows = [
+            dataclasses.replace(one, members=(*one.members, output_rows))
+            if one.tensor == EMBEDDING and len(spec.token_rows) == 1 and output_rows in entries
+            else one
+            for one in spec.token_rows
+        ]
+        tensors = tuple(KeptTensor(name=name, members=tuple(names)) for name, names in kept.items())
+        return dataclasses.replace(spec, kept=tensors, token_rows=tuple(rows))
 
     def _check_targets(self) -> None:
         """The configuration targets what can take an adapter, and something at all."""
@@ -109,7 +156,7 @@ class PeftAdapter:
         expected = self._expected_tensors(spec)
         entries = self.file.entries
         missing = [name for name in expected if name not in entries]
-        extra = [name for name in entries if name not in expected and not _IDLE.search(name)]
+        extra = [name for name in entries if name not in expected and not IDLE.search(name)]
         for names, problem in (
             (missing, "missing"),
             (extra, f"not covered by target_modules, modules_to_save or bias in {CONFIG_FILE}"),
@@ -136,14 +183,19 @@ class PeftAdapter:
             for name, size in part.tensors.items():
                 expected[factor_name(part.hf_modules[0], name[-1])] = (size, part.rank)
         for tensor in spec.trained:
-            sizes = self.mapping(tensor).hf_shapes(self.shape, tensor.size)
+            sizes = self.mapping(tensor.name).hf_shapes(self.shape, tensor.size)
             for names, hf_size in zip(tensor.members, sizes, strict=True):
                 expected.update(dict.fromkeys(names, (hf_size, None)))
+        for rows in spec.token_rows:
+            expected.update(dict.fromkeys(rows.members, ((len(rows.tokens), rows.width), None)))
+        vocabulary = (self.shape.vocab_size, self.shape.hidden_size)
+        for kept in spec.kept:
+            expected.update(dict.fromkeys(kept.members, (vocabulary, None)))
         return expected
 
-    def mapping(self, tensor: TrainedTensor) -> Mapping:
-        """The family's row for a trained tensor."""
-        return FAMILIES[self.shape.family].mapping(tensor.name)[0]
+    def mapping(self, name: str) -> FamilyMapping:
+        """The family's row for a canonical tensor."""
+        return FAMILIES[self.shape.family].mapping(name)[0]
 
     def _is_shared(self, linear: str) -> bool:
         """Whether the matrices of a fused linear have one A, rank and scaling wherever any is a target."""
@@ -165,6 +217,11 @@ class PeftAdapter:
             return False
         first, *others = (self.file.read(factor_name(name, "a")) for name in names)
         return all(torch.equal(_bits(first), _bits(one)) for one in others)
+
+
+def _whole_names(module: str) -> tuple[str, str]:
+    """Names under which PEFT's file can hold a whole embedding or output layer, trained or as it was resized."""
+    return f"{PREFIX}{module}.weight", f"{PREFIX}{module}.token_adapter.base_layer.weight"
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

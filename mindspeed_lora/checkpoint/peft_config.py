@@ -20,6 +20,8 @@ from mindspeed_lora.checkpoint.peft_rules import (
 
 CONFIG_FILE = "adapter_config.json"
 
+TokenIndices = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
@@ -43,6 +45,8 @@ class AdapterConfig:
     modules_to_save: tuple[str, ...] = ()
     """Modules that are trained whole, by the ends of their names."""
     ensure_weight_tying: bool = False
+    trainable_token_indices: TokenIndices | None = None
+    """Tokens whose rows are trained: of the embedding, or by module."""
     init_lora_weights: bool | str = True
     base_model_name: str | None = None
     revision: str | None = None
@@ -115,6 +119,7 @@ class AdapterConfig:
             "init_lora_weights": self.init_lora_weights,
             "modules_to_save": list(self.modules_to_save) or None,
             "ensure_weight_tying": self.ensure_weight_tying,
+            "trainable_token_indices": _listed(self.trainable_token_indices),
         }
 
 
@@ -123,4 +128,6 @@ def _number(value: float) -> int | float:
 
 
 def _listed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value

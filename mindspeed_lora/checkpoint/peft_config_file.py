@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mindspeed_lora.checkpoint.peft_config import AdapterConfig
+from mindspeed_lora.checkpoint.peft_config import AdapterConfig, TokenIndices
 from mindspeed_lora.checkpoint.peft_rules import Names, faulty_expression
 from mindspeed_lora.errors import Refused
 
@@ -28,6 +28,7 @@ HONOURED = frozenset(
         "bias",
         "modules_to_save",
         "ensure_weight_tying",
+        "trainable_token_indices",
         "base_model_name_or_path",
         "revision",
     }
@@ -82,6 +83,7 @@ def parse_adapter_config(path: Path, values: Mapping[str, Any]) -> AdapterConfig
         bias=reader.checked("bias", f"one of {', '.join(BIASES)}", lambda value: value in BIASES, "none"),
         modules_to_save=reader.expressions("modules_to_save"),
         ensure_weight_tying=reader.checked("ensure_weight_tying", "true or false", _is_switch, False),
+        trainable_token_indices=reader.tokens("trainable_token_indices"),
         init_lora_weights=_init(values),
         base_model_name=reader.text("base_model_name_or_path"),
         revision=reader.text("revision"),
@@ -98,6 +100,10 @@ def is_rank(value: Any) -> bool:
 def is_finite(value: Any) -> bool:
     """Whether a value is a number, and not NaN or infinite."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_switch(value: Any) -> bool:
@@ -164,6 +170,18 @@ class _Reader:
         if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
             raise self.refusal(key, "numbers of layers")
         return (tuple(numbers) or None) if isinstance(value, list) else value
+
+    def tokens(self, key: str) -> TokenIndices | None:
+        """Numbers of tokens, or an object of module names and numbers of tokens."""
+        value = self.values.get(key)
+        lists = list(value.values()) if isinstance(value, dict) else [value or []]
+        if not all(isinstance(one, list) and all(map(_is_token, one)) for one in lists):
+            raise self.refusal(key, "numbers of tokens, or an object of module names and numbers of tokens")
+        if any(len(set(one)) < len(one) for one in lists):
+            raise Refused(f"{self.path}: {key} names a token twice.")
+        if isinstance(value, dict):
+            return {name: tuple(one) for name, one in value.items()} or None
+        return tuple(value or ()) or None
 
     def pattern(self, key: str, expected: str, test: Callable[[Any], bool]) -> dict[str, Any]:
         """An object of expressions over module names and values."""

@@ -23,7 +23,7 @@ def unties(config: AdapterConfig, shape: ModelShape) -> bool:
     """Whether the adapter makes a tied output layer a tensor of its own."""
     if shape.untie_embeddings_and_output_weights or config.ensure_weight_tying:
         return False
-    return any(config.saves(module) for module in _vocabulary_modules(shape))
+    return any(config.saves(module) for module in vocabulary_modules(shape))
 
 
 def model_shape(config: AdapterConfig, shape: ModelShape) -> ModelShape:
@@ -51,7 +51,7 @@ def trained_tensors(config: AdapterConfig, shape: ModelShape) -> tuple[TrainedTe
     return tuple(found)
 
 
-def _vocabulary_modules(shape: ModelShape) -> list[str]:
+def vocabulary_modules(shape: ModelShape) -> list[str]:
     """Full Hugging Face names of embedding and output layer."""
     family = FAMILIES[shape.family]
     return [family.mapping(name)[0].modules(None)[0] for name in VOCABULARY_TENSORS]
@@ -61,7 +61,7 @@ def _adapter_names(config: AdapterConfig, shape: ModelShape, hf_name: str) -> tu
     """Names of a Hugging Face tensor in the adapter's file; none where it is frozen."""
     module, _, kind = hf_name.rpartition(".")
     tied = not shape.untie_embeddings_and_output_weights and not unties(config, shape)
-    embedding, output = _vocabulary_modules(shape)
+    embedding, output = vocabulary_modules(shape)
     if tied and module == embedding and (config.saves(embedding) or config.saves(output)):
         # One tensor; PEFT's file has it under both names.
         return f"{PREFIX}{embedding}.weight", f"{PREFIX}{output}.weight"

@@ -22,6 +22,11 @@ class TokenizerConfig(Section):
     tokenizer_model: str | None = flag(
         "file or folder of the tokenizer, used when --tokenizer-name-or-path is left out", metavar="PATH"
     )
+    add_tokens: str | None = flag(
+        "file of tokens to add to the vocabulary, one a line or a JSON list; their rows of embedding and output layer "
+        "are trained (with LoRA they alone), and start as the mean of all rows where the model has none",
+        metavar="FILE",
+    )
     tokenizer_not_use_fast: bool = flag("use the slow (Python) tokenizer", False)
     trust_remote_code: bool = flag("run the .py files of a model or tokenizer folder", False)
     prompt_type: str | None = flag("name of the prompt template: llama2, chatml, qwen, alpaca, empty …")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mindspeed_lora.config.jobs import PreprocessJob
 from mindspeed_lora.config.preprocess import PreprocessConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
+from mindspeed_lora.data.added_tokens import job_tokenizer
 from mindspeed_lora.data.chat_template import chat_template, count_differing
 from mindspeed_lora.data.conversation import Message, UnusableRow
 from mindspeed_lora.data.encoding import ConversationEncoder, TemplateEncoder
@@ -26,7 +27,7 @@ from mindspeed_lora.data.prepared_info import PreparedInfo
 from mindspeed_lora.data.prompt_template import missing_end_token, prompt_template, special_tokens
 from mindspeed_lora.data.readers import read_rows
 from mindspeed_lora.data.row_work import InstructionWork, TextWork, Work
-from mindspeed_lora.data.tokenizer import LazyTokenizer, lazy_tokenizer, pad_token_id, tokenizer_fingerprint
+from mindspeed_lora.data.tokenizer import LazyTokenizer, pad_token_id, tokenizer_fingerprint
 from mindspeed_lora.errors import Refused
 
 if TYPE_CHECKING:
@@ -64,11 +65,7 @@ def prepare(job: PreprocessJob, files: list[Path], notice: Notice) -> Preparatio
     config = job.preprocess
     folder = job.tokenizer.tokenizer_name_or_path or job.tokenizer.tokenizer_model
     assert folder is not None, "checked when the flags were parsed"
-    lazy = lazy_tokenizer(
-        folder,
-        use_fast=not job.tokenizer.tokenizer_not_use_fast,
-        trust_remote_code=job.tokenizer.trust_remote_code,
-    )
+    lazy = job_tokenizer(job.tokenizer, folder)
     tokenizer = lazy.loaded
     name = config.handler_name
     if name is None:

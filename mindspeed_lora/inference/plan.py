@@ -20,7 +20,7 @@ from mindspeed_lora.config.jobs import InferenceJob
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
-from mindspeed_lora.data.tokenizer import load_tokenizer
+from mindspeed_lora.data.added_tokens import job_tokenizer
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.inference.generation_config import GenerationDefaults, read_generation_defaults
 from mindspeed_lora.inference.generator import Request
@@ -92,7 +92,7 @@ def plan_inference(job: InferenceJob) -> InferencePlan:
     placement = check_layout(shape, job.parallel)
     adapter = plan_adapter(job.lora, shape, job.inference.seed)
     shape = shape if adapter is None else adapter.shape
-    tokenizer = _tokenizer(job, source)
+    tokenizer = _tokenizer(job, source, adapter)
     encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token)
     chat_encoder = _chat_encoder(job, encoder, notices)
     limit = LengthLimit.of(job.inference, shape.max_position_embeddings, job.given)
@@ -142,17 +142,16 @@ def _source(job: InferenceJob) -> Source:
     return open_source(job.checkpoint.load)
 
 
-def _tokenizer(job: InferenceJob, source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer of the flags, else the one beside the weights."""
+def _tokenizer(job: InferenceJob, source: Source, adapter: AdapterPlan | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of the flags, else the adapter's where it has words of its own, else the one beside the weights."""
     config = job.tokenizer
-    path = config.tokenizer_name_or_path or config.tokenizer_model or source.config_dir
+    own = adapter.tokenizer_folder if adapter is not None else None
+    path = config.tokenizer_name_or_path or config.tokenizer_model or own or source.config_dir
     if path is None:
         raise Refused(
             f"{source.path} holds no tokenizer files; name their folder with --tokenizer-name-or-path"
         )
-    return load_tokenizer(
-        path, use_fast=not config.tokenizer_not_use_fast, trust_remote_code=config.trust_remote_code
-    )
+    return job_tokenizer(config, path).loaded
 
 
 def _chat_encoder(job: InferenceJob, encoder: PromptEncoder, notices: list[str]) -> PromptEncoder:

@@ -16,6 +16,7 @@ from mindspeed_lora.config.stages import ModelChunk
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.layer_spec import block_spec
 from mindspeed_lora.models.rope import rotary_frequencies, rotary_tables
+from mindspeed_lora.models.token_rows import TokenRows
 from mindspeed_lora.models.vocab_loss import vocab_parallel_loss
 from mindspeed_lora.parallel.groups import ParallelGroups
 
@@ -56,6 +57,8 @@ class GPTModel(MegatronGPTModel):
         vocab_rows = padded_vocab_size // groups.tp_size
         first = groups.tp_rank * vocab_rows
         self.vocab_range = first, max(first, min(first + vocab_rows, shape.vocab_size))
+        self.output_rows: TokenRows | None = None
+        """Of the output layer, where some tokens have trained rows."""
         with torch.device("cpu"):
             self.rotary_frequencies = rotary_frequencies(shape)
 
@@ -121,6 +124,7 @@ class GPTModel(MegatronGPTModel):
             labels.t().reshape(-1),
             self.vocab_range,
             group,
+            self.output_rows,
         )
 
     def _logits(self, hidden: Tensor, last_only: bool) -> Tensor:
@@ -129,6 +133,9 @@ class GPTModel(MegatronGPTModel):
             hidden = gather_from_sequence_parallel_region(hidden, group=group)
         hidden = hidden[-1:] if last_only else hidden
         logits = hidden @ self.output_weight().t()
+        if self.output_rows is not None:
+            rows, columns = self.output_rows.in_output()
+            logits[..., columns] = hidden @ rows.t()
         if self.groups.tp_size > 1:
             logits = gather_from_tensor_model_parallel_region(logits, group=group)
         return logits[..., : self.shape.vocab_size]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mindspeed_lora.models.token_rows import TokenRows
 from mindspeed_lora.parallel.collectives import all_reduce_max, all_reduce_sum
 
 Tensor = torch.Tensor
@@ -24,7 +25,12 @@ of a large vocabulary would wait for memory."""
 
 
 def vocab_parallel_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_range: tuple[int, int], group: dist.ProcessGroup
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    vocab_range: tuple[int, int],
+    group: dist.ProcessGroup,
+    token_rows: TokenRows | None = None,
 ) -> Tensor:
     """Sum of the cross entropies of all positions whose label is not −100.
 
@@ -35,6 +41,7 @@ def vocab_parallel_loss(
             wait for the device.
         vocab_range: this rank's first row and the end of its rows that are no padding, as token numbers.
         group: the TP group.
+        token_rows: rows that stand in the place of the weight's for some tokens.
 
     Returns:
         A float32 scalar, the same on every TP rank; 0 where no position carries loss, with zero gradients for all
@@ -43,7 +50,8 @@ def vocab_parallel_loss(
     positions = (labels != IGNORED_LABEL).nonzero().squeeze(1)
     targets = labels[positions].to(hidden.device, non_blocking=True)
     selected = hidden.index_select(0, positions.to(hidden.device, non_blocking=True))
-    loss: Tensor = _ChunkedCrossEntropy.apply(selected, weight, targets, vocab_range, group)
+    rows, columns = (None, None) if token_rows is None else token_rows.in_output()
+    loss: Tensor = _ChunkedCrossEntropy.apply(selected, weight, rows, columns, targets, vocab_range, group)
     return loss
 
 
@@ -55,7 +63,8 @@ def logits_bytes(on_cpu: bool) -> int:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """``Σᵢ log Σ_v exp(hᵢ·w_v) − hᵢ·w_{yᵢ}`` with ``∂/∂hᵢ = Σ_v (p_iv − [v = yᵢ]) w_v``.
 
-    Saves the gradient of ``hidden [n, h]`` in float32, and that of ``weight`` where it is trained; no logits.
+    Saves the gradient of ``hidden [n, h]`` in float32, and that of ``weight`` or ``rows`` where they are trained; no
+    logits. ``rows [m, h]`` stand in the place of the rows ``columns [m]`` of the weight.
     """
 
     @staticmethod
@@ -63,6 +72,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        rows: Tensor | None,
+        columns: Tensor | None,
         labels: Tensor,
         vocab_range: tuple[int, int],
         group: dist.ProcessGroup,
@@ -72,46 +83,60 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_rows = None if rows is None else torch.zeros_like(rows, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        rows = max(1, logits_bytes(hidden.device.type == "cpu") // 4 // max(1, weight.size(0)))
-        for first in range(0, hidden.size(0), rows):
-            part = slice(first, first + rows)
-            losses, logits = _cross_entropy(hidden[part], local_weight, labels[part] - start, group)
+        size = max(1, logits_bytes(hidden.device.type == "cpu") // 4 // max(1, weight.size(0)))
+        for first in range(0, hidden.size(0), size):
+            part = slice(first, first + size)
+            logits = _logits(hidden[part], local_weight, rows, columns)
+            losses = _cross_entropy(logits, labels[part] - start, group)
             total += losses.sum(dtype=torch.float64)
+            gradient = logits.to(weight.dtype)
+            if rows is not None and columns is not None and grad_rows is not None:
+                of_rows = gradient[:, columns]
+                gradient[:, columns] = 0
+                grad_rows += (of_rows.t() @ hidden[part]).float()
             if grad_hidden is not None:
-                grad_hidden[part] = logits.to(weight.dtype) @ local_weight
+                grad_hidden[part] = gradient @ local_weight
+                if rows is not None:
+                    grad_hidden[part] += of_rows @ rows
             if grad_weight is not None:
-                grad_weight[: end - start] += (logits.to(weight.dtype).t() @ hidden[part]).float()
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                grad_weight[: end - start] += (gradient.t() @ hidden[part]).float()
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_rows)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_dtype, weight_dtype = ctx.dtypes
-        scale = grad_outputs[0]
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden.mul_(scale).to(hidden_dtype)
-        if grad_weight is not None:
-            grad_weight = grad_weight.mul_(scale).to(weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+        scaled = [
+            None if gradient is None else gradient.mul_(grad_outputs[0]).to(dtype)
+            for gradient, dtype in zip(
+                ctx.saved_tensors, (hidden_dtype, weight_dtype, weight_dtype), strict=True
+            )
+        ]
+        return *scaled, None, None, None, None
 
 
-def _cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup
-) -> tuple[Tensor, Tensor]:
-    """Losses ``[c]`` and the gradient of the local logits ``[c, v/t]`` in float32.
+def _logits(hidden: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """Logits ``[c, v/t]`` of ``hidden [c, h]`` in float32; ``weight [v/t, h]`` has no padding, and may be empty."""
+    logits = (hidden @ weight.t()).float()
+    if rows is not None and columns is not None:
+        logits[:, columns] = (hidden @ rows.t()).float()
+    return logits
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Losses ``[c]``; ``logits [c, v/t]`` become their own gradient.
 
     Args:
-        hidden: ``[c, h]``.
-        weight: ``[v/t, h]`` without padding rows; may be empty on the last TP ranks.
+        logits: this rank's, in float32; no columns on the last TP ranks of a small vocabulary.
         labels: ``[c]`` relative to this rank's first row; outside ``[0, v/t)`` where another rank has it.
     """
-    logits = (hidden @ weight.t()).float()
-    here = (labels >= 0) & (labels < weight.size(0))
+    width = logits.size(1)
+    here = (labels >= 0) & (labels < width)
     column = torch.where(here, labels, 0).unsqueeze(1)
-    if weight.size(0) == 0:
+    if width == 0:
         largest = torch.full_like(labels, torch.finfo(torch.float32).min, dtype=torch.float32)
         target = torch.zeros_like(largest)
     else:
@@ -124,6 +149,6 @@ def _cross_entropy(
     all_reduce_sum(normaliser, group)
     losses = normaliser.log() + largest - target
     logits.div_(normaliser.unsqueeze(1))
-    if weight.size(0):
+    if width:
         logits.scatter_add_(1, column, -here.float().unsqueeze(1))
-    return losses, logits
+    return losses

@@ -19,6 +19,7 @@ dropout of the adapters           a byte for every element of every factor A's i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mindspeed_lora.adapters.spec import AdapterSpec
@@ -120,8 +121,9 @@ def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
         for name, size in part.tensors.items()
         if f"{part.module}.weight" in own
     )
-    also = {tensor.name for tensor in adapter.trained} if adapter is not None else set(own)
-    trained = factors + sum(_local(name, size, question) for name, size in own.items() if name in also)
+    rows, besides = _trained_besides(question, own)
+    factors += rows
+    trained = base if adapter is None else factors + besides
     states = 2 if question.itemsize == FP32 else 3
     owners = question.dp * question.cp if question.distributed_optimizer else 1
     has_loss = any(chunk.is_last for chunk in chunks)
@@ -136,6 +138,21 @@ def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
         logits=_logits(question) if has_loss else 0,
         buffers=_buffers(question, pp_rank),
     )
+
+
+def _trained_besides(question: MemoryQuestion, own: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Elements of single trained rows of the vocabulary, and of the base's tensors that an adapter trains."""
+    adapter = question.adapter
+    if adapter is None:
+        return 0, 0
+    tied = not question.shape.untie_embeddings_and_output_weights and not adapter.untied
+    names = {tensor.name for tensor in adapter.trained}
+    rows = besides = 0
+    for name, size in own.items():
+        tensor = EMBEDDING if tied and name == OUTPUT_LAYER else name
+        besides += _local(name, size, question) if tensor in names else 0
+        rows += sum(len(one.tokens) * one.width for one in adapter.token_rows if one.tensor == tensor)
+    return rows, besides
 
 
 def layer_bytes(question: MemoryQuestion, layer: int | None) -> int:

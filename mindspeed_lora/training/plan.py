@@ -10,11 +10,14 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
+from mindspeed_lora.checkpoint.adapted import AdaptedSource
+from mindspeed_lora.checkpoint.adapter_plan import check_tokens, plan_adapter
 from mindspeed_lora.checkpoint.load_model import AdapterPlan
 from mindspeed_lora.checkpoint.random_weights import RandomSource
 from mindspeed_lora.checkpoint.source import Source, open_source
+from mindspeed_lora.checkpoint.token_rows import with_vocabulary
 from mindspeed_lora.config.checks import (
     check_interleaving,
     check_layout,
@@ -26,7 +29,8 @@ from mindspeed_lora.config.context import check_context, check_fixed_length, var
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
-from mindspeed_lora.data.tokenizer import LazyTokenizer, lazy_tokenizer
+from mindspeed_lora.data.added_tokens import job_tokenizer, token_numbers
+from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.rows import TrainingRows, assumed_rows, open_rows
 from mindspeed_lora.training.run_folder import SavedRun, Start, find_start, make_save_folder
@@ -34,6 +38,8 @@ from mindspeed_lora.training.run_layout import RunLayout
 from mindspeed_lora.training.schedule import LearningRate
 
 LONGEST_DEFAULT = 4096
+_FILLED = ("lora_r", "lora_alpha", "lora_target_modules")
+"""What a new adapter takes a default for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +79,13 @@ def plan_training(job: TrainJob) -> TrainPlan:
     check_context(shape, job.parallel)
     if not job.data.packing:  # which adds rows of padding where the schedule wants more
         check_interleaving(placement, job.training, dp_size)
-    adapter = _adapter(job, start, shape, notices)
-    shape = shape if adapter is None else adapter.shape
+    adapter, tokenizer = _adapter_and_tokenizer(job, start, source, shape, notices)
+    if adapter is not None:
+        shape = adapter.shape
+    elif job.tokenizer.add_tokens is not None:
+        shape = with_vocabulary(shape, token_numbers(job.tokenizer, tokenizer))
+        source = AdaptedSource(source, shape, None)
     seq_length = _seq_length(job, shape, notices)
-    tokenizer = _tokenizer(job, source)
     rows = (open_rows if job.data.data_path is not None else assumed_rows)(
         job, seq_length, shape.vocab_size, tokenizer
     )
@@ -128,14 +137,25 @@ def _data_parallel_size(job: TrainJob) -> int:
     return job.parallel.data_parallel_size(job.runtime.resolve_world_size(job.parallel, os.environ))
 
 
-def _adapter(job: TrainJob, start: Start, shape: ModelShape, notices: list[str]) -> AdapterPlan | None:
-    lora, shared = job.lora, None
+def _adapter_and_tokenizer(
+    job: TrainJob, start: Start, source: Source, shape: ModelShape, notices: list[str]
+) -> tuple[AdapterPlan | None, LazyTokenizer | None]:
+    """A new adapter is told the tokens that are added; one that is loaded may bring a tokenizer of its own."""
+    lora, shared, seed = job.lora, None, job.training.seed
     if lora.enabled and start.run is not None:
-        lora = dataclasses.replace(lora, lora_load=str(start.run.folder))
+        # Defaults that were taken for a new adapter say nothing about this one.
+        left_out: dict[str, Any] = {name: None for name in _FILLED if name not in job.given}
+        lora = dataclasses.replace(lora, lora_load=str(start.run.folder), **left_out)
         shared = start.run.state.get("shared_factors")
-    adapter = plan_adapter(lora, shape, job.training.seed, shared)
-    notices += adapter.notices if adapter is not None else ()
-    return adapter
+    if lora.lora_load is None:
+        tokenizer = _tokenizer(job, source.config_dir)
+        return plan_adapter(lora, shape, seed, new_tokens=token_numbers(job.tokenizer, tokenizer)), tokenizer
+    adapter = plan_adapter(lora, shape, seed, shared)
+    assert adapter is not None
+    tokenizer = _tokenizer(job, adapter.tokenizer_folder or source.config_dir)
+    check_tokens(adapter, token_numbers(job.tokenizer, tokenizer))
+    notices += adapter.notices
+    return adapter, tokenizer
 
 
 def _seq_length(job: TrainJob, shape: ModelShape, notices: list[str]) -> int:
@@ -160,17 +180,13 @@ def _pad_multiple(job: TrainJob, seq_length: int) -> int | None:
     return None
 
 
-def _tokenizer(job: TrainJob, source: Source) -> LazyTokenizer | None:
-    """The tokenizer of the flags, else the one beside the weights; None where there is none."""
+def _tokenizer(job: TrainJob, own: Path | None) -> LazyTokenizer | None:
+    """The tokenizer of the flags, else the one of the model's or adapter's folder; None where there is none."""
     given = job.tokenizer.tokenizer_name_or_path or job.tokenizer.tokenizer_model
-    folder = given or source.config_dir
+    folder = given or own
     if folder is None or (given is None and not (Path(folder) / "tokenizer_config.json").is_file()):
         return None
-    return lazy_tokenizer(
-        str(folder),
-        use_fast=not job.tokenizer.tokenizer_not_use_fast,
-        trust_remote_code=job.tokenizer.trust_remote_code,
-    )
+    return job_tokenizer(job.tokenizer, folder)
 
 
 def _check_continuation(job: TrainJob, run: SavedRun, num_rows: int, notices: list[str]) -> None:

@@ -18,6 +18,7 @@ from mindspeed_lora.atomic import StagedDirectory, atomic_link, atomic_text
 from mindspeed_lora.checkpoint.adapter import write_adapter
 from mindspeed_lora.checkpoint.iteration import LATEST_FILE, iteration_folder
 from mindspeed_lora.checkpoint.load_model import AdapterPlan
+from mindspeed_lora.checkpoint.model_files import HF_CONFIG_FOLDER
 from mindspeed_lora.config.checkpoint import CheckpointConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.device import random_states, restore_random_states
@@ -48,6 +49,8 @@ class RunWriter:
     base_model_name: str | None
     write_tokenizer: Callable[[Path], None]
     """Puts the tokenizer files, with the template that was trained, into a folder."""
+    has_new_words: bool
+    """The tokenizer knows tokens that the one beside the weights does not."""
     model_files: ModelFiles | None
     """The whole model's, where that is saved too."""
 
@@ -99,6 +102,8 @@ class RunWriter:
     ) -> None:
         if staging is None:
             return
+        if self.has_new_words and (folder / HF_CONFIG_FOLDER).is_dir():
+            self.write_tokenizer(folder / HF_CONFIG_FOLDER)
         if trained is not None and self.adapter is not None:
             config = dataclasses.replace(
                 self.adapter.config,
@@ -106,10 +111,22 @@ class RunWriter:
                 base_model_name=self.base_model_name,
             )
             target = folder / ADAPTER_FOLDER
-            write_adapter(target, self.shape, config, self.adapter.spec, trained, self.adapter_dtype)
+            values = self._value_of(trained)
+            write_adapter(target, self.shape, config, self.adapter.spec, values, self.adapter_dtype)
             self.write_tokenizer(target)
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         staging.commit()
+
+    def _value_of(self, trained: dict[str, torch.Tensor]) -> Callable[[str], torch.Tensor]:
+        """The whole tensors of the adapter by canonical name: as trained, or as it came with them."""
+        source = self.adapter.source if self.adapter is not None else None
+
+        def value(name: str) -> torch.Tensor:
+            if name in trained or source is None:
+                return trained[name]
+            return source.read_whole(name)
+
+        return value
 
     def _gather_trained(self) -> dict[str, torch.Tensor] | None:
         """Factors, and what is trained with them, whole, in fp32 from the optimizer's masters, on rank 0.

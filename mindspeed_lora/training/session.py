@@ -118,6 +118,7 @@ class TrainingSession:
             adapter_dtype=_SAVE_DTYPES[job.lora.lora_save_dtype],
             base_model_name=plan.base_model_name,
             write_tokenizer=plan.rows.tokenizer_writer(plan.tokenizer, job.checkpoint.keep_chat_template),
+            has_new_words=job.tokenizer.add_tokens is not None,
             model_files=self._model_files() if whole_model else None,
         )
 

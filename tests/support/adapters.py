@@ -31,7 +31,9 @@ def new_adapter(shape: ModelShape, r: int = 4, alpha: int = 8, seed: int = 1, **
 def random_factors(plan: AdapterPlan, seed: int = 1) -> Tensors:
     """Random values of every factor, and of what is trained with them, by canonical name."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = {**plan.spec.tensors, **{tensor.name: tensor.size for tensor in plan.spec.trained}}
+    sizes: dict[str, tuple[int, ...]] = {**plan.spec.tensors}
+    sizes.update({tensor.name: tensor.size for tensor in plan.spec.trained})
+    sizes.update({rows.name: (len(rows.tokens), rows.width) for rows in plan.spec.token_rows})
     return {name: torch.randn(size, generator=generator) * 0.2 for name, size in sizes.items()}
 
 

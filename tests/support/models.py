@@ -48,12 +48,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name → ``model_type`` and what its configuration has beside :data:`_COMMON`."""
 
 
-def make_model(name: str, folder: Path, seed: int = 7) -> Path:
-    """Writes the model of that name, with weights drawn from the seed; returns its folder."""
+def make_model(name: str, folder: Path, seed: int = 7, **others: Any) -> Path:
+    """Writes the model of that name, with weights drawn from the seed; ``others`` are further values of its config."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, own = MODELS[name]
-    config = AutoConfig.for_model(model_type, **{**_COMMON, **own})
+    config = AutoConfig.for_model(model_type, **{**_COMMON, **own, **others})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -39,6 +39,8 @@ class Case:
     peft: str | None = None
     """In place of ``targets``: keywords of PEFT's ``LoraConfig`` as JSON, for an adapter as PEFT makes it."""
     recipe: Recipe = Recipe()
+    resize: int | None = None
+    """With ``peft``: so many words has the model that PEFT makes the adapter for; the base on disk stays as it is."""
 
 
 @dataclass
@@ -135,6 +137,8 @@ class ParityBench:
         if case not in self._references:
             reference = Reference(self.model(case.model))
             start = self.new_folder()
+            if case.resize is not None:
+                reference.resize(case.resize)
             if case.peft is not None:
                 reference.add_peft_adapter(**{"r": RANK, "lora_alpha": ALPHA, **json.loads(case.peft)})
                 reference.save_adapter(start)
@@ -190,15 +194,17 @@ class ParityBench:
         """A job of ours against the reference of its case."""
         reference = self.reference(case)
         found = outcome.record([len(logits) for logits in reference.start_logits])
-        found.gradients = self._without_padding(found.gradients)
-        found.end = self._without_padding(found.end)
+        words = case.resize or VOCAB_SIZE
+        found.gradients = _without_padding(found.gradients, words)
+        found.end = _without_padding(found.end, words)
         return Differences.between(found, reference)
 
-    def _without_padding(self, tensors: Tensors) -> Tensors:
-        """Without the rows that a layout adds to the vocabulary, which must be zero."""
-        cut = dict(tensors)
-        for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
-            if name in cut:
-                assert not cut[name][VOCAB_SIZE:].any(), f"{name}: its padding is not zero"
-                cut[name] = cut[name][:VOCAB_SIZE]
-        return cut
+
+def _without_padding(tensors: Tensors, words: int) -> Tensors:
+    """Without the rows that a layout adds to the vocabulary, which must be zero."""
+    cut = dict(tensors)
+    for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        if name in cut:
+            assert not cut[name][words:].any(), f"{name}: its padding is not zero"
+            cut[name] = cut[name][:words]
+    return cut

@@ -112,6 +112,18 @@ class Reference:
         self.config = self.base.config
         self.tied = True
 
+    def resize(self, vocab_size: int, value: float | None = None) -> None:
+        """More words, their rows random or of one value."""
+        before = self.config.vocab_size
+        self.base.resize_token_embeddings(vocab_size, mean_resizing=False)
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for module in (self.base.model.embed_tokens, self.base.lm_head):
+                new = module.weight[before:]
+                new.copy_(torch.randn(new.shape, generator=generator) * 0.3)
+                if value is not None:
+                    new.fill_(value)
+
     def add_adapter(self, rank: int, alpha: int, targets: Sequence[str] = LINEARS, seed: int = 11) -> None:
         """A new adapter with random A and B: with B = 0 the gradients of A would be zero."""
         from peft import LoraConfig, get_peft_model
@@ -339,6 +351,8 @@ class MaskedDropout(torch.nn.Module):
 
 
 _OUTSIDE = {
+    "model.embed_tokens.token_adapter.trainable_tokens_delta.default": "embedding.word_embeddings.token_rows",
+    "lm_head.token_adapter.trainable_tokens_delta.default": "output_layer.token_rows",
     "model.embed_tokens.weight": "embedding.word_embeddings.weight",
     "model.norm.weight": "decoder.final_layernorm.weight",
     "lm_head.weight": "output_layer.weight",

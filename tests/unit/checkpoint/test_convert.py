@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
 from mindspeed_lora.checkpoint.hf import shape_of
 from mindspeed_lora.checkpoint.source import open_source
+from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.errors import Refused
 from tests.support.adapters import ALL, new_adapter, write
 
@@ -312,3 +314,36 @@ def test_a_failure_leaves_nothing_behind(models, tmp_path: Path, run_convert: Co
     with pytest.raises(OSError, match="No space left"):
         run_convert(load_dir=models("llama").path, save_dir=tmp_path / "mg", **TO_MG)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_that_an_adapter_can_hold_is_exported(models, tmp_path: Path, run_convert: Convert):
+    shape = shape_of(models("llama-biased").path)
+    flags: dict[str, Any] = {"lora_bias": "all", "lora_modules_to_save": ("norm", "output_layer")}
+    flags |= {"lora_rank_pattern": {"v_proj": 2}, "lora_layers_to_transform": (1, 2), "use_rslora": True}
+    lora = LoraConfig(lora_r=4, lora_alpha=8, lora_target_modules=("q_proj", "v_proj", "linear_fc1"), **flags)
+    plan = plan_adapter(lora, shape, 1, new_tokens=(shape.vocab_size, 5))
+    assert plan is not None
+    write(tmp_path / "in", plan.shape, plan, base_model_name=str(models("llama-biased").path))
+    given = {name: value for name, value in flags.items() if name not in ("use_rslora", "lora_rank_pattern")}
+    given["lora_target_modules"] = ("linear_fc1", "q_proj", "v_proj")
+    run_convert(
+        "--use-rslora", load_dir=tmp_path / "in", save_dir=tmp_path / "out", save_model_type="peft", **given
+    )
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
+    with pytest.raises(Refused, match="--lora-modules-to-save embed_tokens .the adapter has"):
+        run_convert(
+            load_dir=tmp_path / "in",
+            save_dir=tmp_path / "other",
+            save_model_type="peft",
+            lora_modules_to_save="embed_tokens",
+        )
+
+
+def test_tensors_that_an_adapter_does_not_mean(save_folder: Path, tmp_path: Path, run_convert: Convert):
+    file = save_folder / "iter_0000020" / "adapter" / "adapter_model.safetensors"
+    save_file({**load_file(file), "base_model.model.model.norm.weight": torch.ones(32)}, file)
+    with pytest.raises(
+        Refused, match="model.norm.weight is no LoRA factor of a linear, nor does modules_to_save"
+    ):
+        run_convert(load_dir=save_folder, save_dir=tmp_path / "out", save_model_type="peft")

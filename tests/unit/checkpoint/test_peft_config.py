@@ -37,7 +37,6 @@ def test_what_peft_itself_writes_is_accepted(tmp_path: Path):
     [
         ("use_dora", True),
         ("use_qalora", True),
-        ("trainable_token_indices", [1, 2]),
         ("layer_replication", [[0, 2]]),
         ("fan_in_fan_out", True),
         ("lora_bias", True),
@@ -97,6 +96,9 @@ def test_keys_without_effect(values: dict[str, Any]):
         ({"bias": "some"}, "bias is 'some'; expected one of none, all, lora_only"),
         ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head'; expected a list of names"),
         ({"modules_to_save": ["("]}, "modules_to_save: '\\(' is no regular expression"),
+        ({"trainable_token_indices": [1, -1]}, "trainable_token_indices is .*; expected numbers of tokens"),
+        ({"trainable_token_indices": {"lm_head": 3}}, "trainable_token_indices is "),
+        ({"trainable_token_indices": [4, 4]}, "trainable_token_indices names a token twice"),
         ({"ensure_weight_tying": 1}, "ensure_weight_tying is 1; expected true or false"),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path is 3; expected a text"),
         ({"target_modules": None}, "target_modules is missing or empty"),
@@ -165,6 +167,8 @@ def test_patterns_take_the_first_key_that_means_a_module():
         {"layers_to_transform": [0, 3], "layers_pattern": ["layers"], "rank_pattern": {"q_proj": 2}},
         {"layers_to_transform": 3, "alpha_pattern": {"q_proj": 2.5}, "init_lora_weights": "gaussian"},
         {"bias": "lora_only", "modules_to_save": ["lm_head", "embed_tokens"], "ensure_weight_tying": True},
+        {"trainable_token_indices": [5, 3]},
+        {"trainable_token_indices": {"embed_tokens": [5, 3], "lm_head": [1]}},
         {"revision": "main", "base_model_name_or_path": "some/model", "lora_dropout": 0.25},
     ],
 )

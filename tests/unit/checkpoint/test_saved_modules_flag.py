@@ -84,7 +84,7 @@ def test_what_is_trained() -> None:
     names = [tensor.name for tensor in found.trained]
     assert len(names) == 2 * 4 + 2 and names[-1] == "output_layer.weight"
     assert found.trained[-1].members == (("base_model.model.lm_head.weight",),) and not found.untied
-    assert found.describe().endswith("k_layernorm final_layernorm output_layer")
+    assert found.describe().endswith("k_layernorm, final_layernorm, output_layer")
 
 
 def test_biases() -> None:

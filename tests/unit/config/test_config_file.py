@@ -59,6 +59,15 @@ def test_the_printed_configuration_is_resolved() -> None:
     assert printed["load"] is None
 
 
+def test_patterns_are_objects(tmp_path: Path) -> None:
+    words = ["--data-path", "p", "--lora-rank-pattern", '{"q_proj": 4, "layers.0.*": 2}']
+    words += ["--lora-alpha-pattern", '{"q_proj": 0.5}', "--lora-layers-to-transform", "0", "3"]
+    job = parse("posttrain", words, {})
+    assert job.lora.lora_rank_pattern == {"q_proj": 4, "layers.0.*": 2}
+    (tmp_path / "run.yaml").write_text(to_yaml(job))
+    assert read("posttrain", tmp_path / "run.yaml").lora == job.lora  # type: ignore[attr-defined]
+
+
 def test_the_command_line_wins(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
+from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
@@ -16,7 +18,7 @@ from mindspeed_lora.models.rope import rotary_tables
 from mindspeed_lora.parallel.groups import destroy_groups
 from mindspeed_lora.training.dry_run import memory_question
 from mindspeed_lora.training.memory import MemoryQuestion, RankMemory, layer_bytes, predict_memory
-from tests.support.adapters import new_adapter
+from tests.support.adapters import ALL, new_adapter
 from tests.support.pool import WorkerPool
 from tests.support.tiny import Tiny, join, open_session
 
@@ -197,3 +199,9 @@ def test_what_is_trained_with_the_adapter_has_gradients_and_state_too() -> None:
     assert found.trained == plain.trained + 100 * 32 + 32
     assert found.parameters == plain.parameters + 100 * 32, "the output layer is a tensor of its own"
     assert found.optimizer == 2 * found.gradients
+    grown = plan_adapter(
+        LoraConfig(lora_r=4, lora_alpha=8, lora_target_modules=ALL), tied, 1, new_tokens=(3, 100)
+    )
+    assert grown is not None
+    rows = predicted(shape=grown.shape, adapter=grown.spec)
+    assert rows.adapters == plain.adapters + 4 * 2 * 32 and rows.trained == plain.trained + 2 * 32
