@@ -1,5 +1,6 @@
 """All that differs between CUDA and CPU; nowhere else in the package asks which of them it runs on."""
 
+from mindspeed_lora.device.heap import release_freed_memory
 from mindspeed_lora.device.runtime import (
     bind_device,
     communication_backend,
@@ -21,6 +22,7 @@ __all__ = [
     "has_accelerator",
     "peak_memory_bytes",
     "random_states",
+    "release_freed_memory",
     "resident_memory_bytes",
     "restore_random_states",
     "synchronize",

@@ -12,7 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 
 from mindspeed_lora.adapters.dropout import token_keys
 from mindspeed_lora.data.batch import Batch
-from mindspeed_lora.device import current_device
+from mindspeed_lora.device import current_device, release_freed_memory
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.parallel.collectives import all_reduce_sum, broadcast
 from mindspeed_lora.parallel.groups import ParallelGroups
@@ -101,6 +101,7 @@ class StepRunner:
     def _forward_step(
         self, batches: Iterator[Batch], chunk: DistributedDataParallel, mean_per_batch: bool, step: int | None
     ) -> tuple[torch.Tensor, Any]:
+        release_freed_memory()
         batch = next(batches)
         device = current_device()
         output = chunk(

@@ -1,0 +1,38 @@
+"""What the C library's heap keeps, and gives back."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.support.pool import WorkerPool
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="other C libraries are left alone"
+)
+MIB = 2**20
+
+
+def _resident_sizes(gibibytes: float) -> list[int]:
+    import torch
+
+    from mindspeed_lora.device import bind_device, release_freed_memory, resident_memory_bytes
+
+    bind_device()
+    tensors = [torch.ones(MIB) for _ in range(int(gibibytes * 256))]
+    sizes = [resident_memory_bytes()]
+    tensors.clear()
+    sizes.append(resident_memory_bytes())
+    release_freed_memory()
+    return [*sizes, resident_memory_bytes()]
+
+
+def test_freed_memory_stays_until_it_is_a_gibibyte(workers: WorkerPool) -> None:
+    [[full, freed, released]] = workers.run(1, _resident_sizes, 0.5)
+    assert full - freed < 64 * MIB and freed - released < 64 * MIB
+
+
+def test_more_than_a_gibibyte_is_given_back(workers: WorkerPool) -> None:
+    [[full, freed, released]] = workers.run(1, _resident_sizes, 1.25)
+    assert full - freed < 64 * MIB and freed - released > 1024 * MIB
