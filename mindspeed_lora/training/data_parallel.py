@@ -90,7 +90,7 @@ class ChunkDataParallel(DistributedDataParallel):
         # Buckets stand in the order of the backward pass.
         for group in reversed(self.bucket_groups):
             self._gathers[group] = [
-                _start_gather(bucket.param_data, group.intra_distributed_optimizer_instance_group)
+                self.start_gather(bucket.param_data, group.intra_distributed_optimizer_instance_group)
                 for bucket in group.buckets
             ]
         if not self.ddp_config.overlap_param_gather:
@@ -100,18 +100,18 @@ class ChunkDataParallel(DistributedDataParallel):
         """Waits until every parameter is whole."""
         self._wait_for(list(self.param_to_bucket_group))
 
+    @staticmethod
+    def start_gather(parameters: torch.Tensor, group: dist.ProcessGroup) -> dist.Work:
+        """Begins to fill the flat tensor, of which each rank of the group has updated its share."""
+        share = parameters.chunk(dist.get_world_size(group))[dist.get_rank(group)]
+        work = dist.all_gather_into_tensor(parameters, share, group=group, async_op=True)
+        assert work is not None
+        return work
+
     def _wait_for(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         for parameter in parameters:
             for work in self._gathers.pop(self.param_to_bucket_group.get(parameter), ()):
                 work.wait()
-
-
-def _start_gather(parameters: torch.Tensor, group: dist.ProcessGroup) -> dist.Work:
-    """Begins to fill the flat tensor, of which each rank of the group has updated its share."""
-    share = parameters.chunk(dist.get_world_size(group))[dist.get_rank(group)]
-    work = dist.all_gather_into_tensor(parameters, share, group=group, async_op=True)
-    assert work is not None
-    return work
 
 
 def _reading_units(gpt: GPTModel) -> Iterator[tuple[torch.nn.Module, list[torch.nn.Parameter]]]:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel
 
 from mindspeed_lora.parallel.groups import destroy_groups
 from mindspeed_lora.training.session import TrainingSession
@@ -28,42 +27,25 @@ STEPS = 3
 class LateGather:
     """A gather whose result is not there before it is waited for: until then what others own is not a number."""
 
-    def __init__(self, group: Any) -> None:
-        self.parts = []
-        size, rank = (
-            group.intra_distributed_optimizer_instance_size,
-            group.intra_distributed_optimizer_instance_rank,
-        )
-        for bucket in group.buckets:
-            shards = bucket.param_data.chunk(size)
-            whole = torch.empty_like(bucket.param_data)
-            process_group = group.intra_distributed_optimizer_instance_group
-            work = dist.all_gather_into_tensor(
-                whole, shards[rank].clone(), group=process_group, async_op=True
-            )
-            for owner, shard in enumerate(shards):
-                if owner != rank:
-                    shard.fill_(torch.nan)
-            self.parts.append((work, whole, bucket.param_data))
+    def __init__(self, parameters: torch.Tensor, group: dist.ProcessGroup) -> None:
+        self.parameters, rank = parameters, dist.get_rank(group)
+        shares = parameters.chunk(dist.get_world_size(group))
+        self.whole = torch.empty_like(parameters)
+        self.work = dist.all_gather_into_tensor(self.whole, shares[rank].clone(), group=group, async_op=True)
+        for owner, share in enumerate(shares):
+            if owner != rank:
+                share.fill_(torch.nan)
 
     def wait(self) -> None:
-        for work, whole, target in self.parts:
-            work.wait()
-            target.copy_(whole)
+        self.work.wait()
+        self.parameters.copy_(self.whole)
 
 
 def delay_gathers(session: TrainingSession) -> int:
     """Makes every gather of the session a late one; returns the number of bucket groups."""
-    groups = [group for chunk in session.model for group in chunk.bucket_groups]
-    for group in groups:
-
-        def start(group: Any = group, force_sync: bool = False) -> None:
-            assert not force_sync
-            group.param_gather_handle = LateGather(group)
-            group.param_gather_dispatched = True
-
-        group.start_param_sync = start
-    return len(groups)
+    for chunk in session.model:
+        chunk.start_gather = LateGather
+    return sum(len(chunk.bucket_groups) for chunk in session.model)
 
 
 def losses(session: TrainingSession) -> list[float]:
@@ -118,7 +100,8 @@ def test_no_parameter_is_read_before_its_gather_has_ended(
 
 
 def with_megatron_hooks(words: Words) -> list[float]:
-    """Losses with late gathers that only megatron-core's own hooks wait for."""
+    """Losses with late gathers that are waited for where megatron-core's own hooks wait: at the module that holds
+    a parameter."""
     groups = join()
     session = open_session(words, groups)
     delay_gathers(session)
@@ -126,7 +109,10 @@ def with_megatron_hooks(words: Words) -> list[float]:
         for handle in chunk.remove_forward_pre_hook_handles.values():
             handle.remove()
         chunk.remove_forward_pre_hook_handles.clear()
-        DistributedDataParallel.enable_forward_pre_hook(chunk)
+        for module in chunk.module.modules():
+            module.register_forward_pre_hook(
+                lambda module, _inputs, chunk=chunk: chunk._wait_for(list(module.parameters(recurse=False)))
+            )
     session.optimizer.zero_grad()
     session.runner.train(session.batches.step(1), 1)
     session.optimizer.step(1e-2)
