@@ -9,7 +9,7 @@ from functools import lru_cache
 from mindspeed_lora.device.runtime import has_accelerator
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_KEPT_BYTES = 1 << 30
+KEPT_BYTES = 1 << 30
 """What stays warm between micro-batches."""
 
 
@@ -55,5 +55,5 @@ def release_freed_memory() -> None:
     40% more than is alive with 4 rows of 512 tokens.
     """
     library = None if has_accelerator() else _glibc()
-    if library is not None and library.mallinfo2().fordblks > _KEPT_BYTES:
+    if library is not None and library.mallinfo2().fordblks > KEPT_BYTES:
         library.malloc_trim(0)

@@ -35,9 +35,12 @@ from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement, ModelChunk
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.device import has_accelerator
+from mindspeed_lora.device.heap import KEPT_BYTES
 from mindspeed_lora.models.vocab_loss import logits_bytes
 
 FP32 = 4
+_LIBRARIES = 50 << 20
+"""What products take beside their outputs, measured; as much again for the connections of gloo."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,8 @@ class RankMemory:
     """Of one chunk of positions, and the gradient of the hidden states that comes of them."""
     buffers: int
     """Passing: what the backward pass of a layer needs at once, what pipeline stages exchange, gathered sequences."""
+    heap: int
+    """On the CPU what the C library's heap holds beside what is alive, and what libraries take in the first step."""
 
     @property
     def total(self) -> int:
@@ -105,7 +110,10 @@ class RankMemory:
     @property
     def parts(self) -> dict[str, int]:
         """By name."""
-        names = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "buffers")
+        names = (
+            *("weights", "adapters", "gradients", "optimizer"),
+            *("activations", "logits", "buffers", "heap"),
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -126,7 +134,8 @@ def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
     trained = base if adapter is None else factors + besides
     states = 2 if question.itemsize == FP32 else 3
     owners = question.dp * question.cp if question.distributed_optimizer else 1
-    has_loss = any(chunk.is_last for chunk in chunks)
+    activations, buffers = _activations(question, pp_rank), _buffers(question, pp_rank)
+    logits = _logits(question) if any(chunk.is_last for chunk in chunks) else 0
     return RankMemory(
         parameters=base + factors,
         trained=trained,
@@ -134,9 +143,10 @@ def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
         adapters=factors * question.itemsize,
         gradients=trained * FP32,
         optimizer=trained * states * FP32 // owners,
-        activations=_activations(question, pp_rank),
-        logits=_logits(question) if has_loss else 0,
-        buffers=_buffers(question, pp_rank),
+        activations=activations,
+        logits=logits,
+        buffers=buffers,
+        heap=0 if has_accelerator() else _heap(question, activations + logits + buffers),
     )
 
 
@@ -270,6 +280,17 @@ def _buffers(question: MemoryQuestion, pp_rank: int) -> int:
     gathered = shape.hidden_size * tokens if question.sequence_parallel and question.tp > 1 else 0
     messages = 2 * shape.hidden_size * question.residual_tokens if question.placement.pp_size > 1 else 0
     return (mlp + residual + gathered + messages) * question.itemsize
+
+
+def _heap(question: MemoryQuestion, passing: int) -> int:
+    """Measured, not derived: holes among tensors that come and go, and the libraries' own buffers.
+
+    Blocks of one micro-batch lie elsewhere than those of the one before, which stay resident up to a gibibyte
+    (``device/heap.py``).
+    """
+    holes = passing // (4 if passing <= KEPT_BYTES else 8)
+    ranks = question.tp * question.cp * question.dp * question.placement.pp_size
+    return holes + _LIBRARIES * (2 if ranks > 1 else 1)
 
 
 def _tensors(chunk: ModelChunk, question: MemoryQuestion) -> dict[str, tuple[int, ...]]:

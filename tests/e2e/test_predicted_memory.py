@@ -78,6 +78,7 @@ def test_the_peak_is_predicted_within_a_tenth(layout: str, smollm2: Assets, tmp_
     assert ended.statuses == [0] * world_size, ended.errors
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     measured = max(json.loads(line)["peak_memory_bytes"] for line in lines) / 2**20
+    print(f"{layout}: predicted {predicted:.0f} MiB, held {measured:.0f}")
     assert predicted == pytest.approx(measured, rel=0.1), (
         f"predicted {predicted:.0f} MiB, held {measured:.0f}"
     )
