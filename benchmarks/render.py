@@ -59,6 +59,8 @@ def _section(path: Path, result: dict[str, Any]) -> str:
 
 def _train_vs_trl(path: Path, result: dict[str, Any]) -> str:
     sides = result["sides"]
+    if not sides:
+        return _profile(result["profile"])
     ratios = [None, *result["ratios"]]
     rows = [
         [

@@ -30,7 +30,7 @@ def tiled_attention(query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[T
     n is a multiple of g; the tiles are those of a whole row.
     """
     squares = all(tile.visible is Visible.CAUSAL for tile in tiles)
-    out: Tensor = (_Squares if squares else _Merged).apply(query, key, value, tiles, scale)
+    out: Tensor = (_SquareAttention if squares else _MergedAttention).apply(query, key, value, tiles, scale)
     return out
 
 
@@ -49,7 +49,7 @@ def dropped_attention(
     return out.flatten(2)
 
 
-class _Squares(torch.autograd.Function):
+class _SquareAttention(torch.autograd.Function):
     """``softmax(scale · q kᵀ) v`` where every query and key is in one tile, a causal square.
 
     Saves q, k, v, the result (whose memory ``linear_proj`` keeps anyway) and the log-sum-exp ``[b, n, s]``.
@@ -91,7 +91,7 @@ class _Squares(torch.autograd.Function):
         return *grads, None, None
 
 
-class _Merged(torch.autograd.Function):
+class _MergedAttention(torch.autograd.Function):
     """``softmax(scale · q kᵀ) v`` over tiles of any kind.
 
     Saves q, k, v, the result and the log-sum-exp ``[b, n, s]``.

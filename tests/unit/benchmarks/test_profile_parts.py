@@ -23,6 +23,9 @@ from comparison.profile_parts import (
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from mindspeed_lora.models.attention_tiles import Tile, Visible
+from mindspeed_lora.models.tiled_attention import tiled_attention
+
 
 @dataclass
 class MadeEvent:
@@ -83,3 +86,14 @@ def test_the_work_of_products_and_of_causal_attention_is_counted() -> None:
 def test_the_slowest_operations_come_first() -> None:
     events = [MadeEvent("a", 1000.0), MadeEvent("b", 1500.0), MadeEvent("a", 1000.0), MadeEvent("c", 10.0)]
     assert slowest(events, 2) == [("a", 2, 2.0), ("b", 1, 1.5)]
+
+
+def test_our_own_attention_is_attention() -> None:
+    """Its products are plain batched ones."""
+    query, key = (torch.randn(256, 1, 4, 8, requires_grad=True) for _ in range(2))
+    tile = Tile(slice(0, 1), slice(0, 256), slice(0, 256), Visible.CAUSAL, own=True)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        tiled_attention(query, key, key, [tile], 1.0).sum().backward()
+    parts = parts_of(profiler.events(), wall_ms=0.0, rank=4)
+    assert parts[ATTENTION].gflop > 0
+    assert parts[FROZEN].gflop == parts[ADAPTERS].gflop == 0
