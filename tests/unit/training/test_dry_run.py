@@ -37,7 +37,17 @@ def test_a_job_that_is_whole(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureF
     assert re.search(r"world size +\| 2 ", out)
     assert len(figures(out, "parameters")) == 2
     total = figures(out, "total")
-    parts = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "buffers", "process")
+    parts = (
+        "weights",
+        "adapters",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits",
+        "buffers",
+        "heap",
+        "process",
+    )
     for stage in range(2):
         assert sum(figures(out, part)[stage] for part in parts) == pytest.approx(total[stage], abs=len(parts))
     assert not (tmp_path / "run").exists()
