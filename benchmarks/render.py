@@ -50,7 +50,7 @@ def _section(path: Path, result: dict[str, Any]) -> str:
     )
     return "\n\n".join(
         [
-            f"#### {result['benchmark']}",
+            f"#### {path.stem}",
             f"{where}; {versions}.\n`{result['command']}`",
             body[result["benchmark"]](path, result),
         ]
