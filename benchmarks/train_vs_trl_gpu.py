@@ -96,7 +96,7 @@ def _measure(options: argparse.Namespace, shape: str, rows: str, model: Path, fo
     return {
         "shape": shape,
         "rows": rows,
-        "setting": asdict(setting),
+        "setting": asdict(setting.without_folders),
         "sides": [_figures(setting, summary, predicted) for summary in summaries],
         "predicted": predicted,
         "share_of_predicted_time": expected_ms / ours.step_ms.median,

@@ -41,7 +41,7 @@ class Facts:
     def now(cls, setting: Setting, command: str) -> Facts:
         """The circumstances at this moment."""
         return cls(
-            setting=setting,
+            setting=setting.without_folders,
             command=command,
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             machine=machine(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,11 @@ class Setting:
     """Steps before those that are measured."""
     steps: int = 10
     """Measured steps of a repetition."""
+
+    @property
+    def without_folders(self) -> Setting:
+        """With the names of model and data alone: results that are kept tell nothing of a machine's folders."""
+        return replace(self, model=Path(self.model).name, data=Path(self.data).name)
 
     @property
     def environment(self) -> dict[str, str]:

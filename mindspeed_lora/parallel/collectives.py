@@ -39,6 +39,14 @@ def start_all_reduce(tensor: torch.Tensor, group: dist.ProcessGroup) -> dist.Wor
     return dist.all_reduce(tensor, group=group, async_op=True)
 
 
+def start_gather_shares(whole: torch.Tensor, group: dist.ProcessGroup) -> dist.Work:
+    """Begins to fill ``[t · n]`` of every rank, in place: each has written its own share ``[n]``."""
+    share = whole.chunk(dist.get_world_size(group))[dist.get_rank(group)]
+    work = dist.all_gather_into_tensor(whole, share, group=group, async_op=True)
+    assert work is not None
+    return work
+
+
 def gather_first_dim(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """``[n, …]`` of every rank joined to ``[t · n, …]``; the dual of :func:`reduce_scatter_first_dim`."""
     size = dist.get_world_size(group)

@@ -17,6 +17,7 @@ from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.models.gpt import GPTModel
+from mindspeed_lora.parallel.collectives import start_gather_shares
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 _BUCKETS = 8
@@ -68,6 +69,8 @@ class ChunkDataParallel(DistributedDataParallel):
     and they would be read before their gather has ended.
     """
 
+    start_gather = staticmethod(start_gather_shares)
+
     def __init__(self, **options: Any) -> None:
         self._gathers: dict[Any, list[dist.Work]] = {}
         """Bucket groups whose parameters are on their way."""
@@ -99,14 +102,6 @@ class ChunkDataParallel(DistributedDataParallel):
     def finish_gather(self) -> None:
         """Waits until every parameter is whole."""
         self._wait_for(list(self.param_to_bucket_group))
-
-    @staticmethod
-    def start_gather(parameters: torch.Tensor, group: dist.ProcessGroup) -> dist.Work:
-        """Begins to fill the flat tensor, of which each rank of the group has updated its share."""
-        share = parameters.chunk(dist.get_world_size(group))[dist.get_rank(group)]
-        work = dist.all_gather_into_tensor(parameters, share, group=group, async_op=True)
-        assert work is not None
-        return work
 
     def _wait_for(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         for parameter in parameters:

@@ -171,6 +171,14 @@ def test_merged_model_has_the_new_words(grown: Grown, tmp_path: Path) -> None:
     assert largest_logit_difference(ours(grown), [merged.logits(row) for row in grown.probe_rows]) <= LOGITS
 
 
+def job_words(grown: Grown, data: object) -> list[object]:
+    """A training of the model that the words are added to."""
+    return [
+        *("--stage", "sft", "--load", grown.base, "--data-path", data),
+        *("--no-shuffle", "--variable-seq-lengths", "--seq-length", 40),
+    ]
+
+
 def test_goes_on_and_generates_with_the_adapters_own_tokenizer(
     grown: Grown, bench: ParityBench, tmp_path: Path
 ) -> None:
@@ -179,17 +187,7 @@ def test_goes_on_and_generates_with_the_adapters_own_tokenizer(
 
     save = shutil.copytree(grown.save, tmp_path / "run", symlinks=True)
     data = write_rows(tmp_path / "rows", grown.rows)
-    argv = [
-        "--stage",
-        "sft",
-        "--load",
-        grown.base,
-        "--data-path",
-        data,
-        "--no-shuffle",
-        "--variable-seq-lengths",
-    ]
-    argv += ["--seq-length", 40, "--lora-r", 4, "--save", save, "--resume", "auto", *RECIPE.flags]
+    argv = [*job_words(grown, data), "--lora-r", 4, "--save", save, "--resume", "auto", *RECIPE.flags]
     more = bench.run([str(word) for word in [*argv, "--train-iters", RECIPE.steps + 1]], Layout())
     assert len(more.losses) == 1
     for name, tensor in grown.outcome.end.items():
@@ -206,17 +204,7 @@ def test_without_lora_the_whole_vocabulary_is_trained(
     from transformers import AutoTokenizer
 
     data = write_rows(tmp_path / "rows", grown.rows)
-    argv = [
-        "--stage",
-        "sft",
-        "--load",
-        grown.base,
-        "--data-path",
-        data,
-        "--no-shuffle",
-        "--variable-seq-lengths",
-    ]
-    argv += ["--seq-length", 40, "--add-tokens", grown.tokens, "--save", tmp_path / "run", *RECIPE.flags]
+    argv = [*job_words(grown, data), "--add-tokens", grown.tokens, "--save", tmp_path / "run", *RECIPE.flags]
     argv += ["--train-iters", 2, "--lr-warmup-iters", 0, "--tensor-model-parallel-size", 2]
     probe = torch.tensor([[grown.numbers[0], *range(5, 20), grown.numbers[2]]])
     outcome = bench.run([str(word) for word in argv], Layout(tp=2), probe)
