@@ -11,7 +11,7 @@ from comparison.setting import Inputs, Setting
 from comparison.sides import ours_flags
 from comparison.table import table
 
-_PROFILED_STEPS = 2
+_PROFILED_STEPS = 4
 
 
 def profile_ours(setting: Setting, inputs: Inputs, rows_at_once: int | None, folder: Path) -> dict[str, Any]:

@@ -2,16 +2,22 @@
 
 torch's fused kernel also cuts the keys and keeps running sums; its products are small, and its backward pass shares
 out whole heads to the threads. With the weights of a block in the cache, larger products are faster for rows of
-some hundred positions (measured with 9 and 3 heads of 64: 10 to 35% of forward and backward together at 180 to 1500
-positions on one and two threads), slower for short ones and for those whose weights leave the cache.
+some hundred positions (measured with heads of 64, forward and backward together, on one and two threads: 9 heads in
+3 groups 10 to 30% at 180 to 2048 positions, 32 in 8 groups 30 to 40% at 180 and 512), slower for short ones and for
+those whose weights leave the cache.
 
-Letters: g groups of m query heads that share a key/value head, s positions, d width of a head; a block has B queries
-and sees t keys.
+Letters: g groups of m query heads that share a key/value head, s positions, d width of a head. The library computes
+a batch of products with one thread each, so that three groups would take two threads as long as four: queries of a
+group are dealt to c parts, position p to part p mod c, and g · c is a multiple of the threads. Each part has
+``S = ⌈s / c⌉`` positions; those that are too many are zeros, which add nothing to any gradient. A block has the
+queries of B positions and sees t keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -19,11 +25,11 @@ import torch
 Tensor = torch.Tensor
 
 _SHORTEST, _LONGEST = 128, 2048
-_MEDIUM = 768
-"""Up to here blocks are half as high, and half as large in all."""
-_QUERIES = 128
-_WEIGHTS = 1 << 18
-"""Weights of a block, for as many groups as fit: 1 MiB in float32."""
+_POSITIONS = 64
+"""B, cut to a multiple of the parts."""
+_WEIGHTS = 1 << 20
+"""Weights of a block, for as many groups as fit: 4 MiB in float32."""
+_MOST_PARTS = 4
 
 
 def blocks_are_faster(query: Tensor) -> bool:
@@ -45,11 +51,12 @@ def blocks_forward(query: Tensor, key: Tensor, value: Tensor, scale: float, out:
     sizes = _sizes(query, key)
     room = _room(query, sizes)
     for row in range(query.size(0)):
-        grouped, result = _by_group(query[row], sizes), _by_group(out[row], sizes)
+        q, k, v = sizes.deal(query[row]), sizes.repeat(key[row]), sizes.repeat(value[row])
+        result = torch.empty_like(q)
         for block in _blocks(sizes):
-            q, k, v = block.queries(grouped), block.keys(key[row]), block.keys(value[row])
-            weights = _weights(q, k, scale, block, block.place(room))
-            block.write(torch.bmm(weights, v), result)
+            weights = _weights(block.queries(q), block.keys(k), scale, block, block.place(room), sizes)
+            block.queries(result).copy_(torch.bmm(weights, block.keys(v)))
+        sizes.collect(result, out[row])
 
 
 def blocks_backward(
@@ -75,83 +82,124 @@ def blocks_backward(
     delta = (grad_out * out).sum(dim=-1, keepdim=True)
     room, room_for_slopes = _room(query, sizes), _room(query, sizes)
     for row in range(query.size(0)):
-        grouped = [_by_group(tensor[row], sizes) for tensor in (query, grad_out, delta, grads[0])]
-        grad_key, grad_value = (torch.zeros_like(key[row], memory_format=_DENSE) for _ in range(2))
+        q, g, dealt_delta = (sizes.deal(tensor[row]) for tensor in (query, grad_out, delta))
+        k, v = sizes.repeat(key[row]), sizes.repeat(value[row])
+        grad_query = torch.empty_like(q)
+        grad_key, grad_value = (k.new_zeros(k.shape) for _ in range(2))
         for block in _blocks(sizes):
-            q, g, block_delta = (block.queries(tensor) for tensor in grouped[:3])
-            k, v = block.keys(key[row]), block.keys(value[row])
-            weights = _weights(q, k, scale, block, block.place(room))
-            slopes = torch.bmm(g, v.transpose(1, 2), out=block.place(room_for_slopes))
-            slopes.sub_(block_delta).mul_(weights)
-            block.write(_scaled(slopes, k, scale, torch.empty_like(q)), grouped[3])
-            block.keys(grad_key).add_(torch.bmm(slopes.transpose(1, 2), q), alpha=scale)
-            block.keys(grad_value).add_(torch.bmm(weights.transpose(1, 2), g))
-        grads[1][row].copy_(grad_key)
-        grads[2][row].copy_(grad_value)
+            weights = _weights(block.queries(q), block.keys(k), scale, block, block.place(room), sizes)
+            grad = block.queries(g)
+            slopes = torch.bmm(grad, block.keys(v).transpose(1, 2), out=block.place(room_for_slopes))
+            slopes.sub_(block.queries(dealt_delta)).mul_(weights)
+            block.queries(grad_query).copy_(_scaled(slopes, block.keys(k), scale, torch.empty_like(grad)))
+            block.keys(grad_key).add_(torch.bmm(slopes.transpose(1, 2), block.queries(q)), alpha=scale)
+            block.keys(grad_value).add_(torch.bmm(weights.transpose(1, 2), grad))
+        sizes.collect(grad_query, grads[0][row])
+        sizes.add_up(grad_key, grads[1][row])
+        sizes.add_up(grad_value, grads[2][row])
 
 
-_DENSE = torch.contiguous_format
-_Sizes = tuple[int, int, int]
-"""g, m and s."""
+class _Sizes(NamedTuple):
+    """How the queries of one row are dealt."""
+
+    groups: int
+    heads: int
+    """m, of a group."""
+    length: int
+    """s."""
+    parts: int
+    """c, of a group."""
+
+    def deal(self, row: Tensor) -> Tensor:
+        """``[n, s, …]`` as ``[g · c, S · m, …]``, in memory of its own."""
+        groups, heads, length, parts = self
+        whole, rest = divmod(length, parts)
+        by_position = row.unflatten(0, (groups, heads)).transpose(1, 2)
+        dealt = row.new_empty(groups, parts, whole + (rest > 0), heads, row.size(-1))
+        turns = dealt.transpose(1, 2)
+        turns[:, :whole].copy_(by_position[:, : whole * parts].unflatten(1, (whole, parts)))
+        if rest:
+            turns[:, whole, :rest] = by_position[:, whole * parts :]
+            turns[:, whole, rest:] = 0
+        return dealt.view(groups * parts, -1, row.size(-1))
+
+    def collect(self, dealt: Tensor, row: Tensor) -> None:
+        """Writes what is dealt back to ``row [n, s, …]``."""
+        groups, heads, length, parts = self
+        whole, rest = divmod(length, parts)
+        by_position = row.unflatten(0, (groups, heads)).transpose(1, 2)
+        turns = dealt.view(groups, parts, -1, heads, row.size(-1)).transpose(1, 2)
+        by_position[:, : whole * parts].unflatten(1, (whole, parts)).copy_(turns[:, :whole])
+        if rest:
+            by_position[:, whole * parts :] = turns[:, whole, :rest]
+
+    def repeat(self, row: Tensor) -> Tensor:
+        """``[g, s, d]`` as ``[g · c, s, d]``."""
+        return row if self.parts == 1 else row.repeat_interleave(self.parts, dim=0)
+
+    def add_up(self, repeated: Tensor, row: Tensor) -> None:
+        """Writes the sum over the parts of ``[g · c, s, d]`` to ``row [g, s, d]``."""
+        torch.sum(repeated.unflatten(0, (self.groups, self.parts)), dim=1, out=row)
 
 
 class _Block(NamedTuple):
-    """Queries ``first`` … ``last`` − 1 of some groups, and the keys that they see."""
+    """The queries of positions ``first`` … ``last`` − 1 in some parts, and the keys that they see."""
 
-    groups: slice
+    batch: slice
+    """Of the g · c parts."""
+    rows: slice
+    """Of the S · m queries of each part."""
     first: int
     last: int
-    num_groups: int
-    """Groups g'."""
-    height: int
-    """Rows m · B of its weights in each group."""
 
-    def queries(self, rows: Tensor) -> Tensor:
-        """``[g, m, s, …]`` of its queries, as ``[g', m · B, …]`` in memory of its own."""
-        return rows[self.groups, :, self.first : self.last].flatten(1, 2)
+    def queries(self, dealt: Tensor) -> Tensor:
+        """Its rows of ``[g · c, S · m, …]``."""
+        return dealt[self.batch, self.rows]
 
-    def keys(self, rows: Tensor) -> Tensor:
-        """``[g, s, d]`` of the keys that it sees, ``[g', t, d]``."""
-        return rows[self.groups, : self.last]
+    def keys(self, repeated: Tensor) -> Tensor:
+        """The keys of ``[g · c, s, d]`` that it sees."""
+        return repeated[self.batch, : self.last]
 
-    def write(self, values: Tensor, rows: Tensor) -> None:
-        """Puts ``[g', m · B, d]`` to their places in ``[g, m, s, d]``."""
-        part = rows[self.groups, :, self.first : self.last]
-        part.copy_(values.view(part.shape))
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of its weights."""
+        return self.batch.stop - self.batch.start, self.rows.stop - self.rows.start, self.last
 
     def place(self, room: Tensor) -> Tensor:
-        """Memory for its weights ``[g', m · B, t]``."""
-        return room[: self.num_groups * self.height * self.last].view(self.num_groups, self.height, self.last)
+        """Memory for its weights."""
+        batch, rows, keys = self.shape
+        return room[: batch * rows * keys].view(batch, rows, keys)
 
 
 @lru_cache(maxsize=256)
 def _blocks(sizes: _Sizes) -> tuple[_Block, ...]:
-    groups, heads, length = sizes
-    queries, weights = (_QUERIES, _WEIGHTS) if length > _MEDIUM else (_QUERIES // 2, _WEIGHTS // 2)
+    groups, heads, length, parts = sizes
+    positions = _POSITIONS // parts * parts
     blocks = []
-    for first in range(0, length, queries):
-        last = min(length, first + queries)
-        height = heads * (last - first)
-        together = min(groups, max(1, weights // (height * last)))
-        for start in range(0, groups, together):
-            stop = min(groups, start + together)
-            blocks.append(_Block(slice(start, stop), first, last, stop - start, height))
+    for first in range(0, length, positions):
+        last = min(length, first + positions)
+        rows = slice(first // parts * heads, -(-last // parts) * heads)
+        fitting = max(1, _WEIGHTS // ((rows.stop - rows.start) * last * parts))
+        for start in range(0, groups, fitting):
+            stop = min(groups, start + fitting)
+            blocks.append(_Block(slice(start * parts, stop * parts), rows, first, last))
     return tuple(blocks)
 
 
 def _sizes(query: Tensor, key: Tensor) -> _Sizes:
-    groups = key.size(1)
-    return groups, query.size(1) // groups, query.size(2)
+    groups, threads = key.size(1), torch.get_num_threads()
+    parts = threads // gcd(groups, threads)
+    return _Sizes(groups, query.size(1) // groups, query.size(2), parts if parts <= _MOST_PARTS else 1)
 
 
 def _room(query: Tensor, sizes: _Sizes) -> Tensor:
     """Memory for the weights of the largest block."""
-    return query.new_empty(max(block.num_groups * block.height * block.last for block in _blocks(sizes)))
+    return query.new_empty(max(_volume(block.shape) for block in _blocks(sizes)))
 
 
-def _by_group(row: Tensor, sizes: _Sizes) -> Tensor:
-    """``[n, s, …]`` as ``[g, m, s, …]``."""
-    return row.view(*sizes, row.size(-1))
+def _volume(shape: Sequence[int]) -> int:
+    batch, rows, keys = shape
+    return batch * rows * keys
 
 
 def _scaled(left: Tensor, right: Tensor, scale: float, out: Tensor) -> Tensor:
@@ -159,16 +207,18 @@ def _scaled(left: Tensor, right: Tensor, scale: float, out: Tensor) -> Tensor:
     return torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
-def _weights(query: Tensor, key: Tensor, scale: float, block: _Block, place: Tensor) -> Tensor:
-    """The softmax ``[g', m · B, t]`` of a block; the last B keys are those of its queries."""
+def _weights(query: Tensor, key: Tensor, scale: float, block: _Block, place: Tensor, sizes: _Sizes) -> Tensor:
+    """The softmax of a block; the last B keys are those of its positions."""
     _scaled(query, key.transpose(1, 2), scale, place)
-    queries = block.last - block.first
-    by_head = place.view(block.num_groups, -1, queries, block.last)
-    by_head[..., block.first :].add_(_unseen(queries, place.dtype))
+    by_part = place.unflatten(0, (-1, sizes.parts))
+    by_part[..., block.first :].add_(_unseen(block.last - block.first, sizes.heads, sizes.parts, place.dtype))
     return torch.softmax(place, dim=-1, out=place)
 
 
 @lru_cache(maxsize=256)
-def _unseen(queries: int, dtype: torch.dtype) -> Tensor:
-    """``[B, B]``: −∞ for the keys after a query, else 0."""
-    return torch.full((queries, queries), -torch.inf, dtype=dtype).triu_(1)
+def _unseen(positions: int, heads: int, parts: int, dtype: torch.dtype) -> Tensor:
+    """``[c, ⌈B/c⌉ · m, B]``: −∞ for the keys after a query, else 0."""
+    turns = -(-positions // parts)
+    query = torch.arange(turns * parts).view(turns, parts).t().repeat_interleave(heads, dim=1)
+    later = torch.arange(positions) > query.unsqueeze(-1)
+    return torch.zeros(later.shape, dtype=dtype).masked_fill_(later, -torch.inf)
