@@ -86,7 +86,9 @@ def _result(
         raise Failed(
             "the profile has no products of the output layer or of attention: their names have changed"
         )
-    peak, shape = best_product(_heaviest(plain_products(events)))
+    shapes = _heaviest(plain_products(events))
+    peak, shape = best_product(shapes)
+    torch_peak, _ = best_product(shapes, by_torch_alone=True)
     done = sum(part.gflop for part in parts.values())
     reached = done / plain_ms * 1000
     return {
@@ -103,6 +105,8 @@ def _result(
         "peak_gflop_per_second": peak,
         "peak_shape": shape,
         "share_of_peak": reached / peak,
+        "torch_peak_gflop_per_second": torch_peak,
+        "share_of_torch_peak": reached / torch_peak,
     }
 
 
