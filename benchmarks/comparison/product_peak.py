@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from mindspeed_lora.device.matmul import matmul_transposed
-
 SQUARE = (2048, 2048, 2048)
 _REPETITIONS = 8
 _SECONDS = 1.5
@@ -20,31 +18,21 @@ def best_product(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     square: tuple[int, int, int] = SQUARE,
-    by_torch_alone: bool = False,
 ) -> tuple[float, tuple[int, int, int]]:
     """Highest rate in GFLOP/s over ``square`` and the given ``(rows, inner, columns)``, and the shape that has it.
 
-    No page fault is counted: the output was allocated before, or its memory is warm.
+    The output is allocated before, so that no page fault is counted.
     """
-    seconds = _torch_seconds if by_torch_alone else product_seconds
     rates = {
-        shape: 2.0 * math.prod(shape) / seconds(shape, dtype, device) / 1e9 for shape in {square, *shapes}
+        shape: 2.0 * math.prod(shape) / product_seconds(shape, dtype, device) / 1e9
+        for shape in {square, *shapes}
     }
     best = max(rates, key=lambda shape: rates[shape])
     return rates[best], best
 
 
 def product_seconds(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> float:
-    """Shortest time of ``[rows, inner] @ [inner, columns]``: the faster of torch's product and the trainer's."""
-    rows, inner, columns = shape
-    left = torch.randn(rows, inner, device=device).to(dtype)
-    right = torch.randn(columns, inner, device=device).to(dtype)
-    ours = fastest(lambda: matmul_transposed(left, right), device)
-    return min(ours, _torch_seconds(shape, dtype, device))
-
-
-def _torch_seconds(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> float:
-    """The same of ``torch.mm``, written to memory that is there already."""
+    """Shortest time of ``[rows, inner] @ [inner, columns]``, written to memory that is there already."""
     rows, inner, columns = shape
     left = torch.randn(rows, inner, device=device).to(dtype)
     right = torch.randn(inner, columns, device=device).to(dtype)

@@ -86,9 +86,7 @@ def _result(
         raise Failed(
             "the profile has no products of the output layer or of attention: their names have changed"
         )
-    shapes = _heaviest(plain_products(events))
-    peak, shape = best_product(shapes)
-    torch_peak, _ = best_product(shapes, by_torch_alone=True)
+    peak, shape = best_product(_heaviest(plain_products(events)))
     done = sum(part.gflop for part in parts.values())
     reached = done / plain_ms * 1000
     return {
@@ -105,8 +103,6 @@ def _result(
         "peak_gflop_per_second": peak,
         "peak_shape": shape,
         "share_of_peak": reached / peak,
-        "torch_peak_gflop_per_second": torch_peak,
-        "share_of_torch_peak": reached / torch_peak,
     }
 
 

@@ -24,15 +24,7 @@ PARTS = (FROZEN, ADAPTERS, ATTENTION, LOSS, ELEMENT_WISE, OPTIMIZER, REST)
 OPTIMIZER_RANGE = "benchmark: optimizer"
 """Name of the range around the optimizer's work."""
 
-_ONEDNN = "mkldnn::_linear_pointwise"
-_LEFT_OPERAND = {
-    "aten::mm": 0,
-    "aten::bmm": 0,
-    "aten::addmm": 1,
-    "aten::addmm_": 1,
-    "aten::baddbmm": 1,
-    _ONEDNN: 0,
-}
+_LEFT_OPERAND = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::addmm_": 1, "aten::baddbmm": 1}
 _ATTENTION_FORWARD = "aten::_scaled_dot_product_flash_attention_for_cpu"
 # Scores and context in forward; in backward the scores anew, and the gradients of all four operands.
 _ATTENTION_PRODUCTS = {_ATTENTION_FORWARD: (2, 0), f"{_ATTENTION_FORWARD}_backward": (5, 1)}
@@ -87,15 +79,13 @@ def product_shape(event: Event) -> tuple[int, ...]:
     """``(rows, inner, columns)`` of a matrix product, with the batch before them where there is one."""
     left = _LEFT_OPERAND[event.name]
     first, second = event.input_shapes[left], event.input_shapes[left + 1]
-    return (*first, second[0] if event.name == _ONEDNN else second[-1])
+    return (*first, second[-1])
 
 
 def plain_products(events: Iterable[Event]) -> Counter[tuple[int, ...]]:
     """How often each shape of an unbatched product occurs."""
     return Counter(
-        product_shape(event)
-        for event in events
-        if event.name in ("aten::mm", "aten::addmm", "aten::addmm_", _ONEDNN)
+        product_shape(event) for event in events if event.name in ("aten::mm", "aten::addmm", "aten::addmm_")
     )
 
 

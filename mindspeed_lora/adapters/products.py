@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mindspeed_lora.device.matmul import matmul_transposed
 from mindspeed_lora.parallel.collectives import (
     all_reduce_sum,
     gather_first_dim,
@@ -115,7 +114,7 @@ class _ColumnProducts(torch.autograd.Function):
     ) -> Tensor:
         whole = gather_first_dim(x, layout.tp_group) if layout.sequence_parallel else x
         tokens = whole.reshape(-1, whole.size(-1))
-        output = matmul_transposed(tokens, weight)
+        output = tokens @ weight.t()
         inner = _add_adapter(output, tokens, layout, masks, factors)
         if masks is not None and layout.sequence_parallel:
             masks = [mask.chunk(layout.tp_size)[layout.tp_rank] for mask in masks]
@@ -133,7 +132,7 @@ class _ColumnProducts(torch.autograd.Function):
         if layout.sequence_parallel:
             outer = _split(reduce_scatter_first_dim(torch.cat(outer, dim=1), layout.tp_group), outer)
         if ctx.needs_input_grad[0]:
-            grad_x = matmul_transposed(grad, weight.t())
+            grad_x = grad @ weight
             if layout.sequence_parallel:
                 grad_x = reduce_scatter_first_dim(grad_x, layout.tp_group)
             _add_input_gradient(grad_x, outer, layout, masks, factors)
@@ -162,7 +161,7 @@ class _RowProducts(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, layout: Layout, masks: list[Tensor] | None, *factors: Tensor
     ) -> Tensor:
         tokens = x.reshape(-1, x.size(-1))
-        output = matmul_transposed(tokens, weight)
+        output = tokens @ weight.t()
         inner = _add_adapter(output, tokens, layout, masks, factors)
         ctx.layout = layout
         ctx.save_for_backward(x, weight, *factors, *inner, *(masks or ()))
@@ -182,7 +181,7 @@ class _RowProducts(torch.autograd.Function):
         outer = _outer_gradients(grad, layout, factors)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = matmul_transposed(grad, weight.t())
+            grad_x = grad @ weight
             _add_input_gradient(grad_x, outer, layout, masks, factors)
             grad_x = grad_x.view(x.shape)
         factor_grads = _factor_gradients(grad, x.reshape(-1, x.size(-1)), outer, inner, layout, masks)
@@ -255,7 +254,7 @@ def _factor_gradients(
         scaling = _scaling(layout, part, masks)
         kept = tokens if masks is None else tokens * masks[part]
         gradients.append((outer[part].t() @ kept).mul_(scaling))
-        gradients.append((inner[part].t() @ _rows(grad, rows)).mul_(scaling).t())
+        gradients.append((_rows(grad, rows).t() @ inner[part]).mul_(scaling))
     return gradients
 
 

