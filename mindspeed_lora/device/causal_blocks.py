@@ -15,9 +15,8 @@ queries of B positions and sees t keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from math import gcd
+from math import gcd, prod
 from typing import NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ _POSITIONS = 64
 _WEIGHTS = 1 << 20
 """Weights of a block, for as many groups as fit: 4 MiB in float32."""
 _MOST_PARTS = 4
+"""Where the threads would need more of them, groups stay whole: products of a few rows gain nothing."""
 
 
 def blocks_are_faster(query: Tensor) -> bool:
@@ -167,8 +167,7 @@ class _Block(NamedTuple):
 
     def place(self, room: Tensor) -> Tensor:
         """Memory for its weights."""
-        batch, rows, keys = self.shape
-        return room[: batch * rows * keys].view(batch, rows, keys)
+        return room[: prod(self.shape)].view(self.shape)
 
 
 @lru_cache(maxsize=256)
@@ -194,12 +193,7 @@ def _sizes(query: Tensor, key: Tensor) -> _Sizes:
 
 def _room(query: Tensor, sizes: _Sizes) -> Tensor:
     """Memory for the weights of the largest block."""
-    return query.new_empty(max(_volume(block.shape) for block in _blocks(sizes)))
-
-
-def _volume(shape: Sequence[int]) -> int:
-    batch, rows, keys = shape
-    return batch * rows * keys
+    return query.new_empty(max(prod(block.shape) for block in _blocks(sizes)))
 
 
 def _scaled(left: Tensor, right: Tensor, scale: float, out: Tensor) -> Tensor:
