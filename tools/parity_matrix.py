@@ -5,9 +5,9 @@
     python tools/parity_matrix.py --ranks 2 --only tp2 --all   those whose name has tp2, in every variation
 
 A small Llama is trained for 20 steps over real process groups (gloo), from one PEFT adapter, on the same rows as
-its reference, which is one process of transformers + PEFT in float32; once without dropout, once with dropout of
-the adapter's input, where PEFT gets our masks. Degrees are crossed; recomputation, stage sizes and overlap take
-turns unless ``--all`` crosses them too.
+its reference, which is one process of transformers + PEFT in float32: without dropout, with dropout of the adapter's
+input, where PEFT gets our masks, and with --lora-fusion. Degrees are crossed; recomputation, stage sizes and overlap
+take turns unless ``--all`` crosses them too, and so do the schedules of --lora-fusion.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,16 +28,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import torch  # noqa: E402
 from comparison.machine import commit, machine, versions  # noqa: E402
 from comparison.table import table  # noqa: E402
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from mindspeed_lora.atomic import atomic_file  # noqa: E402
 from tests.support.differences import GRADIENT, LOGITS, LOSS, largest_logit_difference  # noqa: E402
-from tests.support.layouts import Layout, all_layouts  # noqa: E402
+from tests.support.layouts import UNFUSED, Layout, all_layouts, fusions  # noqa: E402
 from tests.support.parity import Case, Outcome, ParityBench  # noqa: E402
 from tests.support.pool import RankFailed, WorkerPool  # noqa: E402
 from tests.support.reference import Recipe, Reference  # noqa: E402
 
-CASE = Case()
-DROPPED = Case(recipe=Recipe(dropout=0.1))
 _TAKE_TURNS = ("recompute", "stages", "overlap")
 """Fields of a layout that are not crossed by default."""
 _PATIENT = ("--distributed-timeout-minutes", "5")
@@ -49,6 +48,9 @@ _HEADING = (
     "gradient",
     "logits by PEFT",
     "loss, dropout 0.1",
+    "--lora-fusion",
+    "loss, fused",
+    "gradient, fused",
     "replicas",
     "exact",
     "s",
@@ -67,6 +69,10 @@ class Row:
     logits: float = float("nan")
     """Largest absolute difference between ours after training and those of PEFT with the saved adapter."""
     dropped_loss: float = float("nan")
+    fusion: str = ""
+    """Which schedule the fused run had."""
+    fused_loss: float = float("nan")
+    fused_gradient: float = float("nan")
     replicas: str = "differ"
     seconds: float = 0.0
     problem: str = ""
@@ -76,9 +82,8 @@ class Row:
         """Whether every figure is within the tolerance of the tests."""
         return (
             not self.problem
-            and self.loss <= LOSS
-            and self.dropped_loss <= LOSS
-            and self.gradient <= GRADIENT
+            and all(loss <= LOSS for loss in (self.loss, self.dropped_loss, self.fused_loss))
+            and all(gradient <= GRADIENT for gradient in (self.gradient, self.fused_gradient))
             and self.logits <= LOGITS
         )
 
@@ -86,11 +91,13 @@ class Row:
     def cells(self) -> list[str]:
         """Of the table."""
         figures = [f"{value:.1e}" for value in (self.loss, self.gradient, self.logits, self.dropped_loss)]
+        fused = [self.fusion, f"{self.fused_loss:.1e}", f"{self.fused_gradient:.1e}"]
         verdict = "yes" if self.exact else f"NO {self.problem}".strip()
         return [
             str(self.layout),
             str(self.layout.world_size),
             *figures,
+            *fused,
             self.replicas,
             verdict,
             f"{self.seconds:.0f}",
@@ -105,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: --only {options.only}: no layout has that in its name", file=sys.stderr)
         return 2
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    disable_progress_bar()
     torch.set_num_threads(1)
     workers = WorkerPool(timeout=600.0)
     started = time.monotonic()
@@ -112,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="parity_matrix_") as folder:
             bench = ParityBench(Path(folder), workers)
             rows = []
-            for layout in layouts:
-                rows.append(measure(bench, layout))
+            for turn, layout in enumerate(layouts):
+                rows.append(measure(bench, layout, turn))
                 print(" | ".join(rows[-1].cells), flush=True)
     finally:
         workers.close()
@@ -127,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def choose(ranks: Sequence[int], every_variation: bool, only: str | None) -> list[Layout]:
     """The layouts of these numbers of ranks, by number of ranks."""
-    found = [layout for layout in all_layouts(max(ranks)) if layout.world_size in ranks]
+    found = [layout for layout in all_layouts(max(ranks), [UNFUSED]) if layout.world_size in ranks]
     if not every_variation:
         found = _one_of_each(found)
     found = [layout for layout in found if only is None or only in str(layout)]
@@ -144,15 +152,21 @@ def _one_of_each(layouts: Sequence[Layout]) -> list[Layout]:
     return [several[7 * turn % len(several)] for turn, several in enumerate(by_degrees.values())]
 
 
-def measure(bench: ParityBench, layout: Layout) -> Row:
-    """One layout: trained twice, compared, saved and loaded by PEFT."""
+def measure(bench: ParityBench, layout: Layout, turn: int) -> Row:
+    """One layout: trained three times, compared, saved and loaded by PEFT."""
     started = time.monotonic()
     save = bench.new_folder()
+    schedules = [name for name in fusions(layout.tp) if name != UNFUSED]
+    fused = replace(layout, fusion=schedules[turn % len(schedules)])
+    case, dropped_case = (
+        Case(recipe=Recipe(global_batch_size=rows_of_a_step(layout), dropout=p)) for p in (0.0, 0.1)
+    )
     try:
-        outcome = bench.train(CASE, layout, [*_PATIENT, "--save", str(save)])
-        found = bench.compare(CASE, outcome)
-        dropped = bench.compare(DROPPED, bench.train(DROPPED, layout, _PATIENT))
-        logits = _difference_by_peft(bench, outcome, save)
+        outcome = bench.train(case, layout, [*_PATIENT, "--save", str(save)])
+        found = bench.compare(case, outcome)
+        dropped = bench.compare(dropped_case, bench.train(dropped_case, layout, _PATIENT))
+        by_fusion = bench.compare(case, bench.train(case, fused, _PATIENT))
+        logits = _difference_by_peft(bench, case, outcome, save)
     except (AssertionError, RankFailed) as error:
         problem = str(error).strip().splitlines()[-1][:120]
         return Row(layout, problem=problem, seconds=time.monotonic() - started)
@@ -162,14 +176,22 @@ def measure(bench: ParityBench, layout: Layout) -> Row:
         gradient=found.gradient,
         logits=logits,
         dropped_loss=dropped.loss,
+        fusion=fused.fusion,
+        fused_loss=by_fusion.loss,
+        fused_gradient=by_fusion.gradient,
         replicas="bit-equal",
         seconds=time.monotonic() - started,
     )
 
 
-def _difference_by_peft(bench: ParityBench, outcome: Outcome, save: Path) -> float:
+def rows_of_a_step(layout: Layout) -> int:
+    """Four, or as many as give interleaved stages a micro-batch for each pipeline rank."""
+    return max(4, layout.dp * layout.pp) if layout.vpp > 1 else 4
+
+
+def _difference_by_peft(bench: ParityBench, case: Case, outcome: Outcome, save: Path) -> float:
     """Between our logits after training and those of PEFT with the adapter that was saved."""
-    reference = Reference(bench.model(CASE.model))
+    reference = Reference(bench.model(case.model))
     reference.load_adapter(save / "adapter")
     theirs = [reference.logits(row) for row in bench.probe_rows]
     ours = [outcome.logits("end")[: len(row), number] for number, row in enumerate(bench.probe_rows)]
@@ -197,7 +219,8 @@ def report(rows: Sequence[Row], seconds: float) -> str:
             "to the bit. What these allow for is told in `tests/support/differences.py`.",
             "",
             "tp: tensor parallel, sp: with sequence parallelism; pp: pipeline stages, ×: chunks of each; cp: context "
-            "parallel; dp: data parallel, zero1: distributed optimizer; then stage sizes, overlap, recomputation.",
+            "parallel; dp: data parallel, zero1: distributed optimizer; then stage sizes, overlap, recomputation. "
+            "--lora-fusion: which schedule the fused run had, as `tests/support/layouts.py` names them.",
             "",
             table(_HEADING, [row.cells for row in rows]),
         ]

@@ -11,7 +11,8 @@ import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
 from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart, ParallelLoraLinear, RowParallelLora
-from mindspeed_lora.adapters.products import RowBlock
+from mindspeed_lora.adapters.schedules.choice import Scheduler
+from mindspeed_lora.adapters.side_branch import RowBlock
 from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec, TokenRowsSpec, TrainedTensor
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.families import FAMILIES
@@ -23,7 +24,12 @@ EMBEDDING = "embedding.word_embeddings.weight"
 """Canonical name of the embedding."""
 
 
-def inject_adapters(model: GPTModel, spec: AdapterSpec, canonical_name: Callable[[str], str]) -> list[str]:
+def inject_adapters(
+    model: GPTModel,
+    spec: AdapterSpec,
+    canonical_name: Callable[[str], str],
+    scheduler: Scheduler | None = None,
+) -> list[str]:
     """Freezes the model, gives each target linear of it its adapter, and thaws what is trained besides.
 
     Values are filled in afterwards: A stays uninitialised until it is drawn or read, B is zero. Each factor's
@@ -33,10 +39,12 @@ def inject_adapters(model: GPTModel, spec: AdapterSpec, canonical_name: Callable
         model: one chunk of the model; what the others hold of the adapter is passed over.
         spec: the whole adapter.
         canonical_name: the canonical name of a module of this chunk, of its local name.
+        scheduler: which schedule each linear runs; None: unfused.
 
     Returns:
         The local names of the linears that were replaced.
     """
+    scheduler = scheduler or Scheduler()
     model.requires_grad_(False)
     by_module: dict[str, list[PartSpec]] = {}
     for part in spec.parts:
@@ -47,7 +55,7 @@ def inject_adapters(model: GPTModel, spec: AdapterSpec, canonical_name: Callable
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)
         parts = by_module[canonical_name(name)]
-        setattr(parent, child, _with_adapter(getattr(parent, child), parts, spec.dropout, model))
+        setattr(parent, child, _with_adapter(getattr(parent, child), parts, spec.dropout, model, scheduler))
     _train_with_it(model, spec, canonical_name)
     _add_token_rows(model, spec)
     return replaced
@@ -101,7 +109,11 @@ def _trained_rows(tensor: TrainedTensor, model: GPTModel, local_size: int) -> li
 
 
 def _with_adapter(
-    base: torch.nn.Module, parts: Sequence[PartSpec], dropout: float, model: GPTModel
+    base: torch.nn.Module,
+    parts: Sequence[PartSpec],
+    dropout: float,
+    model: GPTModel,
+    scheduler: Scheduler,
 ) -> ParallelLoraLinear:
     weight: torch.Tensor = base.weight  # type: ignore[assignment]
     column = isinstance(base, ColumnParallelLinear)
@@ -111,11 +123,10 @@ def _with_adapter(
         part = LoraPart(spec.rank, weight.size(1), rows, spec.scaling, weight.dtype, weight.device)
         part.lora_a.canonical_name = f"{spec.name}.lora_a"  # type: ignore[attr-defined]
         part.lora_b.canonical_name = f"{spec.name}.lora_b"  # type: ignore[attr-defined]
-        replicated = part.lora_a if column else part.lora_b
-        replicated.partial_over_tp = True  # type: ignore[attr-defined]
         built.append(part)
     kind = ColumnParallelLora if column else RowParallelLora
-    return kind(base, built, dropout, model.config.sequence_parallel, model.groups.tp_group)
+    plan = scheduler.plan(parts[0].linear, weight, column, sum(part.rank for part in parts))
+    return kind(base, built, dropout, model.config.sequence_parallel, model.groups.tp_group, plan)
 
 
 def local_rows(spec: PartSpec, shape: ModelShape, local_size: int, tp_size: int) -> RowBlock:

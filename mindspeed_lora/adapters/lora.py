@@ -2,7 +2,8 @@
 
 ``y = x Wᵀ + Σ_p s_p · (x A_pᵀ) B_pᵀ`` (LoRA, Hu et al. 2021, arXiv 2106.09685, equation 3), where the parts p
 of an adapter each cover a block of W's rows; a fused matrix with one shared A is the case of one part. The products
-and their collectives are in :mod:`mindspeed_lora.adapters.products`.
+are in :mod:`mindspeed_lora.adapters.side_branch`, their order and the collectives between them in
+:mod:`mindspeed_lora.adapters.schedules`.
 
 Shapes, with t the TP size:
 
@@ -13,23 +14,28 @@ column   ``[r, in]`` replicated     ``[out/t, r]`` sharded
 row      ``[r, in/t]`` sharded      ``[out, r]`` replicated
 =======  =========================  ======================
 
-A replicated factor sees only this rank's rows of W, columns of W or part of the sequence: its gradient is a partial
-sum over TP (``partial_over_tp``) and is summed once per optimizer step.
+A replicated factor sees only this rank's rows of W, columns of W or part of the sequence: unless the schedule sums
+on the way, its gradient is a partial sum over TP (``partial_over_tp``) and is summed once per optimizer step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 
 from mindspeed_lora.adapters.dropout import keep_mask, kept_share
-from mindspeed_lora.adapters.products import Layout, RowBlock, column_products, row_products
+from mindspeed_lora.adapters.schedules import Family, SchedulePlan, one_collective, overlapped, unfused
+from mindspeed_lora.adapters.schedules.plan import UNFUSED
+from mindspeed_lora.adapters.side_branch import Parts, RowBlock, SideBranch
 from mindspeed_lora.models.forward_context import ForwardContext
+from mindspeed_lora.parallel.overlap import TokenAxis
 
 Tensor = torch.Tensor
+Schedule = Callable[[Tensor, Tensor, SideBranch, TokenAxis, bool], Callable[[], Tensor]]
+"""Input, frozen weight, side branch, tokens, whether to merge: starts a linear, and returns what ends it."""
 
 
 class LoraPart(torch.nn.Module):
@@ -70,14 +76,21 @@ class ParallelLoraLinear(torch.nn.Module):
         dropout: float,
         sequence_parallel: bool,
         tp_group: dist.ProcessGroup,
+        plan: SchedulePlan = UNFUSED,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.parts = torch.nn.ModuleList(parts)
         self.dropout = dropout
-        self.sequence_parallel = sequence_parallel
-        self.tp_group = tp_group
-        self.tp_rank, self.tp_size = dist.get_rank(tp_group), dist.get_world_size(tp_group)
+        self.tp_rank, tp_size = dist.get_rank(tp_group), dist.get_world_size(tp_group)
+        self.axis = TokenAxis(tp_group, tp_size, self.tp_rank, sequence_parallel and tp_size > 1, plan.chunks)
+        self.plan = plan
+        # On one rank no schedule has anything to order.
+        family = plan.family if tp_size > 1 else Family.ONE_COLLECTIVE
+        self._begin = self._schedules[family]
+        for part in parts:
+            replicated: Any = self._replicated(part)
+            replicated.partial_over_tp = plan.is_partial(self.axis.sequence_parallel)
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:
         """The output of the linear with its adapter, and the bias that the base leaves to the caller.
@@ -86,25 +99,38 @@ class ParallelLoraLinear(torch.nn.Module):
             x: ``[s, b, in]``, ``[s/t, b, in]`` (column, SP) or ``[s, b, in/t]`` (row).
             context: of the micro-batch; without it, or without its token keys, nothing is dropped.
         """
-        base: Any = self.base_layer
-        masks = self._masks(x, context)
-        factors = [factor for part in self._parts() for factor in (part.lora_a, part.lora_b)]
-        output = self._products(x, base.weight, self._layout(), masks, factors)
-        if base.bias is None or base.skip_bias_add:
-            return output, base.bias
-        return output + base.bias, None
+        return self.begin(x, context)()
 
-    def _layout(self) -> Layout:
+    def begin(
+        self, x: Tensor, context: ForwardContext | None = None
+    ) -> Callable[[], tuple[Tensor, Tensor | None]]:
+        """Starts :meth:`forward`, which what is returned ends: other work may be done while tokens travel."""
+        base: Any = self.base_layer
         parts = self._parts()
-        return Layout(
-            tp_group=self.tp_group,
-            tp_size=self.tp_size,
-            tp_rank=self.tp_rank,
-            sequence_parallel=self.sequence_parallel,
-            rows=tuple(part.rows for part in parts),
-            scalings=tuple(part.scaling for part in parts),
-            kept_share=kept_share(self.dropout),
+        masks = self._masks(x, context)
+        branch = SideBranch(
+            Parts(
+                rows=tuple(part.rows for part in parts),
+                scalings=tuple(part.scaling for part in parts),
+                kept_share=kept_share(self.dropout),
+            ),
+            [factor for part in parts for factor in (part.lora_a, part.lora_b)],
+            masks,
         )
+        merge = masks is None and self.plan.merges(self._num_tokens(x))
+        finish = self._begin(x, base.weight, branch, self.axis, merge)
+
+        def finish_with_bias() -> tuple[Tensor, Tensor | None]:
+            output = finish()
+            if base.bias is None or base.skip_bias_add:
+                return output, base.bias
+            return output + base.bias, None
+
+        return finish_with_bias
+
+    def extra_repr(self) -> str:
+        """The schedule, for the printed module tree."""
+        return f"schedule={self.plan}"
 
     def _masks(self, x: Tensor, context: ForwardContext | None) -> list[Tensor] | None:
         """Per part which elements of the input stay, bool ``[T, in]``; None where nothing is dropped."""
@@ -116,7 +142,16 @@ class ParallelLoraLinear(torch.nn.Module):
     def _parts(self) -> list[LoraPart]:
         return [part for part in self.parts if isinstance(part, LoraPart)]
 
-    _products: Callable[[Tensor, Tensor, Layout, list[Tensor] | None, Sequence[Tensor]], Tensor]
+    _schedules: ClassVar[dict[Family, Schedule]]
+
+    @staticmethod
+    def _replicated(part: LoraPart) -> Tensor:
+        """The factor that every TP rank holds whole."""
+        raise AssertionError("a parallel linear is column- or row-parallel")
+
+    def _num_tokens(self, x: Tensor) -> int:
+        """Tokens of the whole sequence in the input."""
+        raise AssertionError("a parallel linear is column- or row-parallel")
 
     def _features(self, width: int) -> tuple[int, int]:
         """First and end of the ``width`` input features of this rank in the whole matrix."""
@@ -126,7 +161,18 @@ class ParallelLoraLinear(torch.nn.Module):
 class ColumnParallelLora(ParallelLoraLinear):
     """Adapter of ``linear_qkv`` and ``linear_fc1``: A replicated, B's rows sharded like W's."""
 
-    _products = staticmethod(column_products)
+    _schedules: ClassVar[dict[Family, Schedule]] = {
+        Family.UNFUSED: unfused.begin_column,
+        Family.ONE_COLLECTIVE: one_collective.begin_column,
+        Family.OVERLAPPED: overlapped.begin_column,
+    }
+
+    @staticmethod
+    def _replicated(part: LoraPart) -> Tensor:
+        return part.lora_a
+
+    def _num_tokens(self, x: Tensor) -> int:
+        return x[..., 0].numel() * self.axis.cut
 
     def _features(self, width: int) -> tuple[int, int]:
         return 0, width
@@ -135,7 +181,18 @@ class ColumnParallelLora(ParallelLoraLinear):
 class RowParallelLora(ParallelLoraLinear):
     """Adapter of ``linear_proj`` and ``linear_fc2``: A's columns sharded like W's, B replicated."""
 
-    _products = staticmethod(row_products)
+    _schedules: ClassVar[dict[Family, Schedule]] = {
+        Family.UNFUSED: unfused.begin_row,
+        Family.ONE_COLLECTIVE: one_collective.begin_row,
+        Family.OVERLAPPED: overlapped.begin_row,
+    }
+
+    @staticmethod
+    def _replicated(part: LoraPart) -> Tensor:
+        return part.lora_b
+
+    def _num_tokens(self, x: Tensor) -> int:
+        return x[..., 0].numel()
 
     def _features(self, width: int) -> tuple[int, int]:
         return self.tp_rank * width, (self.tp_rank + 1) * width

@@ -13,6 +13,7 @@ from megatron.core.transformer import TransformerConfig
 from mindspeed_lora.adapters.dropout import stream_of
 from mindspeed_lora.adapters.initial import initial_lora_a
 from mindspeed_lora.adapters.inject import inject_adapters
+from mindspeed_lora.adapters.schedules.choice import Scheduler
 from mindspeed_lora.adapters.spec import AdapterSpec
 from mindspeed_lora.checkpoint.adapted import AdaptedSource
 from mindspeed_lora.checkpoint.canonical import padded_vocab_size
@@ -62,8 +63,11 @@ def build_model(
     adapter: AdapterPlan | None = None,
     vocab_divisible_by: int = 1,
     chunk: ModelChunk | None = None,
+    scheduler: Scheduler | None = None,
 ) -> tuple[GPTModel, list[LocalParameter]]:
     """One chunk of the model with its weights on the device, and its parameters in canonical terms.
+
+    The scheduler tells which schedule each linear with an adapter runs; without it, unfused.
 
     Peak memory is the rank's shard and one tensor: the modules are made on the meta device, and each parameter
     is read as just the ranges that this rank holds.
@@ -74,7 +78,9 @@ def build_model(
     with torch.device("meta"):
         model = GPTModel(shape, config, groups, vocab_size, chunk)
         if adapter is not None:
-            inject_adapters(model, adapter.spec, lambda local_name: canonical_name(model, local_name))
+            inject_adapters(
+                model, adapter.spec, lambda local_name: canonical_name(model, local_name), scheduler
+            )
     for parameter in local_parameters(model):
         if parameter.is_adapter:
             assert adapter is not None

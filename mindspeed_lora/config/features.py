@@ -69,8 +69,7 @@ NOT_BUILT: dict[str, Feature] = {
     **_features(
         "only plain LoRA is supported by this version",
         """lu-lora-final-layer-index=1 lu-lora-lr=1 lu-lora-lr-ratio=1
-        lora-weights=+ extract-lora lora-fusion-plan=1
-        lora-fusion-chunks=1 lora-fusion-interleave use-dora""",
+        lora-weights=+ extract-lora use-dora""",
     ),
     **_features(
         "preference and reward training are not supported by this version",

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from mindspeed_lora.config.flags import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, PROBABILITY, Section, flag
 
+FUSION_PLANS = ("auto", "one-collective", "overlapped")
+FUSION_WEIGHTS = ("merge", "split")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(Section):
@@ -58,7 +61,22 @@ class LoraConfig(Section):
         "keep a tied embedding and output layer tied where --lora-modules-to-save trains them", False
     )
     lora_load: str | None = flag("adapter to start from: a PEFT folder, a --save folder or one of its iter_*")
-    lora_fusion: bool = flag("overlap the adapter's communication (accepted; the plain schedule runs)", False)
+    lora_fusion: bool = flag("hide communication behind products and send less of it (docs/cclora.md)", False)
+    lora_fusion_plan: tuple[str, ...] | None = flag(
+        "schedule of --lora-fusion: auto (left out), one-collective or overlapped (CCLoRA as published), then if "
+        "wanted merge (multiply by W + BA) or split",
+        choices=FUSION_PLANS + FUSION_WEIGHTS,
+        metavar="PLAN",
+    )
+    lora_fusion_chunks: int | None = flag(
+        "one-collective: chunks in which a micro-batch travels while it is computed; 0: it arrives first (left out: by "
+        "the cost model)",
+        check=NOT_NEGATIVE,
+    )
+    lora_fusion_interleave: bool = flag(
+        "one-collective: two halves of a micro-batch go through each layer, one computed while the other travels",
+        False,
+    )
     lora_ckpt_filter: bool = flag("save only the adapter (the default here)", False)
     lora_save_base: bool = flag("save the frozen model with each checkpoint too", False)
     lora_save_dtype: str | None = flag(

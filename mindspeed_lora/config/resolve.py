@@ -17,7 +17,6 @@ from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused
 
 DEFAULT_PROMPT = "how are you?"
-LORA_FUSION_NOTICE = "--lora-fusion: the unfused schedule runs; the numbers are the same"
 
 
 def resolve_inference(job: InferenceJob, environ: Mapping[str, str]) -> InferenceJob:
@@ -37,7 +36,9 @@ def resolve_inference(job: InferenceJob, environ: Mapping[str, str]) -> Inferenc
     if job.lora.enabled and job.lora.lora_load is None:
         raise Refused("LoRA flags are given without --lora-load; name the adapter, or leave them out")
     if job.lora.lora_fusion:
-        notices.append(LORA_FUSION_NOTICE)
+        notices.append(
+            "--lora-fusion has no effect on generation: it hides what a backward pass and long rows send"
+        )
     if job.parallel.context_parallel_size > 1:
         job = dataclasses.replace(job, parallel=dataclasses.replace(job.parallel, context_parallel_size=1))
         notices.append("--context-parallel-size has no effect on generation: its ranks answer other prompts")

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mindspeed_lora.config.jobs import TrainJob
-from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.config.lora import FUSION_PLANS, FUSION_WEIGHTS, LoraConfig
 from mindspeed_lora.config.resolve import (
-    LORA_FUSION_NOTICE,
     check_precision,
     check_template,
     given_lora,
@@ -39,6 +38,7 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
     check_precision(training)
     check_template(job.tokenizer)
     _check_schedule(job)
+    _check_fusion(lora)
     _check_recompute(training)
     if job.parallel.overlap_param_gather and not job.parallel.use_distributed_optimizer:
         raise Refused(
@@ -96,8 +96,6 @@ def _described(name: str, value: Any) -> str:
 
 def _notices(job: TrainJob, defaults: list[str]) -> list[str]:
     notices = [f"defaults taken: {', '.join(defaults)}"] if defaults else []
-    if job.lora.lora_fusion:
-        notices.append(LORA_FUSION_NOTICE)
     if job.data.packing and not job.data.variable_seq_lengths:
         notices.append("--packing without --variable-seq-lengths pads each packed row to --seq-length")
     if job.training.eval_iters and not has_validation(job):
@@ -112,6 +110,29 @@ def has_validation(job: TrainJob) -> bool:
     """Whether the job names rows for an evaluation: a second share of the split, or data of their own."""
     shares = [float(share) for share in job.data.split.split(",")]
     return job.data.valid_data_path is not None or (len(shares) > 1 and shares[1] > 0)
+
+
+def _check_fusion(lora: LoraConfig) -> None:
+    """``--lora-fusion`` and what its other flags may say together."""
+    plan = lora.lora_fusion_plan or ()
+    given = {
+        f"--lora-fusion-plan {' '.join(plan)}": bool(plan),
+        f"--lora-fusion-chunks {lora.lora_fusion_chunks}": lora.lora_fusion_chunks is not None,
+        "--lora-fusion-interleave": lora.lora_fusion_interleave,
+    }
+    for words, is_given in given.items():
+        if is_given and not lora.lora_fusion:
+            raise Refused(f"{words} says how --lora-fusion works, which is not given; add it")
+    for kind in (FUSION_PLANS, FUSION_WEIGHTS):
+        both = [word for word in plan if word in kind]
+        if len(both) > 1:
+            raise Refused(f"--lora-fusion-plan {' '.join(plan)}: give one of {', '.join(both)}")
+    if "overlapped" in plan and (lora.lora_fusion_chunks or lora.lora_fusion_interleave):
+        words = "--lora-fusion-interleave" if lora.lora_fusion_interleave else "--lora-fusion-chunks"
+        raise Refused(
+            f"{words} is of the one-collective schedule, and --lora-fusion-plan {' '.join(plan)} asks for the "
+            "other one; drop one of them"
+        )
 
 
 def _check_schedule(job: TrainJob) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from mindspeed_lora.adapters.schedules import Family, SchedulePlan
+from mindspeed_lora.adapters.schedules.choice import Scheduler
 from mindspeed_lora.checkpoint.load_model import build_model
 from mindspeed_lora.device import compute_dtype
 from mindspeed_lora.inference.generator import Answer, Generator
@@ -36,6 +38,7 @@ class InferenceSession:
                 plan.adapter,
                 divisible_by,
                 plan.placement.chunk(groups.pp_rank),
+                Scheduler(fixed=SchedulePlan(Family.ONE_COLLECTIVE)),
             ),
         )
         self.generator = Generator(model, groups, plan.stop)

@@ -6,7 +6,7 @@ recomputation and interleaved stages run a layer for one micro-batch while other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,3 +23,11 @@ class ForwardContext:
     the adapters' dropout. None: nothing is dropped."""
     qkv_format: str = "sbhd"
     """megatron-core asks this: rows are a dimension of their own, packed or not."""
+
+    def rows(self, start: int, stop: int) -> ForwardContext:
+        """That of rows ``start … stop`` of the micro-batch alone."""
+        return replace(
+            self,
+            sub_rows=None if self.sub_rows is None else self.sub_rows[start:stop],
+            token_keys=None if self.token_keys is None else self.token_keys[:, start:stop],
+        )

@@ -6,7 +6,9 @@ that are not here (cross attention, CUDA graphs, offloading), and cut, rotate an
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Generator
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +30,55 @@ from mindspeed_lora.models.rotation import rotate, split_and_rotate
 from mindspeed_lora.models.swiglu import swiglu
 
 Tensor = torch.Tensor
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+"""A forward pass that pauses and in the end returns its output."""
+
+
+def to_the_end(steps: Steps[T]) -> T:
+    """What the steps return, without a pause."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            output: T = ended.value
+            return output
+
+
+def by_turns(first: Steps[T], second: Steps[T]) -> list[T]:
+    """What both return. The first is one step ahead: each computes while what the other has sent is on its way.
+
+    Autograd goes back in the opposite order, so that the same holds for the backward pass.
+    """
+    outputs: dict[Steps[T], T] = {}
+    turns = itertools.chain((first, second, first), itertools.cycle((second, first)))
+    for steps in turns:
+        if len(outputs) == 2:
+            break
+        if steps not in outputs:
+            try:
+                next(steps)
+            except StopIteration as ended:
+                outputs[steps] = ended.value
+    return [outputs[first], outputs[second]]
+
+
+def interleave_layers(model: torch.nn.Module) -> None:
+    """Makes every layer of a model take its micro-batches in two halves."""
+    for module in model.modules():
+        if isinstance(module, TransformerLayer):
+            module.interleave = True
 
 
 class TransformerLayer(MegatronTransformerLayer):
-    """Norm, attention, norm, MLP, with residuals and hidden dropout."""
+    """Norm, attention, norm, MLP, with residuals and hidden dropout.
+
+    The passes are written as steps: a generator pauses where tokens travel, or where it lets those of another half
+    micro-batch set out.
+    """
+
+    interleave = False
+    """Whether two halves of a micro-batch go through by turns, one computed while the other travels."""
 
     def forward(
         self,
@@ -47,14 +94,27 @@ class TransformerLayer(MegatronTransformerLayer):
             rotary_pos_emb: cosine and sine of the positions, ``[2, s, b or 1, 1, d/2]``.
             packed_seq_params: the context of the micro-batch.
         """
-        attended, bias = self.self_attention(
-            self.input_layernorm(hidden_states),
-            rotary_pos_emb=rotary_pos_emb,
-            packed_seq_params=packed_seq_params,
+        rows = hidden_states.size(1)
+        if not self.interleave or rows == 1:
+            return to_the_end(self._steps(hidden_states, rotary_pos_emb, packed_seq_params)), None
+        halves = []
+        for start, stop in ((0, rows // 2), (rows // 2, rows)):
+            rotation = rotary_pos_emb
+            if rotation is not None and rotation.size(2) > 1:
+                rotation = rotation[:, :, start:stop]
+            context = None if packed_seq_params is None else packed_seq_params.rows(start, stop)
+            halves.append(self._steps(hidden_states[:, start:stop].contiguous(), rotation, context))
+        return torch.cat(by_turns(*halves), dim=1), None
+
+    def _steps(
+        self, hidden_states: Tensor, rotary_pos_emb: Tensor | None, context: ForwardContext | None
+    ) -> Steps[Tensor]:
+        attended, bias = yield from self.self_attention.steps(
+            self.input_layernorm(hidden_states), rotary_pos_emb, context
         )
         hidden_states = self._add(attended, bias, hidden_states)
-        output, bias = self.mlp(self.pre_mlp_layernorm(hidden_states), packed_seq_params=packed_seq_params)
-        return self._add(output, bias, hidden_states), None
+        output, bias = yield from self.mlp.steps(self.pre_mlp_layernorm(hidden_states), context)
+        return self._add(output, bias, hidden_states)
 
     def _add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
         if bias is not None:
@@ -87,15 +147,25 @@ class SelfAttention(MegatronSelfAttention):
         **_unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """``[s, b, h]`` (under SP ``[s/t, b, h]``) to the same shape, and the bias that is left to the caller."""
+        return to_the_end(self.steps(hidden_states, rotary_pos_emb, packed_seq_params))
+
+    def steps(
+        self, hidden_states: Tensor, rotary_pos_emb: Tensor | None, context: ForwardContext | None
+    ) -> Steps[tuple[Tensor, Tensor | None]]:
+        """:meth:`forward`, with a pause while its input and while its output travels, and before its output does."""
         assert rotary_pos_emb is not None, "positions are rotary"
-        qkv, _ = self.linear_qkv(hidden_states, packed_seq_params)
+        finish = self.linear_qkv.begin(hidden_states, context)
+        yield
+        qkv, _ = finish()
         query, key, value = self._split(qkv, *rotary_pos_emb.unbind(0))
         attend = (
             self._recomputed_attention if self.checkpoint_core_attention and self.training else self._attend
         )
-        output: tuple[Tensor, Tensor | None] = self.linear_proj(
-            attend(query, key, value, packed_seq_params), packed_seq_params
-        )
+        attended = attend(query, key, value, context)
+        yield
+        finish = self.linear_proj.begin(attended, context)
+        yield
+        output: tuple[Tensor, Tensor | None] = finish()
         return output
 
     def _split(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,10 +206,22 @@ class MLP(MegatronMLP):
         self, hidden_states: Tensor, packed_seq_params: ForwardContext | None = None, **_unused: Any
     ) -> tuple[Tensor, Tensor | None]:
         """``[s, b, h]`` (under SP ``[s/t, b, h]``) to the same shape, and the bias that is left to the caller."""
-        gate_up, bias = self.linear_fc1(hidden_states, packed_seq_params)
+        return to_the_end(self.steps(hidden_states, packed_seq_params))
+
+    def steps(
+        self, hidden_states: Tensor, context: ForwardContext | None
+    ) -> Steps[tuple[Tensor, Tensor | None]]:
+        """:meth:`forward`, with a pause while its input and while its output travels, and before its output does."""
+        finish = self.linear_fc1.begin(hidden_states, context)
+        yield
+        gate_up, bias = finish()
         if bias is not None:
             gate_up = gate_up + bias
-        output: tuple[Tensor, Tensor | None] = self.linear_fc2(swiglu(gate_up), packed_seq_params)
+        activated = swiglu(gate_up)
+        yield
+        finish = self.linear_fc2.begin(activated, context)
+        yield
+        output: tuple[Tensor, Tensor | None] = finish()
         return output
 
 

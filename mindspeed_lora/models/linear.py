@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,18 @@ from mindspeed_lora.models.forward_context import ForwardContext
 Tensor = torch.Tensor
 
 
-class ColumnParallelLinear(MegatronColumnParallelLinear):
+class _BegunWhole:
+    """Lets a linear without an adapter be begun and ended like one with: all of it runs at the end."""
+
+    def begin(
+        self, x: Tensor, context: ForwardContext | None = None
+    ) -> Callable[[], tuple[Tensor, Tensor | None]]:
+        """What is returned is the forward pass."""
+        linear: Any = self
+        return lambda: linear(x, context)
+
+
+class ColumnParallelLinear(_BegunWhole, MegatronColumnParallelLinear):
     """``linear_qkv`` and ``linear_fc1``: rows of the weight are cut over TP."""
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:
@@ -22,7 +34,7 @@ class ColumnParallelLinear(MegatronColumnParallelLinear):
         return output
 
 
-class RowParallelLinear(MegatronRowParallelLinear):
+class RowParallelLinear(_BegunWhole, MegatronRowParallelLinear):
     """``linear_proj`` and ``linear_fc2``: columns of the weight are cut over TP."""
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:

@@ -49,12 +49,19 @@ def start_gather_shares(whole: torch.Tensor, group: dist.ProcessGroup) -> dist.W
 
 def gather_first_dim(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """``[n, …]`` of every rank joined to ``[t · n, …]``; the dual of :func:`reduce_scatter_first_dim`."""
-    size = dist.get_world_size(group)
-    if size == 1:
+    if dist.get_world_size(group) == 1:
         return tensor
-    whole = tensor.new_empty(size * tensor.size(0), *tensor.shape[1:])
-    dist.all_gather_into_tensor(whole, tensor.contiguous(), group=group)
+    whole, work = start_gather_first_dim(tensor, group)
+    work.wait()
     return whole
+
+
+def start_gather_first_dim(tensor: torch.Tensor, group: dist.ProcessGroup) -> tuple[torch.Tensor, dist.Work]:
+    """Begins :func:`gather_first_dim`: the tensor that is being filled, and what to wait for."""
+    whole = tensor.new_empty(dist.get_world_size(group) * tensor.size(0), *tensor.shape[1:])
+    work = dist.all_gather_into_tensor(whole, tensor.contiguous(), group=group, async_op=True)
+    assert work is not None
+    return whole, work
 
 
 def reduce_scatter_first_dim(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -63,8 +70,47 @@ def reduce_scatter_first_dim(tensor: torch.Tensor, group: dist.ProcessGroup) -> 
     if size == 1:
         return tensor
     part = tensor.new_empty(tensor.size(0) // size, *tensor.shape[1:])
-    dist.reduce_scatter_tensor(part, tensor.contiguous(), group=group)
+    start_reduce_scatter_first_dim(tensor, part, group)()
     return part
+
+
+def start_reduce_scatter_first_dim(
+    tensor: torch.Tensor, part: torch.Tensor, group: dist.ProcessGroup
+) -> Callable[[], object]:
+    """Begins :func:`reduce_scatter_first_dim` into ``part [n, …]``; what is returned waits for its end.
+
+    gloo has no reduce-scatter of its own: torch sums everything on all ranks there, which sends twice as much. So
+    each rank sends the others their rows, and adds what it gets to its own.
+    """
+    tensor = tensor.contiguous()
+    if dist.get_backend(group) != "gloo":
+        work = dist.reduce_scatter_tensor(part, tensor, group=group, async_op=True)
+        assert work is not None
+        return work.wait
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    parts = tensor.view(size, *part.shape)
+    others = (
+        parts[1:] if rank == 0 else torch.cat([parts[:rank], parts[rank + 1 :]]) if size > 2 else parts[:1]
+    )
+    received, exchange = start_exchange(others, group)
+
+    def finish() -> None:
+        exchange.wait()
+        torch.add(parts[rank], received[0], out=part)
+        for more in received[1:]:
+            part.add_(more)
+
+    return finish
+
+
+def start_exchange(tensor: torch.Tensor, group: dist.ProcessGroup) -> tuple[torch.Tensor, dist.Work]:
+    """Begins to send ``[t − 1, …]`` to the other ranks, in their order, and to receive theirs, in the same order."""
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    counts = [0 if other == rank else 1 for other in range(size)]
+    received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    work = dist.all_to_all_single(received, tensor.contiguous(), counts, counts, group=group, async_op=True)
+    assert work is not None
+    return received, work
 
 
 def broadcast(tensor: torch.Tensor, group: dist.ProcessGroup, source: int) -> torch.Tensor:

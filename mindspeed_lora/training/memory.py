@@ -3,7 +3,7 @@
 Shapes: T tokens of a micro-batch on this rank (b · s / cp), of which SP leaves T/t to norms and residuals; t the TP
 size, n and g query and key/value heads of width d, f the width of the MLP, r the ranks of a linear's adapters.
 
-Per layer and token, what the forward pass keeps for the backward pass (``models/layer.py``, ``adapters/products.py``):
+Per layer and token, what the forward pass keeps for the backward pass (``models/layer.py``, ``adapters/schedules/``):
 
 ================================  ============================================================
 norms                             h/σ each, their inputs (σ = t under SP, else 1)

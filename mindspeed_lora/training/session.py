@@ -15,10 +15,12 @@ from mindspeed_lora.checkpoint.local_parameters import LocalParameter, trainable
 from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.device import compute_dtype
 from mindspeed_lora.models.gpt import GPTModel
+from mindspeed_lora.models.layer import interleave_layers
 from mindspeed_lora.models.transformer_config import transformer_config
 from mindspeed_lora.parallel.collectives import all_gather_objects, all_reduce_sum, together
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.data_parallel import wrap_chunks
+from mindspeed_lora.training.fusion import fusion_scheduler
 from mindspeed_lora.training.gradients import GradientFinalizer
 from mindspeed_lora.training.model_files import ModelFiles
 from mindspeed_lora.training.optimizer import AdamW
@@ -71,14 +73,21 @@ class TrainingSession:
     def _build(self) -> tuple[list[GPTModel], list[list[LocalParameter]]]:
         """The chunks of this rank, and the parameters of each."""
         plan, groups = self.plan, self.groups
+        scheduler = fusion_scheduler(plan, groups, self.dtype)
         divisible_by = plan.job.model.make_vocab_size_divisible_by or 1
         built = together(
             groups,
             lambda: [
-                build_model(plan.shape, self.config, groups, plan.source, plan.adapter, divisible_by, chunk)
+                build_model(
+                    plan.shape, self.config, groups, plan.source, plan.adapter, divisible_by, chunk, scheduler
+                )
                 for chunk in plan.placement.rank_chunks(groups.pp_rank)
             ],
         )
+        self.notices += scheduler.lines
+        if plan.job.lora.lora_fusion_interleave:
+            for gpt, _ in built:
+                interleave_layers(gpt)
         return [gpt for gpt, _ in built], [parameters for _, parameters in built]
 
     def _restore(self) -> None:

@@ -30,6 +30,16 @@ CONTEXT = {
     "hybrid": "--context-parallel-algo hybrid_cp_algo --ulysses-degree-in-cp 2",
 }
 """How attention sees rows that context parallelism cuts → its flags."""
+UNFUSED = "unfused"
+FUSION = {
+    UNFUSED: "",
+    "fused": "--lora-fusion",
+    "chunks": "--lora-fusion --lora-fusion-plan one-collective split --lora-fusion-chunks 2 --lora-fusion-interleave",
+    "merged": "--lora-fusion --lora-fusion-plan one-collective merge --lora-fusion-chunks 3",
+    "published": "--lora-fusion --lora-fusion-plan overlapped split",
+    "published-merged": "--lora-fusion --lora-fusion-plan overlapped merge",
+}
+"""Schedule of the linears → its flags."""
 LAYERS = 4
 """Of the models that are trained in these layouts."""
 
@@ -52,6 +62,7 @@ class Layout:
     cp: int = 1
     attention: str = "whole"
     """How it sees rows that CP cuts: ``ring``, ``ulysses`` or ``hybrid``."""
+    fusion: str = UNFUSED
 
     @property
     def world_size(self) -> int:
@@ -68,6 +79,7 @@ class Layout:
         words += ["--use-distributed-optimizer"] if self.distributed_optimizer else []
         words += self._stage_flags
         words += OVERLAP[self.overlap].split()
+        words += FUSION[self.fusion].split()
         words += RECOMPUTE[self.recompute].split()
         if self.recompute in ("uniform", "block"):
             # A group of several layers where a stage has them; a block that leaves a layer out.
@@ -107,19 +119,25 @@ class Layout:
         parts.append(f"pp{self.pp}" + (f"x{self.vpp}" if self.vpp > 1 else ""))
         parts.append(f"dp{self.dp}" + ("zero1" if self.distributed_optimizer else ""))
         parts += [f"cp{self.cp}{self.attention}"] if self.cp > 1 else []
-        parts += [part for part, usual in ((self.stages, "even"), (self.overlap, "none")) if part != usual]
+        parts += [
+            part
+            for part, usual in ((self.stages, "even"), (self.overlap, "none"), (self.fusion, UNFUSED))
+            if part != usual
+        ]
         return "-".join([*parts, self.recompute])
 
 
-def all_layouts(max_ranks: int = 4) -> list[Layout]:
-    """Every layout that ``max_ranks`` ranks allow.
+def all_layouts(max_ranks: int = 4, schedules: Sequence[str] = tuple(FUSION)) -> list[Layout]:
+    """Every layout that ``max_ranks`` ranks allow, in each of these schedules.
 
     SP needs TP > 1, the distributed optimizer and overlap DP or CP > 1, overlapping gathers the distributed
     optimizer.
     """
     sizes = [1, 2, 4]
     return [
-        Layout(tp, pp, dp, sequence_parallel, distributed, recompute, vpp, stages, overlap, cp, attention)
+        Layout(
+            tp, pp, dp, sequence_parallel, distributed, recompute, vpp, stages, overlap, cp, attention, fusion
+        )
         for tp, pp, dp, cp in itertools.product(sizes, sizes, sizes, sizes)
         if tp * pp * dp * cp <= max_ranks
         for sequence_parallel in ([False, True] if tp > 1 else [False])
@@ -129,11 +147,18 @@ def all_layouts(max_ranks: int = 4) -> list[Layout]:
         for stages in _stages(pp, vpp)
         for overlap in _overlaps(dp * cp > 1, distributed)
         for attention in _attentions(cp)
+        for fusion in fusions(tp)
+        if fusion in schedules
     ]
 
 
 def _overlaps(several: bool, distributed: bool) -> list[str]:
     return ["none", *(["reduce"] if several else []), *(["gather"] if distributed else [])]
+
+
+def fusions(tp: int) -> list[str]:
+    """The schedules that differ: one rank has nothing to hide, but may merge."""
+    return [*FUSION] if tp > 1 else [UNFUSED, "fused", "merged"]
 
 
 def _attentions(cp: int) -> list[str]:

@@ -15,8 +15,11 @@ from mindspeed_lora.adapters.lora import (
     ParallelLoraLinear,
     RowParallelLora,
 )
-from mindspeed_lora.adapters.products import RowBlock
+from mindspeed_lora.adapters.schedules import SchedulePlan
+from mindspeed_lora.adapters.schedules.plan import UNFUSED
+from mindspeed_lora.adapters.side_branch import RowBlock
 from mindspeed_lora.models.forward_context import ForwardContext
+from mindspeed_lora.parallel.collectives import all_reduce_sum
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 Tensor = torch.Tensor
@@ -35,6 +38,10 @@ class Problem:
     s: int = 6
     b: int = 2
     bias: bool = False
+    delta: float | None = None
+    """Size of ``Σ s · B A`` beside W's, by norm; None: as drawn."""
+    rounded_to: torch.dtype = torch.float64
+    """Every value has a place in it."""
 
     @property
     def stride(self) -> int:
@@ -52,7 +59,14 @@ class Problem:
         grad = draw(self.s, self.b, self.out_features)
         a = [draw(rank, self.in_features) for _, _, rank, _ in self.parts]
         b = [draw(self.repeats * (stop - start), rank) for start, stop, rank, _ in self.parts]
-        return x, weight, grad, a, b
+        if self.delta is not None:
+            factor = self.delta * weight.norm() / (self.parts[0][3] * b[0] @ a[0]).norm()
+            b = [factor * lora_b for lora_b in b]
+
+        def rounded(value: Tensor) -> Tensor:
+            return value.to(self.rounded_to).double()
+
+        return rounded(x), rounded(weight), rounded(grad), [*map(rounded, a)], [*map(rounded, b)]
 
 
 PROBLEMS = {
@@ -102,6 +116,7 @@ def linear(
     sequence_parallel: bool = False,
     dtype: torch.dtype = torch.float64,
     dropout: float = 0.0,
+    plan: SchedulePlan = UNFUSED,
 ) -> tuple[ParallelLoraLinear, Tensor]:
     """This rank's layer and its share of x. Parts of a column linear are blocks of every rank's rows."""
     x, weight, _, a, b = (_to(value, dtype) for value in problem.values())
@@ -142,7 +157,7 @@ def linear(
             part.lora_b.copy_(lora_b.chunk(tp, dim=0)[rank] if column else lora_b)
         parts.append(part)
     wrapper = ColumnParallelLora if column else RowParallelLora
-    layer = wrapper(base, parts, dropout, sequence_parallel, groups.tp_group)
+    layer = wrapper(base, parts, dropout, sequence_parallel, groups.tp_group, plan)
     if column:
         share = x.chunk(tp, dim=0)[rank] if sequence_parallel else x
     else:
@@ -162,11 +177,13 @@ def sharded(
     groups: ParallelGroups,
     sequence_parallel: bool = False,
     dropout: float = 0.0,
+    plan: SchedulePlan = UNFUSED,
+    dtype: torch.dtype = torch.float64,
 ) -> Result:
-    """Output and gradients of this rank."""
-    layer, x = linear(problem, kind, groups, sequence_parallel, dropout=dropout)
+    """Output and gradients of this rank, those that are partial sums summed over the ranks."""
+    layer, x = linear(problem, kind, groups, sequence_parallel, dtype, dropout, plan)
     tp, rank = groups.tp_size, groups.tp_rank
-    grad = problem.values()[2]
+    grad = problem.values()[2].to(dtype)
     if kind == "column":
         grad = grad.chunk(tp, dim=2)[rank]
     elif sequence_parallel:
@@ -175,8 +192,32 @@ def sharded(
     output = layer(x, keys(problem))[0]
     (output * grad).sum().backward()
     parts = [part for part in layer.parts if isinstance(part, LoraPart)]
+    for part in parts:
+        for factor in (part.lora_a, part.lora_b):
+            if getattr(factor, "partial_over_tp", False):
+                all_reduce_sum(factor.grad, groups.tp_group)
     return Result(
         output.detach(), x.grad, [part.lora_a.grad for part in parts], [part.lora_b.grad for part in parts]
+    )
+
+
+def joined(ranks: list[Result], kind: str, sequence_parallel: bool) -> Result:
+    """The whole of what the ranks hold; what each of them holds whole must be the same to the bit."""
+    column = kind == "column"
+
+    def whole(values: list[Tensor], dim: int | None) -> Tensor:
+        if dim is not None:
+            return torch.cat(values, dim=dim)
+        assert all(torch.equal(value, values[0]) for value in values), "replicas differ"
+        return values[0]
+
+    sequence = 0 if sequence_parallel else None
+    parts = range(len(ranks[0].grad_a))
+    return Result(
+        whole([rank.output for rank in ranks], 2 if column else sequence),
+        whole([rank.grad_x for rank in ranks], sequence if column else 2),
+        [whole([rank.grad_a[part] for rank in ranks], None if column else 1) for part in parts],
+        [whole([rank.grad_b[part] for rank in ranks], 0 if column else None) for part in parts],
     )
 
 

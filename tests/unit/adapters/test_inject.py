@@ -11,7 +11,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 
 from mindspeed_lora.adapters.inject import inject_adapters, local_rows
 from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart, RowParallelLora
-from mindspeed_lora.adapters.products import RowBlock
+from mindspeed_lora.adapters.side_branch import RowBlock
 from mindspeed_lora.adapters.spec import AdapterSpec
 from mindspeed_lora.checkpoint.load_model import build_model
 from mindspeed_lora.checkpoint.random_weights import RandomSource

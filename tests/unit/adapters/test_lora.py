@@ -9,7 +9,8 @@ import torch
 
 from mindspeed_lora.adapters.dropout import token_keys
 from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart
-from mindspeed_lora.adapters.products import RowBlock
+from mindspeed_lora.adapters.schedules import Family, SchedulePlan
+from mindspeed_lora.adapters.side_branch import RowBlock
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.parallel.groups import ParallelGroups
 from tests.unit.adapters.dense import PROBLEMS, Problem, dense, linear, sharded
@@ -50,6 +51,27 @@ def test_half_precision_stays_what_it_is(groups: ParallelGroups, kind: str) -> N
     expected = dense(PROBLEMS["two parts"]).output
     assert output.dtype is torch.bfloat16
     assert (output.double() - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("delta", [1.0, 0.1, 0.01, 0.001])
+@pytest.mark.parametrize("kind", ["column", "row"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_merging_in_half_precision_costs_nothing(
+    groups: ParallelGroups, dtype: torch.dtype, kind: str, delta: float
+) -> None:
+    """W + BA rounds once, as the base's output does before the branch is added to it."""
+    problem = Problem(((0, 256, 16, 2.0),), 1, 256, 256, s=64, b=2, delta=delta, rounded_to=dtype)
+    expected = dense(problem)
+
+    def error(merge_from: int | None) -> tuple[float, float]:
+        plan = SchedulePlan(Family.ONE_COLLECTIVE, merge_from)
+        found = sharded(problem, kind, groups, plan=plan, dtype=dtype)
+        of_output, of_input = found.output.double() - expected.output, found.grad_x.double() - expected.grad_x
+        return float(of_output.norm()), float(of_input.norm())
+
+    # Both errors are sums of some thousand independent roundings: they differ by a few percent by chance.
+    for merged, split in zip(error(0), error(None), strict=True):
+        assert merged <= 1.1 * split
 
 
 def dropping_layer(

@@ -1,86 +1,142 @@
-"""Column- and row-parallel LoRA over TP ranks against the dense formula: output, every gradient, dropout."""
+"""Column- and row-parallel LoRA over TP ranks, in every schedule, against the dense formula by autograd."""
 
 from __future__ import annotations
 
 import os
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
 
+from mindspeed_lora.adapters.schedules import Family, SchedulePlan
 from mindspeed_lora.config.parallel import ParallelConfig
-from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from mindspeed_lora.parallel.groups import destroy_groups, initialize_groups
 from tests.support.pool import WorkerPool
-from tests.unit.adapters.dense import PROBLEMS, Problem, Result, dense, sharded
+from tests.unit.adapters.dense import PROBLEMS, Problem, Result, dense, joined, sharded
+
+PLANS = {
+    "unfused": SchedulePlan(Family.UNFUSED),
+    "one, whole": SchedulePlan(Family.ONE_COLLECTIVE),
+    "one, own rows first": SchedulePlan(Family.ONE_COLLECTIVE, chunks=1),
+    "one, chunks": SchedulePlan(Family.ONE_COLLECTIVE, chunks=3),
+    "one, merged": SchedulePlan(Family.ONE_COLLECTIVE, merge_from=0),
+    "one, merged, chunks": SchedulePlan(Family.ONE_COLLECTIVE, merge_from=0, chunks=2),
+    "overlapped": SchedulePlan(Family.OVERLAPPED),
+    "overlapped, merged": SchedulePlan(Family.OVERLAPPED, merge_from=0),
+}
+EXACT = 1e-11
+"""In float64, sums of up to a hundred terms."""
 
 
-def _join() -> ParallelGroups:
+def on_rank(
+    problem: Problem, kind: str, sp: bool, plan: SchedulePlan, dropout: float, dtype: torch.dtype
+) -> Result:
     tp = int(os.environ["WORLD_SIZE"])
-    return initialize_groups(ParallelConfig(tensor_model_parallel_size=tp), seed=1)[0]
-
-
-def on_rank(problem: Problem, kind: str, sequence_parallel: bool) -> Result:
-    groups = _join()
-    result = sharded(problem, kind, groups, sequence_parallel)
+    groups = initialize_groups(ParallelConfig(tensor_model_parallel_size=tp), seed=1)[0]
+    result = sharded(problem, kind, groups, sp, dropout, plan, dtype)
     destroy_groups()
     return result
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+def over_ranks(
+    workers: WorkerPool,
+    problem: Problem,
+    kind: str,
+    plan: SchedulePlan,
+    tp: int = 2,
+    sp: bool = False,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+) -> Result:
+    return joined(workers.run(tp, on_rank, problem, kind, sp, plan, dropout, dtype), kind, sp)
 
 
+def same(found: Result, expected: Result) -> None:
+    pairs = [(found.output, expected.output), (found.grad_x, expected.grad_x)]
+    pairs += [
+        *zip(found.grad_a, expected.grad_a, strict=True),
+        *zip(found.grad_b, expected.grad_b, strict=True),
+    ]
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=EXACT)
+
+
+def distance(found: Result, expected: Result) -> float:
+    """The largest relative difference of output, input gradient and every factor's gradient, by norm."""
+    pairs = [(found.output, expected.output), (found.grad_x, expected.grad_x)]
+    pairs += [
+        *zip(found.grad_a, expected.grad_a, strict=True),
+        *zip(found.grad_b, expected.grad_b, strict=True),
+    ]
+    return max(float((ours.double() - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["", "sp"])
-def test_column(workers: WorkerPool, name: str, sequence_parallel: bool) -> None:
-    ranks = workers.run(2, on_rank, PROBLEMS[name], "column", sequence_parallel)
-    expected = dense(PROBLEMS[name], blocks=2)
-    close(torch.cat([rank.output for rank in ranks], dim=2), expected.output)
-    if sequence_parallel:
-        close(torch.cat([rank.grad_x for rank in ranks]), expected.grad_x)
-    for part, want in enumerate(expected.grad_a):
-        close(sum(rank.grad_a[part] for rank in ranks), want)
-        close(torch.cat([rank.grad_b[part] for rank in ranks]), expected.grad_b[part])
-    for rank in [] if sequence_parallel else ranks:
-        close(rank.grad_x, expected.grad_x)
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["", "sp"])
-def test_row(workers: WorkerPool, name: str, sequence_parallel: bool) -> None:
-    ranks = workers.run(2, on_rank, PROBLEMS[name], "row", sequence_parallel)
-    expected = dense(PROBLEMS[name])
-    if sequence_parallel:
-        close(torch.cat([rank.output for rank in ranks]), expected.output)
-    for rank in [] if sequence_parallel else ranks:
-        close(rank.output, expected.output)
-    close(torch.cat([rank.grad_x for rank in ranks], dim=2), expected.grad_x)
-    for part, want in enumerate(expected.grad_b):
-        close(sum(rank.grad_b[part] for rank in ranks), want)
-        close(torch.cat([rank.grad_a[part] for rank in ranks], dim=1), expected.grad_a[part])
-
-
-def dropped(problem: Problem, kind: str, sequence_parallel: bool) -> Result:
-    groups = _join()
-    result = sharded(problem, kind, groups, sequence_parallel, dropout=0.4)
-    destroy_groups()
-    return result
-
-
 @pytest.mark.parametrize("kind", ["column", "row"])
-@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["", "sp"])
-def test_dropout_is_that_of_one_process(workers: WorkerPool, kind: str, sequence_parallel: bool) -> None:
+@pytest.mark.parametrize("sp", [False, True], ids=["", "sp"])
+def test_every_schedule(workers: WorkerPool, sp: bool, kind: str, name: str, plan: SchedulePlan) -> None:
+    problem = PROBLEMS[name]
+    same(over_ranks(workers, problem, kind, plan, sp=sp), dense(problem, blocks=2 if kind == "column" else 1))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("kind", ["column", "row"])
+@pytest.mark.parametrize("sp", [False, True], ids=["", "sp"])
+def test_dropout_is_that_of_one_process(workers: WorkerPool, sp: bool, kind: str, plan: SchedulePlan) -> None:
     problem = PROBLEMS["shared"]
-    (whole,) = workers.run(1, dropped, problem, kind, False)
-    ranks = workers.run(2, dropped, problem, kind, sequence_parallel)
-    cut = {"column": 2, "row": 0}[kind] if kind == "column" or sequence_parallel else None
-    outputs = [rank.output for rank in ranks]
-    close(outputs[0] if cut is None else torch.cat(outputs, dim=cut), whole.output)
-    grads = [rank.grad_x for rank in ranks]
-    if kind == "row":
-        close(torch.cat(grads, dim=2), whole.grad_x)
-        close(torch.cat([rank.grad_a[0] for rank in ranks], dim=1), whole.grad_a[0])
-        close(sum(rank.grad_b[0] for rank in ranks), whole.grad_b[0])
-    else:
-        close(torch.cat(grads) if sequence_parallel else grads[0], whole.grad_x)
-        close(sum(rank.grad_a[0] for rank in ranks), whole.grad_a[0])
-        close(torch.cat([rank.grad_b[0] for rank in ranks]), whole.grad_b[0])
+    whole = over_ranks(workers, problem, kind, PLANS["unfused"], tp=1, dropout=0.4)
+    same(over_ranks(workers, problem, kind, plan, sp=sp, dropout=0.4), whole)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Any shape that four ranks can share; one to three parts on any rows."""
+    out = 4 * draw(st.integers(1, 6))
+    parts = []
+    for _ in range(draw(st.integers(1, 3))):
+        start = 4 * draw(st.integers(0, out // 4 - 1))
+        stop = 4 * draw(st.integers(start // 4 + 1, out // 4))
+        parts.append((start, stop, draw(st.integers(1, 5)), draw(st.sampled_from([0.25, 1.0, 2.0]))))
+    return Problem(
+        parts=tuple(parts),
+        in_features=4 * draw(st.integers(1, 6)),
+        out_features=out,
+        s=4 * draw(st.integers(1, 5)),
+        b=draw(st.integers(1, 3)),
+    )
+
+
+@given(
+    problem=problems(),
+    kind=st.sampled_from(["column", "row"]),
+    plan=st.builds(
+        SchedulePlan, st.sampled_from(Family), merge_from=st.sampled_from([None, 0]), chunks=st.integers(0, 5)
+    ),
+    tp=st.sampled_from([2, 4]),
+    sp=st.booleans(),
+)
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.generate],
+)
+def test_any_shape(
+    workers: WorkerPool, problem: Problem, kind: str, plan: SchedulePlan, tp: int, sp: bool
+) -> None:
+    expected = dense(problem, blocks=tp if kind == "column" else 1)
+    # float32 rounds to 6e-8; the sums here have at most a hundred terms of changing sign.
+    assert distance(over_ranks(workers, problem, kind, plan, tp, sp, dtype=torch.float32), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("kind", ["column", "row"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(workers: WorkerPool, dtype: torch.dtype, kind: str, plan: SchedulePlan) -> None:
+    problem = Problem(parts=((0, 32, 8, 2.0),), in_features=48, out_features=32, s=16)
+    found = over_ranks(workers, problem, kind, plan, sp=True, dtype=dtype)
+    # Each stored value rounds by half an eps; a path goes through at most eight of them, whose errors add up.
+    assert distance(found, dense(problem, blocks=2 if kind == "column" else 1)) <= 4 * torch.finfo(dtype).eps

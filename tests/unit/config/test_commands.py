@@ -70,7 +70,7 @@ def test_the_published_tuning_job() -> None:
     assert job.training.warmup_steps(1000) == pytest.approx(10.0)
     assert job.checkpoint.finetune and job.checkpoint.no_load_optim and job.checkpoint.save_interval == 500
     assert job.model.norm_epsilon == 1e-5
-    assert [notice.split(":")[0] for notice in job.notices] == ["no effect here", "--lora-fusion"]
+    assert [notice.split(":")[0] for notice in job.notices] == ["no effect here"]
 
 
 @pytest.mark.parametrize("line", CONVERSIONS)

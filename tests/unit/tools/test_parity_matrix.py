@@ -8,9 +8,11 @@ import parity_matrix
 import pytest
 from parity_matrix import Row, choose, report
 
-from tests.support.layouts import Layout, all_layouts
+from tests.support.layouts import UNFUSED, Layout, all_layouts
 
-GOOD = {"loss": 1e-7, "gradient": 1e-6, "logits": 1e-5, "dropped_loss": 1e-7, "replicas": "bit-equal"}
+FIGURES = ["loss", "gradient", "logits", "dropped_loss", "fused_loss", "fused_gradient"]
+GOOD = {**dict.fromkeys(FIGURES, 1e-7), "replicas": "bit-equal"}
+LAYOUTS = all_layouts(4, [UNFUSED])
 
 
 def degrees(layout: Layout) -> tuple[object, ...]:
@@ -21,23 +23,23 @@ def degrees(layout: Layout) -> tuple[object, ...]:
 
 def test_every_combination_of_degrees_is_there_once() -> None:
     layouts = choose([1, 2, 4], every_variation=False, only=None)
-    wanted = {degrees(layout) for layout in all_layouts(4)}
+    wanted = {degrees(layout) for layout in LAYOUTS}
     assert {degrees(layout) for layout in layouts} == wanted
     assert len(layouts) == len(wanted)
     assert {layout.world_size for layout in layouts} == {1, 2, 4}
     for field in ("recompute", "stages", "overlap"):
         assert {getattr(layout, field) for layout in layouts} == {
-            getattr(layout, field) for layout in all_layouts(4)
+            getattr(layout, field) for layout in LAYOUTS
         }
 
 
 def test_all_crosses_everything_and_a_name_chooses() -> None:
-    assert len(choose([1, 2, 4], every_variation=True, only=None)) == len(all_layouts(4))
+    assert len(choose([1, 2, 4], every_variation=True, only=None)) == len(LAYOUTS)
     assert {layout.tp for layout in choose([2], every_variation=True, only="tp2")} == {2}
     assert choose([2], every_variation=False, only="tp9") == []
 
 
-@pytest.mark.parametrize("figure", ["loss", "gradient", "logits", "dropped_loss"])
+@pytest.mark.parametrize("figure", FIGURES)
 @pytest.mark.parametrize("value", [1.0, float("nan")])
 def test_one_figure_out_of_bounds_is_not_exact(figure: str, value: float) -> None:
     assert Row(Layout(), **GOOD).exact
@@ -56,7 +58,7 @@ def test_a_layout_that_is_not_exact_ends_with_1(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(
         parity_matrix,
         "measure",
-        lambda _bench, layout: Row(layout, **{**GOOD, "loss": 1e-3 * (layout.tp - 1)}),
+        lambda _bench, layout, _turn: Row(layout, **{**GOOD, "loss": 1e-3 * (layout.tp - 1)}),
     )
     target = tmp_path / "parity.md"
     assert parity_matrix.main(["--ranks", "1", "--output", str(target)]) == 0

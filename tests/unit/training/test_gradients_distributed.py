@@ -44,13 +44,24 @@ def test_data_parallel_ranks_are_summed_and_normalised_once(
         assert set(found.values()) == {3.0 / 12}
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["", "sp"])
-def test_replicated_factors_are_summed_over_tp(
-    workers: WorkerPool, tiny: Tiny, sequence_parallel: bool
+@pytest.mark.parametrize(
+    ("flags", "partial"),
+    [
+        ({}, False),
+        ({"sequence_parallel": True}, True),
+        ({"lora_fusion": True, "lora_fusion_plan": ("one-collective",)}, True),
+        ({"lora_fusion": True, "lora_fusion_plan": ("overlapped",)}, False),
+        ({"sequence_parallel": True, "lora_fusion": True, "lora_fusion_plan": ("overlapped",)}, True),
+    ],
+    ids=["", "sp", "one-collective", "overlapped", "overlapped sp"],
+)
+def test_replicated_factors_are_summed_over_tp_where_they_are_partial(
+    workers: WorkerPool, tiny: Tiny, flags: dict[str, object], partial: bool
 ) -> None:
-    words = tiny.words(tensor_model_parallel_size=2, sequence_parallel=sequence_parallel)
+    words = tiny.words(tensor_model_parallel_size=2, **flags)
     for rank, found in enumerate(workers.run(2, finalized, words, 2, 1, 1.0)):
-        own, summed = {rank + 1.0}, {3.0}
+        own = {rank + 1.0}
+        summed = {3.0} if partial else own
         assert by_kind(found) == {
             "linear_qkv.lora_a": summed,
             "linear_qkv.lora_b": own,

@@ -1,0 +1,39 @@
+"""``--lora-fusion`` of a job: what its flags ask for, and the speeds that the rest is chosen by."""
+
+from __future__ import annotations
+
+import torch
+
+from mindspeed_lora.adapters.schedules import Family
+from mindspeed_lora.adapters.schedules.choice import FusionRequest, Scheduler, measure
+from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.device import current_device
+from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.plan import TrainPlan
+
+
+def fusion_scheduler(plan: TrainPlan, groups: ParallelGroups, dtype: torch.dtype) -> Scheduler:
+    """What gives each linear its schedule; all ranks call it, since it measures their link."""
+    lora, parallel = plan.job.lora, plan.job.parallel
+    if plan.adapter is None or not lora.lora_fusion:
+        return Scheduler()
+    # Each context-parallel rank has its share of every row.
+    tokens = plan.seq_length * plan.job.training.micro_batch_size // parallel.context_parallel_size
+    tokens = tokens // 2 if lora.lora_fusion_interleave else tokens
+    return Scheduler(
+        fusion_request(lora),
+        tokens=tokens,
+        tp=groups.tp_size,
+        sequence_parallel=parallel.sequence_parallel,
+        speeds=measure(tokens, plan.shape.hidden_size, dtype, current_device(), groups),
+    )
+
+
+def fusion_request(lora: LoraConfig) -> FusionRequest:
+    """What the flags fix of every linear's schedule."""
+    words = lora.lora_fusion_plan or ()
+    family = next((family for family in Family if family.value in words), None)
+    if lora.lora_fusion_chunks is not None or lora.lora_fusion_interleave:
+        family = Family.ONE_COLLECTIVE
+    merge = True if "merge" in words else False if "split" in words else None
+    return FusionRequest(family, merge, lora.lora_fusion_chunks)
