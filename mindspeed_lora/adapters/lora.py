@@ -82,15 +82,20 @@ class ParallelLoraLinear(torch.nn.Module):
         self.base_layer = base_layer
         self.parts = torch.nn.ModuleList(parts)
         self.dropout = dropout
-        self.tp_rank, tp_size = dist.get_rank(tp_group), dist.get_world_size(tp_group)
-        self.axis = TokenAxis(tp_group, tp_size, self.tp_rank, sequence_parallel and tp_size > 1, plan.chunks)
+        self.tp_group, self.tp_rank = tp_group, dist.get_rank(tp_group)
+        self.tp_size = dist.get_world_size(tp_group)
+        self.sequence_parallel = sequence_parallel and self.tp_size > 1
+        self.use(plan)
+
+    def use(self, plan: SchedulePlan) -> None:
+        """Runs this schedule from now on; not between the micro-batches of a step, whose gradients add up."""
         self.plan = plan
+        self.axis = TokenAxis(self.tp_group, self.tp_size, self.tp_rank, self.sequence_parallel, plan.chunks)
         # On one rank no schedule has anything to order.
-        family = plan.family if tp_size > 1 else Family.ONE_COLLECTIVE
-        self._begin = self._schedules[family]
-        for part in parts:
+        self._begin = self._schedules[plan.family if self.tp_size > 1 else Family.ONE_COLLECTIVE]
+        for part in self._parts():
             replicated: Any = self._replicated(part)
-            replicated.partial_over_tp = plan.is_partial(self.axis.sequence_parallel)
+            replicated.partial_over_tp = plan.is_partial(self.sequence_parallel)
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:
         """The output of the linear with its adapter, and the bias that the base leaves to the caller.
