@@ -1,0 +1,113 @@
+"""How often, and how many bytes, a linear with an adapter sends, forward and backward together, in each schedule."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from mindspeed_lora.adapters.schedules import Family, SchedulePlan
+from mindspeed_lora.config.parallel import ParallelConfig
+from mindspeed_lora.parallel.groups import destroy_groups, initialize_groups
+from tests.support.pool import WorkerPool
+from tests.unit.adapters.dense import Problem, keys, linear
+
+PROBLEM = Problem(parts=((0, 24, 3, 2.0),), in_features=16, out_features=24, s=8, b=2)
+TOKENS, RANK, IN, OUT, TP = 16, 3, 16, 24, 2
+LOCAL = TOKENS // TP
+GATHER, SCATTER, REDUCE = "all-gather", "reduce-scatter", "all-reduce"
+_FUNCTIONS = {"all_gather_into_tensor": GATHER, "all_to_all_single": SCATTER, "all_reduce": REDUCE}
+"""Over gloo a reduce-scatter is an exchange."""
+
+Sent = dict[tuple[str, int], int]
+"""(Collective, width of its rows) → rows that a rank puts into it."""
+
+
+def sent(kind: str, sp: bool, plan: SchedulePlan) -> tuple[Sent, dict[str, int]]:
+    """What travels, rows summed over calls, and the number of calls."""
+    groups = initialize_groups(ParallelConfig(tensor_model_parallel_size=TP), seed=1)[0]
+    layer, x = linear(PROBLEM, kind, groups, sp, plan=plan)
+    rows: Counter[tuple[str, int]] = Counter()
+    calls: Counter[str] = Counter()
+    originals = {name: getattr(dist, name) for name in _FUNCTIONS}
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            tensor = args[0] if name == "all_reduce" else args[1]
+            rows[_FUNCTIONS[name], tensor.size(-1)] += tensor[..., 0].numel()
+            calls[_FUNCTIONS[name]] += 1
+            return originals[name](*args, **kwargs)
+
+        return call
+
+    for name in _FUNCTIONS:
+        setattr(dist, name, counted(name))
+    try:
+        output, _ = layer(x.requires_grad_(), keys(PROBLEM))
+        output.sum().backward()
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+        destroy_groups()
+    return dict(rows), dict(calls)
+
+
+def plan(family: Family, merge: bool = False, chunks: int = 0) -> SchedulePlan:
+    return SchedulePlan(family, 0 if merge else None, chunks)
+
+
+ONE, OVERLAPPED, UNFUSED = Family.ONE_COLLECTIVE, Family.OVERLAPPED, Family.UNFUSED
+EXPECTED: dict[tuple[str, bool], dict[tuple[Family, bool], Sent]] = {
+    ("column", True): {
+        (ONE, False): {(GATHER, IN): 1, (SCATTER, IN): 1, (SCATTER, RANK): 1},
+        (ONE, True): {(GATHER, IN): 1, (SCATTER, IN): 1, (SCATTER, RANK): 1},
+        (OVERLAPPED, True): {(GATHER, IN): 1, (GATHER, RANK): 1, (SCATTER, RANK): 1, (SCATTER, IN): 1},
+        (OVERLAPPED, False): {(GATHER, IN): 1, (GATHER, RANK): 2, (SCATTER, RANK): 1, (SCATTER, IN): 1},
+        (UNFUSED, False): {(GATHER, IN): 1, (GATHER, RANK): 2, (SCATTER, RANK): 1, (SCATTER, IN): 1},
+    },
+    ("column", False): {
+        (ONE, False): {(REDUCE, IN): 1},
+        (ONE, True): {(REDUCE, IN): 1},
+        (OVERLAPPED, False): {(REDUCE, IN): 1, (REDUCE, RANK): 1},
+        (UNFUSED, False): {(REDUCE, IN): 1, (REDUCE, RANK): 1},
+    },
+    ("row", True): {
+        (ONE, False): {(SCATTER, OUT): 1, (GATHER, OUT): 1},
+        (ONE, True): {(SCATTER, OUT): 1, (GATHER, OUT): 1},
+        (OVERLAPPED, True): {(SCATTER, RANK): 1, (SCATTER, OUT): 1, (GATHER, OUT): 1},
+        (OVERLAPPED, False): {(SCATTER, RANK): 1, (SCATTER, OUT): 1, (GATHER, OUT): 1},
+        (UNFUSED, False): {(SCATTER, RANK): 1, (SCATTER, OUT): 1, (GATHER, OUT): 1, (GATHER, RANK): 1},
+    },
+    ("row", False): {
+        (ONE, False): {(REDUCE, OUT): 1},
+        (ONE, True): {(REDUCE, OUT): 1},
+        (OVERLAPPED, False): {(REDUCE, OUT): 1, (REDUCE, RANK): 1},
+        (UNFUSED, False): {(REDUCE, OUT): 1, (REDUCE, RANK): 1},
+    },
+}
+"""Logical collectives; those of the base alone have the width of the whole input (column) or output (row)."""
+
+
+@pytest.mark.parametrize("sp", [False, True], ids=["", "sp"])
+@pytest.mark.parametrize("kind", ["column", "row"])
+def test_what_travels(workers: WorkerPool, kind: str, sp: bool) -> None:
+    for (family, merge), logical in EXPECTED[kind, sp].items():
+        # A gather and a reduce-scatter send this rank's rows, or the other one's; an all-reduce takes all.
+        rows = {what: count * (TOKENS if what[0] == REDUCE else LOCAL) for what, count in logical.items()}
+        for found, calls in workers.run(TP, sent, kind, sp, plan(family, merge)):
+            assert found == rows, (family, merge)
+            assert sum(calls.values()) == sum(logical.values())
+
+
+@pytest.mark.parametrize("sp", [False, True], ids=["", "sp"])
+@pytest.mark.parametrize("kind", ["column", "row"])
+def test_chunks_send_the_same(workers: WorkerPool, kind: str, sp: bool) -> None:
+    logical = EXPECTED[kind, sp][ONE, False]
+    whole = workers.run(TP, sent, kind, sp, plan(ONE))[0][0]
+    for found, calls in workers.run(TP, sent, kind, sp, plan(ONE, chunks=4)):
+        assert found == whole
+        base = sum(count for (_, width), count in logical.items() if width != RANK)
+        assert sum(calls.values()) == 4 * base + (sum(logical.values()) - base)
