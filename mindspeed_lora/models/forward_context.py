@@ -31,3 +31,10 @@ class ForwardContext:
             sub_rows=None if self.sub_rows is None else self.sub_rows[start:stop],
             token_keys=None if self.token_keys is None else self.token_keys[:, start:stop],
         )
+
+    def tokens(self, start: int, stop: int, ranks: int) -> ForwardContext:
+        """That of tokens ``start … stop`` of each rank's share of the rows, for what looks at single tokens only."""
+        keys = self.token_keys
+        if keys is not None:
+            keys = keys.unflatten(0, (ranks, -1))[:, start:stop].flatten(0, 1)
+        return replace(self, sub_rows=None, token_keys=keys)

@@ -51,7 +51,7 @@ def by_turns(first: Steps[T], second: Steps[T]) -> list[T]:
     Autograd goes back in the opposite order, so that the same holds for the backward pass.
     """
     outputs: dict[Steps[T], T] = {}
-    turns = itertools.chain((first, second, first), itertools.cycle((second, first)))
+    turns = itertools.chain((first, second, first), itertools.cycle((first, second)))
     for steps in turns:
         if len(outputs) == 2:
             break
@@ -63,11 +63,16 @@ def by_turns(first: Steps[T], second: Steps[T]) -> list[T]:
     return [outputs[first], outputs[second]]
 
 
-def interleave_layers(model: torch.nn.Module) -> None:
-    """Makes every layer of a model take its micro-batches in two halves."""
+def tokens_of_ranks(whole: Tensor, start: int, stop: int, ranks: int) -> Tensor:
+    """Tokens ``start … stop`` of what each rank holds under SP, out of ``whole [s, …]``."""
+    return whole.unflatten(0, (ranks, -1))[:, start:stop].flatten(0, 1)
+
+
+def interleave_layers(model: torch.nn.Module, what: str | None) -> None:
+    """Sets :attr:`TransformerLayer.interleave` of every layer of a model."""
     for module in model.modules():
         if isinstance(module, TransformerLayer):
-            module.interleave = True
+            module.interleave = what
 
 
 class TransformerLayer(MegatronTransformerLayer):
@@ -77,8 +82,9 @@ class TransformerLayer(MegatronTransformerLayer):
     micro-batch set out.
     """
 
-    interleave = False
-    """Whether two halves of a micro-batch go through by turns, one computed while the other travels."""
+    interleave: str | None = None
+    """What goes through by turns, one half computed while the other travels: two halves of the rows (``rows``), or
+    behind attention two halves of the tokens (``tokens``); None: nothing."""
 
     def forward(
         self,
@@ -94,25 +100,59 @@ class TransformerLayer(MegatronTransformerLayer):
             rotary_pos_emb: cosine and sine of the positions, ``[2, s, b or 1, 1, d/2]``.
             packed_seq_params: the context of the micro-batch.
         """
+        if self.interleave == "rows" and hidden_states.size(1) > 1:
+            return self._rows_by_turns(hidden_states, rotary_pos_emb, packed_seq_params), None
+        attended = to_the_end(
+            self.self_attention.attend_steps(
+                self.input_layernorm(hidden_states), rotary_pos_emb, packed_seq_params
+            )
+        )
+        if self.interleave == "tokens" and hidden_states.size(0) > 1:
+            return self._tokens_by_turns(attended, hidden_states, packed_seq_params), None
+        return to_the_end(self._steps_behind_attention(attended, hidden_states, packed_seq_params)), None
+
+    def _rows_by_turns(
+        self, hidden_states: Tensor, rotary_pos_emb: Tensor | None, context: ForwardContext | None
+    ) -> Tensor:
         rows = hidden_states.size(1)
-        if not self.interleave or rows == 1:
-            return to_the_end(self._steps(hidden_states, rotary_pos_emb, packed_seq_params)), None
         halves = []
         for start, stop in ((0, rows // 2), (rows // 2, rows)):
             rotation = rotary_pos_emb
             if rotation is not None and rotation.size(2) > 1:
                 rotation = rotation[:, :, start:stop]
-            context = None if packed_seq_params is None else packed_seq_params.rows(start, stop)
-            halves.append(self._steps(hidden_states[:, start:stop].contiguous(), rotation, context))
-        return torch.cat(by_turns(*halves), dim=1), None
+            of_half = None if context is None else context.rows(start, stop)
+            halves.append(self._steps(hidden_states[:, start:stop].contiguous(), rotation, of_half))
+        return torch.cat(by_turns(*halves), dim=1)
+
+    def _tokens_by_turns(
+        self, attended: Tensor, hidden_states: Tensor, context: ForwardContext | None
+    ) -> Tensor:
+        """Behind attention no token looks at another one."""
+        local, ranks = hidden_states.size(0), attended.size(0) // hidden_states.size(0)
+        halves = []
+        for start, stop in ((0, local // 2), (local // 2, local)):
+            of_half = None if context is None else context.tokens(start, stop, ranks)
+            halves.append(
+                self._steps_behind_attention(
+                    tokens_of_ranks(attended, start, stop, ranks), hidden_states[start:stop], of_half
+                )
+            )
+        return torch.cat(by_turns(*halves))
 
     def _steps(
         self, hidden_states: Tensor, rotary_pos_emb: Tensor | None, context: ForwardContext | None
     ) -> Steps[Tensor]:
-        attended, bias = yield from self.self_attention.steps(
+        attended = yield from self.self_attention.attend_steps(
             self.input_layernorm(hidden_states), rotary_pos_emb, context
         )
-        hidden_states = self._add(attended, bias, hidden_states)
+        yield
+        return (yield from self._steps_behind_attention(attended, hidden_states, context))
+
+    def _steps_behind_attention(
+        self, attended: Tensor, hidden_states: Tensor, context: ForwardContext | None
+    ) -> Steps[Tensor]:
+        projected, bias = yield from self.self_attention.project_steps(attended, context)
+        hidden_states = self._add(projected, bias, hidden_states)
         output, bias = yield from self.mlp.steps(self.pre_mlp_layernorm(hidden_states), context)
         return self._add(output, bias, hidden_states)
 
@@ -147,12 +187,13 @@ class SelfAttention(MegatronSelfAttention):
         **_unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """``[s, b, h]`` (under SP ``[s/t, b, h]``) to the same shape, and the bias that is left to the caller."""
-        return to_the_end(self.steps(hidden_states, rotary_pos_emb, packed_seq_params))
+        attended = to_the_end(self.attend_steps(hidden_states, rotary_pos_emb, packed_seq_params))
+        return to_the_end(self.project_steps(attended, packed_seq_params))
 
-    def steps(
+    def attend_steps(
         self, hidden_states: Tensor, rotary_pos_emb: Tensor | None, context: ForwardContext | None
-    ) -> Steps[tuple[Tensor, Tensor | None]]:
-        """:meth:`forward`, with a pause while its input and while its output travels, and before its output does."""
+    ) -> Steps[Tensor]:
+        """What attention gives, ``[s, b, n · d]`` of this rank's heads, with a pause while the input travels."""
         assert rotary_pos_emb is not None, "positions are rotary"
         finish = self.linear_qkv.begin(hidden_states, context)
         yield
@@ -161,8 +202,12 @@ class SelfAttention(MegatronSelfAttention):
         attend = (
             self._recomputed_attention if self.checkpoint_core_attention and self.training else self._attend
         )
-        attended = attend(query, key, value, context)
-        yield
+        return attend(query, key, value, context)
+
+    def project_steps(
+        self, attended: Tensor, context: ForwardContext | None
+    ) -> Steps[tuple[Tensor, Tensor | None]]:
+        """``linear_proj`` and the bias that is left to the caller, with a pause while its output travels."""
         finish = self.linear_proj.begin(attended, context)
         yield
         output: tuple[Tensor, Tensor | None] = finish()

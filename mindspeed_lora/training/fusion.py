@@ -37,3 +37,11 @@ def fusion_request(lora: LoraConfig) -> FusionRequest:
         family = Family.ONE_COLLECTIVE
     merge = True if "merge" in words else False if "split" in words else None
     return FusionRequest(family, merge, lora.lora_fusion_chunks)
+
+
+def interleaving(plan: TrainPlan) -> str | None:
+    """What of a micro-batch the layers take in two halves by turns."""
+    job = plan.job
+    if not job.lora.lora_fusion_interleave:
+        return None
+    return "rows" if job.training.micro_batch_size > 1 else "tokens"

@@ -17,7 +17,12 @@ LAYOUTS = [
     Layout(tp=2, sequence_parallel=True, recompute="uniform"),
     Layout(pp=2, dp=2, recompute="selective"),
     Layout(cp=4, attention="hybrid"),
+    Layout(tp=2, sequence_parallel=True, fusion="chunks"),
+    Layout(tp=2, dp=2, sequence_parallel=True, fusion="chunks"),
+    Layout(tp=2, fusion="chunks", recompute="uniform"),
+    Layout(tp=2, sequence_parallel=True, fusion="published-merged"),
 ]
+"""``chunks`` interleaves halves: of two rows on two ranks, of the tokens of one row on four."""
 OTHERS = [
     Layout(recompute="block"),
     Layout(tp=4, sequence_parallel=True),
@@ -58,7 +63,9 @@ def test_masks_do_not_depend_on_the_micro_batch(bench: ParityBench, one_process:
     assert largest_ratio(outcome.losses, one_process.losses) <= LOSS_BETWEEN_LAYOUTS
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, dp=2)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(), Layout(tp=2, dp=2), Layout(tp=2, sequence_parallel=True, fusion="chunks")], ids=str
+)
 def test_masks_do_not_depend_on_packing(layout: Layout, bench: ParityBench, one_process: Outcome) -> None:
     outcome = bench.train(CASE, layout, ["--packing", "--seq-length", "88"])
     assert largest_ratio(outcome.losses, one_process.losses) <= LOSS_BETWEEN_LAYOUTS
