@@ -22,8 +22,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-from comparison.fused_layers import FusedLayers, Sizes, Way, local_copies, peak_above  # noqa: E402
+from comparison.fused_layers import FusedLayers, Way, local_copies, peak_above  # noqa: E402
 from comparison.rate_limited_link import bring_up, limit  # noqa: E402
+from comparison.sizes import Sizes  # noqa: E402
 from mindspeed_lora.adapters.schedules import Family  # noqa: E402
 from mindspeed_lora.adapters.schedules.choice import FusionRequest, measure  # noqa: E402
 from mindspeed_lora.config.parallel import ParallelConfig  # noqa: E402

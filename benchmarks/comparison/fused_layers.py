@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from comparison.sizes import Sizes
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
 from mindspeed_lora.adapters.lora import (
@@ -25,46 +26,12 @@ from mindspeed_lora.adapters.side_branch import RowBlock
 from mindspeed_lora.checkpoint.load_model import build_model
 from mindspeed_lora.checkpoint.random_weights import RandomSource
 from mindspeed_lora.config.parallel import ParallelConfig
-from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.layer import TransformerLayer
 from mindspeed_lora.models.rope import rotary_tables
 from mindspeed_lora.models.transformer_config import transformer_config
 from mindspeed_lora.parallel.collectives import gather_first_dim, reduce_scatter_first_dim
 from mindspeed_lora.parallel.groups import ParallelGroups
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Layers of Llama-2-7B's proportions, and the micro-batch that goes through them."""
-
-    hidden_size: int = 1024
-    ffn_hidden_size: int = 2752
-    heads: int = 8
-    layers: int = 2
-    seq_length: int = 512
-    micro_batch_size: int = 2
-    rank: int = 16
-
-    @property
-    def tokens(self) -> int:
-        """Of a micro-batch."""
-        return self.seq_length * self.micro_batch_size
-
-    @property
-    def shape(self) -> ModelShape:
-        """The model."""
-        return ModelShape(
-            family="llama",
-            num_layers=self.layers,
-            hidden_size=self.hidden_size,
-            ffn_hidden_size=self.ffn_hidden_size,
-            num_attention_heads=self.heads,
-            num_query_groups=self.heads,
-            kv_channels=self.hidden_size // self.heads,
-            vocab_size=64,
-            max_position_embeddings=self.seq_length,
-        )
 
 
 @dataclass(frozen=True)

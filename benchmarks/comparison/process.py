@@ -33,9 +33,15 @@ class Ended:
 
 
 def run_child(
-    arguments: Sequence[str], threads: int, log: Path, environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    threads: int,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
 ) -> Ended:
     """Run this Python with ``arguments`` and what ``environment`` adds; its output goes to ``log``.
+
+    ``within`` is a command that runs it, such as ``unshare``.
 
     Raises:
         Failed: the child ended with another status than 0.
@@ -43,7 +49,7 @@ def run_child(
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [*within, sys.executable, *arguments],
             cwd=ROOT,
             env={**_environment(threads), **(environment or {})},
             stdin=subprocess.DEVNULL,
