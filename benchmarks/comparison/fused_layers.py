@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from comparison.sizes import Sizes
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
+from comparison.sizes import Sizes
 from mindspeed_lora.adapters.lora import (
     ColumnParallelLora,
     LoraPart,
