@@ -34,15 +34,16 @@ from mindspeed_lora.parallel.groups import initialize_groups  # noqa: E402
 ONE, OVERLAPPED = Family.ONE_COLLECTIVE, Family.OVERLAPPED
 WAYS = (
     Way("unfused"),
-    Way("fused", FusionRequest(ONE), interleave="rows"),
-    Way("tokens", FusionRequest(ONE), interleave="tokens"),
-    Way("auto", FusionRequest()),
-    Way("no chunks", FusionRequest(ONE, chunks=0), interleave="rows"),
-    Way("neither", FusionRequest(ONE, chunks=0)),
+    Way("fused", FusionRequest()),
+    Way("interleaved", FusionRequest(ONE), interleave="rows"),
+    Way("interleaved tokens", FusionRequest(ONE), interleave="tokens"),
+    Way("interleaved, no chunks", FusionRequest(ONE, chunks=0), interleave="rows"),
+    Way("no chunks", FusionRequest(ONE, chunks=0)),
     Way("published, merge", FusionRequest(OVERLAPPED, merge=True)),
     Way("published, split", FusionRequest(OVERLAPPED, merge=False)),
 )
-"""``fused``: auto with interleaved halves; ``no chunks`` and ``neither``: without one lever, without both."""
+"""``fused`` is ``--lora-fusion`` alone, ``interleaved`` adds ``--lora-fusion-interleave``, by rows or, as with one row,
+by tokens; ``no chunks`` waits for whole collectives."""
 
 
 def main() -> None:
@@ -62,20 +63,26 @@ def main() -> None:
 
 
 def _rank(options: dict[str, Any], target: Path) -> None:
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    size = options["ranks"]
-    groups, _ = initialize_groups(ParallelConfig(tensor_model_parallel_size=size, sequence_parallel=True), 1)
-    layers = FusedLayers(Sizes(**options["sizes"]), groups)
-    sweep = _Sweep(layers, groups.is_main, options["repeats"])
+    layers, is_main = joined_layers(options["ranks"], Sizes(**options["sizes"]))
+    sweep = Sweep(layers, is_main, options["repeats"])
     results = [sweep.at(ratio) for ratio in options["ratios"]]
-    if groups.is_main:
+    if is_main:
         found = {"compute_seconds": sweep.compute, "bytes_sent": layers.bytes_sent, "rates": results}
         target.write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-class _Sweep:
+def joined_layers(size: int, sizes: Sizes) -> tuple[FusedLayers, bool]:
+    """This rank's layers, once all ranks are here, and whether it is rank 0."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    groups, _ = initialize_groups(ParallelConfig(tensor_model_parallel_size=size, sequence_parallel=True), 1)
+    return FusedLayers(sizes, groups), groups.is_main
+
+
+class Sweep:
+    """Measures at one link rate after the other; all ranks call the same."""
+
     def __init__(self, layers: FusedLayers, is_main: bool, repeats: int) -> None:
         self.layers, self.is_main, self.repeats = layers, is_main, repeats
         self._limit(None)
@@ -84,11 +91,7 @@ class _Sweep:
 
     def at(self, ratio: float | None) -> dict[str, Any]:
         """Everything at the link rate at which the base's collectives take ``ratio`` times the compute."""
-        rate = None
-        if ratio is not None:
-            # Both ranks' bytes pass the same loopback.
-            rate = 2 * self.layers.bytes_sent / (ratio * self.compute)
-        self._limit(rate)
+        rate = self.limit_to(ratio)
         communication = self._median(self.layers.communicate)
         plans = {way.name: self.layers.choose(way) for way in WAYS}
         speeds = measure(
@@ -103,7 +106,7 @@ class _Sweep:
         for turn in range(self.repeats + 1):
             for way in WAYS:
                 self.layers.use(plans[way.name], way.interleave)
-                took = self._time(self.layers.step)
+                took = self.time(self.layers.step)
                 if turn:
                     seconds[way.name].append(took)
             self.layers.use(plans["unfused"], None)
@@ -125,6 +128,15 @@ class _Sweep:
             },
         }
 
+    def limit_to(self, ratio: float | None) -> float | None:
+        """Limits the link such that communication takes ``ratio`` times the compute; its rate, bytes a second."""
+        rate = None
+        if ratio is not None:
+            # Both ranks' bytes pass the same loopback.
+            rate = 2 * self.layers.bytes_sent / (ratio * self.compute)
+        self._limit(rate)
+        return rate
+
     def _compute(self) -> float:
         self._compute_once()
         return statistics.median(self._compute_once() for _ in range(max(3, self.repeats)))
@@ -140,9 +152,10 @@ class _Sweep:
 
     def _median(self, work: Callable[[], None]) -> float:
         work()
-        return statistics.median(self._time(work) for _ in range(self.repeats))
+        return statistics.median(self.time(work) for _ in range(self.repeats))
 
-    def _time(self, work: Callable[[], None]) -> float:
+    def time(self, work: Callable[[], None]) -> float:
+        """Seconds until all ranks have done the work."""
         dist.barrier()
         started = time.perf_counter()
         work()

@@ -119,9 +119,9 @@ class FusedLayers:
             hidden, _ = layer(hidden, rotary_pos_emb=self.rotary, packed_seq_params=ForwardContext())
         hidden.backward(self.grad)
         factors = [factor for _, linear in self.linears for factor in linear.parts.parameters()]
-        partial = [f.grad.flatten() for f in factors if getattr(f, "partial_over_tp", False)]
+        partial = [f.grad for f in factors if f.grad is not None and getattr(f, "partial_over_tp", False)]
         if partial:
-            dist.all_reduce(torch.cat(partial), group=self.groups.tp_group)
+            dist.all_reduce(torch.cat([grad.flatten() for grad in partial]), group=self.groups.tp_group)
         for tensor in (self.x, *factors):
             tensor.grad = None
 

@@ -20,7 +20,7 @@ from mindspeed_lora.models.transformer_config import transformer_config
 from mindspeed_lora.parallel.collectives import all_gather_objects, all_reduce_sum, together
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.data_parallel import wrap_chunks
-from mindspeed_lora.training.fusion import fusion_scheduler, interleaving
+from mindspeed_lora.training.fusion import fusion_notices, fusion_scheduler, interleaving
 from mindspeed_lora.training.gradients import GradientFinalizer
 from mindspeed_lora.training.model_files import ModelFiles
 from mindspeed_lora.training.optimizer import AdamW
@@ -84,7 +84,7 @@ class TrainingSession:
                 for chunk in plan.placement.rank_chunks(groups.pp_rank)
             ],
         )
-        self.notices += scheduler.lines
+        self.notices += [*fusion_notices(plan), *scheduler.lines]
         for gpt, _ in built:
             interleave_layers(gpt, interleaving(plan))
         return [gpt for gpt, _ in built], [parameters for _, parameters in built]

@@ -348,12 +348,15 @@ def candidates(family: Family | None, merge: bool | None, chunks: int | None) ->
 
 
 def best(plans: list[SchedulePlan], shape: LinearShape, device: Device) -> SchedulePlan:
-    """The fastest one; a later plan must gain 2% on an earlier, simpler one."""
+    """The fastest one; a later plan must gain 2% on an earlier, simpler one.
+
+    Where plans without merging were left too, it merges only from as many tokens on as make it gain.
+    """
     chosen = plans[0]
     for plan in plans[1:]:
         if linear_time(plan, shape, device).now < 0.98 * linear_time(chosen, shape, device).now:
             chosen = plan
-    if chosen.merge_from is None:
+    if chosen.merge_from is None or replace(chosen, merge_from=None) not in plans:
         return chosen
     return replace(chosen, merge_from=_merge_from(chosen, shape, device))
 

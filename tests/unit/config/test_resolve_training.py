@@ -55,6 +55,43 @@ def test_a_loaded_adapter_tells_what_is_left_out() -> None:
     assert (lora.lora_r, lora.lora_alpha, lora.lora_target_modules) == (None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "--lora-fusion-chunks 2",
+            "--lora-fusion-chunks 2 says how --lora-fusion works, which is not given; add it",
+        ),
+        ("--lora-fusion-interleave", "--lora-fusion-interleave says how --lora-fusion works"),
+        ("--lora-fusion-plan auto", "--lora-fusion-plan auto says how --lora-fusion works"),
+        (
+            "--lora-fusion --lora-fusion-plan fastest",
+            "--lora-fusion-plan fastest: expected one of auto, one-collective",
+        ),
+        ("--lora-fusion --lora-fusion-plan auto overlapped", "give one of auto, overlapped"),
+        ("--lora-fusion --lora-fusion-plan one-collective merge split", "give one of merge, split"),
+        (
+            "--lora-fusion --lora-fusion-plan overlapped --lora-fusion-chunks 2",
+            "--lora-fusion-chunks is of the one-coll",
+        ),
+        (
+            "--lora-fusion --lora-fusion-plan overlapped --lora-fusion-interleave",
+            "-interleave is of the one-collective",
+        ),
+        ("--lora-fusion --lora-fusion-chunks -1", "--lora-fusion-chunks -1: expected a number of at least 0"),
+    ],
+)
+def test_what_fusion_flags_contradict(line: str, words: str) -> None:
+    assert words in refusal(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "--lora-fusion-plan auto merge", "--lora-fusion-plan split --lora-fusion-chunks 0"]
+)
+def test_fusion_flags_that_agree(line: str) -> None:
+    assert job(f"--lora-fusion {line}").lora.lora_fusion
+
+
 def test_what_is_given_is_no_default() -> None:
     line = (
         "--lr 1e-4 --lr-decay-style constant --micro-batch-size 2 --global-batch-size 4 --lr-warmup-iters 0"
