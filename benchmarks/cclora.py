@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    found = {**facts, **found, "rates": [_with_figures(rate) for rate in found["rates"]]}
+    found = {**facts, **found, "rates": [with_figures(rate) for rate in found["rates"]]}
     print(text(found))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def _measured(asked: dict[str, Any]) -> dict[str, Any]:
         return found
 
 
-def _with_figures(rate: dict[str, Any]) -> dict[str, Any]:
+def with_figures(rate: dict[str, Any]) -> dict[str, Any]:
     """What follows from the seconds, for every way."""
     compute, communication = rate["compute_seconds"], rate["communication_seconds"]
     medians = {name: statistics.median(seconds) for name, seconds in rate["step_seconds"].items()}

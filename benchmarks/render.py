@@ -42,7 +42,12 @@ def main() -> int:
 
 def _section(path: Path, result: dict[str, Any]) -> str:
     """One result: what it is of, its table, its chart."""
-    body = {"train_vs_trl": _train_vs_trl, "tensor_parallel": _tensor_parallel, "start_up": _start_up}
+    body = {
+        "train_vs_trl": _train_vs_trl,
+        "tensor_parallel": _tensor_parallel,
+        "start_up": _start_up,
+        "cclora": _cclora,
+    }
     machine, commit = result["machine"], result["commit"].get("sha", "unknown")[:12]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     where = (
@@ -122,6 +127,28 @@ def _tensor_parallel(_path: Path, result: dict[str, Any]) -> str:
     first, second = (side["name"] for side in result["sides"])
     heading = ["", "real tokens/s", "peak GB of a process"]
     return f"{table(heading, rows)}\n\n{second} reach {result['ratio']:.2f} of {first}."
+
+
+def _cclora(_path: Path, result: dict[str, Any]) -> str:
+    """Times as fast as unfused, and how much is hidden, by link rate; the last table is of memory."""
+    rates = result["rates"]
+
+    def ratio(rate: dict[str, Any]) -> str:
+        measured = rate["communication_seconds"] / rate["compute_seconds"]
+        return f"{measured:.2f}" if rate["ratio"] else f"{measured:.2f} (no limit)"
+
+    heading = ["communication / compute", *map(ratio, rates)]
+    blocks = []
+    for title, shown in (
+        ("Times as fast as unfused", lambda figures: f"{figures['speedup']:.2f}"),
+        ("Share of the communication that is hidden", lambda figures: f"{100 * figures['hidden']:.0f}%"),
+        ("Step, by the longer of compute and communication alone", lambda figures: f"{figures['of_bound']:.2f}"),
+    ):
+        rows = [[name, *(shown(rate["ways"][name]) for rate in rates)] for name in rates[0]["ways"]]
+        blocks.append(f"{title}:\n\n{table(heading, rows)}")
+    peaks = [[name, *(f"{rate['peak_bytes'][name] / 2**20:.0f}" for rate in rates)] for name in rates[0]["ways"]]
+    blocks.append(f"Peak of a step above what is there before it, MiB of a rank:\n\n{table(heading, peaks)}")
+    return "\n\n".join(blocks)
 
 
 def _start_up(_path: Path, result: dict[str, Any]) -> str:

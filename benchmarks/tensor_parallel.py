@@ -48,7 +48,7 @@ class Ranks:
         command = ["posttrain_gpt.py", *ours_flags(setting, inputs, self.rows_at_once), "--save", str(save)]
         if self.count > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.count)]
-            command = [*launcher, *command, "--tensor-model-parallel-size", str(self.count)]
+            command = [*launcher, *command, "--tensor-model-parallel-size", str(self.count), "--lora-fusion"]
         ended = run_child(command, setting.threads // self.count, folder / "log")
         return checked(self, setting, inputs, steps_of(save), ended)
 

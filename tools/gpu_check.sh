@@ -50,6 +50,8 @@ if [[ ${BENCH:-} != no ]]; then
     # shellcheck disable=SC2086  # BENCH is a list of words
     "$run" benchmarks/train_vs_trl_gpu.py --json "$work/bench.json" "${alone[@]}" ${BENCH:-} || status=1
 fi
-"$run" tools/gpu_check_report.py --tests "$work/tests.xml" --benchmark "$work/bench.json" --out "$out"
+"$run" benchmarks/merge_or_split.py --json "$work/merge.json" || status=1
+"$run" tools/gpu_check_report.py --tests "$work/tests.xml" --benchmark "$work/bench.json" \
+    --merge-or-split "$work/merge.json" --out "$out"
 printf 'written: %s\n' "$out" >&2
 exit "$status"

@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requirements", action="store_true", help="print what the tests need, one a line")
     parser.add_argument("--tests", type=Path, help="pytest's JUnit file")
     parser.add_argument("--benchmark", type=Path, help="the benchmark's JSON")
+    parser.add_argument("--merge-or-split", type=Path, help="the JSON of merging against splitting")
     parser.add_argument("--out", type=Path, help="the report")
     options = parser.parse_args(arguments)
     if options.requirements:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.out is None or options.tests is None:
         parser.error("give --tests and --out, or --requirements")
-    made = report(options.tests, options.benchmark)
+    made = report(options.tests, options.benchmark, options.merge_or_split)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -46,7 +47,7 @@ def requirements() -> list[str]:
     return [*own, *TESTING]
 
 
-def report(tests: Path, benchmark: Path | None) -> dict[str, Any]:
+def report(tests: Path, benchmark: Path | None, merge_or_split: Path | None = None) -> dict[str, Any]:
     """Device, versions, and the results of what ran."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -54,8 +55,14 @@ def report(tests: Path, benchmark: Path | None) -> dict[str, Any]:
         "device": _device(),
         "versions": {"python": platform.python_version(), **_versions()},
         "tests": _tests(tests),
-        "benchmark": json.loads(benchmark.read_text()) if benchmark and benchmark.is_file() else None,
+        "benchmark": _json(benchmark),
+        "merge_or_split": _json(merge_or_split),
     }
+
+
+def _json(path: Path | None) -> Any:
+    """Of a file that may be missing."""
+    return json.loads(path.read_text()) if path and path.is_file() else None
 
 
 def _tests(path: Path) -> dict[str, Any]:
