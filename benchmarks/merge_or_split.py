@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     print(table(heading, shown))
     if options.json is not None:
-        options.json.write_text(json.dumps({"device": device, "dtype": str(dtype), "rows": rows}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"device": device, "dtype": str(dtype), "rows": rows}, indent=1) + "\n"
+        )
     return 0
 
 

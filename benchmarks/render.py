@@ -142,11 +142,16 @@ def _cclora(_path: Path, result: dict[str, Any]) -> str:
     for title, shown in (
         ("Times as fast as unfused", lambda figures: f"{figures['speedup']:.2f}"),
         ("Share of the communication that is hidden", lambda figures: f"{100 * figures['hidden']:.0f}%"),
-        ("Step, by the longer of compute and communication alone", lambda figures: f"{figures['of_bound']:.2f}"),
+        (
+            "Step, by the longer of compute and communication alone",
+            lambda figures: f"{figures['of_bound']:.2f}",
+        ),
     ):
         rows = [[name, *(shown(rate["ways"][name]) for rate in rates)] for name in rates[0]["ways"]]
         blocks.append(f"{title}:\n\n{table(heading, rows)}")
-    peaks = [[name, *(f"{rate['peak_bytes'][name] / 2**20:.0f}" for rate in rates)] for name in rates[0]["ways"]]
+    peaks = [
+        [name, *(f"{rate['peak_bytes'][name] / 2**20:.0f}" for rate in rates)] for name in rates[0]["ways"]
+    ]
     blocks.append(f"Peak of a step above what is there before it, MiB of a rank:\n\n{table(heading, peaks)}")
     return "\n\n".join(blocks)
 

@@ -129,14 +129,14 @@ def predict_interleaved(job: Job, device: Device, other: float, chunks: int | No
     compute = other + 2 * sum(clock.computing for clock in clocks)
     communication = 2 * sum(clock.travelling for clock in clocks)
     ends = 0.0
-    for shape, plan, products in zip(half.linears.values(), plans, (0.5, 0.5, 0.5, 0.5), strict=True):
-        if shape.column and shape.in_features == job.model.hidden_size:
+    for shape, plan in zip(half.linears.values(), plans, strict=True):
+        if shape.column:
             gather = device.latency + (shape.tp - 1) * shape.tokens // shape.tp * shape.in_features * (
                 shape.element_size / device.link
             )
             own = 2 * shape.tokens / shape.tp * shape.in_features * shape.out_features / device.flops
-            ends += 2 * products * max(0.0, gather - (own if plan.chunks else 0.0))
-    return Prediction(max(compute, communication) + ends, communication, tuple(plans))
+            ends += max(0.0, gather - (own if plan.chunks else 0.0))
+    return Prediction(max(compute + ends, communication), communication, tuple(plans))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

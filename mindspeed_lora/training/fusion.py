@@ -11,6 +11,9 @@ from mindspeed_lora.device import current_device
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.plan import TrainPlan
 
+WORTH_INTERLEAVING = 1.0
+"""Link by products, from where on halves by turns gain (``benchmarks/cclora.py``: a loss at 0.5, a gain at 1)."""
+
 
 def fusion_scheduler(plan: TrainPlan, groups: ParallelGroups, dtype: torch.dtype) -> Scheduler:
     """What gives each linear its schedule; all ranks call it, since it measures their link."""
@@ -19,7 +22,7 @@ def fusion_scheduler(plan: TrainPlan, groups: ParallelGroups, dtype: torch.dtype
         return Scheduler()
     # Each context-parallel rank has its share of every row.
     tokens = plan.seq_length * plan.job.training.micro_batch_size // parallel.context_parallel_size
-    tokens = tokens // 2 if lora.lora_fusion_interleave else tokens
+    tokens = max(1, tokens // 2) if lora.lora_fusion_interleave else tokens
     return Scheduler(
         fusion_request(lora, drops=plan.adapter.spec.dropout > 0.0),
         tokens=tokens,
@@ -48,9 +51,20 @@ def fusion_notices(plan: TrainPlan) -> list[str]:
     return []
 
 
-def interleaving(plan: TrainPlan) -> str | None:
-    """What of a micro-batch the layers take in two halves by turns."""
-    job = plan.job
-    if not job.lora.lora_fusion_interleave:
+def interleaving(plan: TrainPlan, scheduler: Scheduler) -> str | None:
+    """What of a micro-batch the layers take in two halves by turns: where asked for, or where the link is slow.
+
+    Halves make smaller products, which costs some percent; a slow link, which chunks alone cannot hide, gives more.
+    """
+    job, request = plan.job, scheduler.request
+    if request is None:
         return None
+    if not job.lora.lora_fusion_interleave:
+        is_free = request.family in (None, Family.ONE_COLLECTIVE) and request.chunks is None
+        if not is_free or scheduler.link_share < WORTH_INTERLEAVING:
+            return None
+        scheduler.lines.append(
+            "--lora-fusion: halves of a micro-batch go through each layer by turns, since the link takes "
+            f"{scheduler.link_share:.2g} times as long as the products"
+        )
     return "rows" if job.training.micro_batch_size > 1 else "tokens"

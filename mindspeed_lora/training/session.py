@@ -84,9 +84,10 @@ class TrainingSession:
                 for chunk in plan.placement.rank_chunks(groups.pp_rank)
             ],
         )
-        self.notices += [*fusion_notices(plan), *scheduler.lines]
+        by_turns = interleaving(plan, scheduler)
         for gpt, _ in built:
-            interleave_layers(gpt, interleaving(plan))
+            interleave_layers(gpt, by_turns)
+        self.notices += [*fusion_notices(plan), *scheduler.lines]
         return [gpt for gpt, _ in built], [parameters for _, parameters in built]
 
     def _restore(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -45,6 +45,22 @@ class Scheduler:
     lines: list[str] = field(default_factory=list)
     """What was chosen, a line per kind of linear."""
     _plans: dict[tuple[str, LinearShape], SchedulePlan] = field(default_factory=dict)
+
+    @property
+    def link_share(self) -> float:
+        """How long bytes travel, by how long products and messages' latency take, over one linear of each kind.
+
+        Latency stands with the products since halves by turns, which this decides on, send twice as often.
+        """
+        if self.speeds is None or not self._plans:
+            return 0.0
+        clocks = [linear_time(plan, shape, self.speeds) for (_, shape), plan in self._plans.items()]
+        at_once = replace(self.speeds, latency=0.0)
+        bytes_only = sum(
+            linear_time(plan, shape, at_once).travelling for (_, shape), plan in self._plans.items()
+        )
+        busy = sum(clock.computing + clock.travelling for clock in clocks) - bytes_only
+        return bytes_only / busy
 
     def plan(self, linear: str, weight: Tensor, column: bool, rank: int) -> SchedulePlan:
         """The plan of one linear.

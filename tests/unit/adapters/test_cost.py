@@ -84,5 +84,17 @@ def test_linears_of_one_kind_are_told_once() -> None:
     assert "ms predicted for 512 tokens" in scheduler.lines[0]
 
 
+def test_how_busy_the_link_is() -> None:
+    def share(link: float) -> float:
+        scheduler = Scheduler(
+            FusionRequest(), tokens=1024, tp=2, sequence_parallel=True, speeds=replace(DEVICE, link=link)
+        )
+        scheduler.plan("linear_fc1", torch.empty(1536, 1024, device="meta"), True, 16)
+        return scheduler.link_share
+
+    assert Scheduler().link_share == 0.0
+    assert share(1e6) > 10 > 1 > share(1e10) > 0
+
+
 def test_without_a_request_everything_is_unfused() -> None:
     assert Scheduler().plan("linear_qkv", torch.empty(4, 4), True, 1) is UNFUSED

@@ -18,7 +18,9 @@ def test_figures_follow_from_the_seconds() -> None:
     }
     ways = cclora.with_figures(rate)["ways"]
     assert ways["unfused"] == pytest.approx({"seconds": 1.5, "speedup": 1.0, "hidden": 0.0, "of_bound": 1.5})
-    assert ways["fused"] == pytest.approx({"seconds": 1.1, "speedup": 1.5 / 1.1, "hidden": 0.8, "of_bound": 1.1})
+    assert ways["fused"] == pytest.approx(
+        {"seconds": 1.1, "speedup": 1.5 / 1.1, "hidden": 0.8, "of_bound": 1.1}
+    )
 
 
 def test_where_there_can_be_no_slow_link_it_is_skipped(
@@ -32,7 +34,7 @@ def test_where_there_can_be_no_slow_link_it_is_skipped(
 @pytest.mark.skipif(why_not() is not None, reason=f"no network namespace with a limited rate: {why_not()}")
 def test_a_small_sweep(tmp_path: Path) -> None:
     target = tmp_path / "found.json"
-    words = ["--hidden-size", "128", "--layers", "1", "--seq-length", "32", "--repeats", "1"]
+    words = ["--hidden-size", "256", "--layers", "1", "--seq-length", "32", "--repeats", "1"]
     assert cclora.main([*words, "--json", str(target)]) == 0
     found = json.loads(target.read_text())
     assert [rate["ratio"] for rate in found["rates"]] == [0.25, 0.5, 1.0, 2.0, None]

@@ -13,7 +13,7 @@ from mindspeed_lora.adapters.schedules.cost import Device
 from mindspeed_lora.adapters.schedules.plan import UNFUSED
 
 JOB = Job(MODELS["llama-2-7b"], tokens=4096, row=4096, tp=8)
-FAST = Device(6e14, 2.6e12, math.inf, 0.0)
+FAST = Device(6e14, math.inf, math.inf, 0.0)
 SLOW = Device(6e14, 2.6e12, 1e10, 1e-5)
 WHOLE = SchedulePlan(Family.ONE_COLLECTIVE)
 
@@ -23,7 +23,7 @@ def test_without_wire_time_only_the_compute_is_left() -> None:
     assert found.communication == 0.0
     # 4 · parameters · tokens operations, the side branch besides.
     parameters = 4 * 4096**2 + 3 * 4096 * 11008
-    assert found.step * 8 * FAST.flops == pytest.approx(4 * parameters * JOB.tokens, rel=0.15)
+    assert found.step * 8 * FAST.flops == pytest.approx(4 * parameters * JOB.tokens, rel=0.1)
 
 
 def test_hiding_never_beats_the_bound() -> None:
