@@ -51,16 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    rows = []
-    for name in options.shapes:
-        for linear, (inside, out) in SHAPES[name].items():
-            speeds = _speeds(inside, out, dtype, device)
-            rows += [
-                _measured(f"{name} {linear}", inside, out, tokens, dtype, device, speeds)
-                for tokens in options.tokens
-            ]
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        rows = _rows(options.shapes, options.tokens, dtype, device)
+    finally:
+        dist.destroy_process_group()
     heading = ["", "tokens", "split, ms", "merged, ms", "split / merged", "cost model"]
     shown = [
         [
@@ -79,6 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             json.dumps({"device": device, "dtype": str(dtype), "rows": rows}, indent=1) + "\n"
         )
     return 0
+
+
+def _rows(
+    shapes: Sequence[str], tokens: Sequence[int], dtype: torch.dtype, device: str
+) -> list[dict[str, Any]]:
+    found = []
+    for name in shapes:
+        for linear, (inside, out) in SHAPES[name].items():
+            speeds = _speeds(inside, out, dtype, device)
+            found += [
+                _measured(f"{name} {linear}", inside, out, count, dtype, device, speeds) for count in tokens
+            ]
+    return found
 
 
 def _speeds(inside: int, out: int, dtype: torch.dtype, device: str) -> Device:
