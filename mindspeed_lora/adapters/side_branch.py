@@ -138,6 +138,11 @@ class SideBranch:
         return self.parts.scalings[part] / (1.0 if self.masks is None else self.parts.kept_share)
 
 
+def flat_tokens(x: Tensor) -> Tensor:
+    """``[s, b, w]`` as ``[s · b, w]``."""
+    return x.reshape(-1, x.size(-1))
+
+
 def _columns(grad: Tensor, rows: RowBlock) -> Tensor:
     """The rows' columns of ``grad [T, out]``: ``[T, rows.count]``."""
     if rows.repeats == 1:

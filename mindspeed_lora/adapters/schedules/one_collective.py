@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mindspeed_lora.adapters.side_branch import Parts, SideBranch
+from mindspeed_lora.adapters.side_branch import Parts, SideBranch, flat_tokens
 from mindspeed_lora.parallel.collectives import start_reduce_scatter_first_dim
 from mindspeed_lora.parallel.overlap import TokenAxis, TokenGather, TokenSum
 
@@ -58,7 +58,7 @@ def begin_column(
     """
     call = _Call(axis, branch.parts, merge)
     if axis.size == 1:
-        call.gather = axis.gather(_flat(x))
+        call.gather = axis.gather(flat_tokens(x))
     else:
         x = _StartGather.apply(x, call)
     masks = None if branch.masks is None else tuple(branch.masks)
@@ -96,7 +96,7 @@ class _StartGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: _Call) -> Tensor:
         ctx.call = call
-        call.gather = call.axis.gather(_flat(x))
+        call.gather = call.axis.gather(flat_tokens(x))
         return x.view_as(x)
 
     @staticmethod
@@ -119,7 +119,7 @@ class _FinishSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        ctx.call.gather = ctx.call.axis.gather(_flat(grad_outputs[0]))
+        ctx.call.gather = ctx.call.axis.gather(flat_tokens(grad_outputs[0]))
         return grad_outputs[0], None
 
 
@@ -161,7 +161,7 @@ class _ColumnProducts(torch.autograd.Function):
         call: _Call = ctx.call
         cut = call.axis.cut > 1
         x, weight, branch, inner = _unpack(ctx)
-        grad = _flat(grad_outputs[0])
+        grad = flat_tokens(grad_outputs[0])
         outer = branch.outer(grad)
         scattering = _start_scatter(outer, call.axis) if cut else None
         dx = None
@@ -178,7 +178,7 @@ class _ColumnProducts(torch.autograd.Function):
             dx.compute(product)
         grad_b = branch.grad_b(grad, inner)
         local = outer if scattering is None else scattering()
-        gradients = branch.in_order(branch.grad_a(_flat(x), local), grad_b)
+        gradients = branch.in_order(branch.grad_a(flat_tokens(x), local), grad_b)
         if dx is None:
             return None, None, None, None, *gradients
         call.finish_input_gradient = _finish(dx, branch, local if cut and not call.merge else None)
@@ -202,7 +202,7 @@ class _RowProducts(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, call: _Call, masks: tuple[Tensor, ...] | None, *factors: Tensor
     ) -> Tensor:
-        branch, tokens = call.branch(factors, masks), _flat(x)
+        branch, tokens = call.branch(factors, masks), flat_tokens(x)
         inner = branch.new_inner(tokens.size(0))
         used = branch.merged(weight) if call.merge else weight
 
@@ -223,8 +223,8 @@ class _RowProducts(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         x, weight, branch, inner = _unpack(ctx)
-        tokens = _flat(x)
-        gather = call.take_gather() if call.axis.size > 1 else call.axis.gather(_flat(grad_outputs[0]))
+        tokens = flat_tokens(x)
+        gather = call.take_gather() if call.axis.size > 1 else call.axis.gather(flat_tokens(grad_outputs[0]))
         outer = branch.new_inner(tokens.size(0))
         grad_x = torch.empty_like(tokens) if ctx.needs_input_grad[0] else None
         used = branch.merged(weight) if call.merge and grad_x is not None else weight
@@ -241,11 +241,6 @@ class _RowProducts(torch.autograd.Function):
             grad_b = [total.add_(part) for total, part in zip(grad_b, more, strict=True)] if grad_b else more
         gradients = branch.in_order(branch.grad_a(tokens, outer), grad_b)
         return None if grad_x is None else grad_x.view(x.shape), None, None, None, *gradients
-
-
-def _flat(x: Tensor) -> Tensor:
-    """``[s, b, w]`` as ``[s · b, w]``."""
-    return x.reshape(-1, x.size(-1))
 
 
 def _unpack(ctx: Any) -> tuple[Tensor, Tensor, SideBranch, tuple[Tensor, ...]]:

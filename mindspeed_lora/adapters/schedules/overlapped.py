@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mindspeed_lora.adapters.side_branch import Parts, SideBranch
+from mindspeed_lora.adapters.side_branch import Parts, SideBranch, flat_tokens
 from mindspeed_lora.parallel.collectives import (
     start_all_reduce,
     start_gather_first_dim,
@@ -78,7 +78,7 @@ class _Column(torch.autograd.Function):
         masks: tuple[Tensor, ...] | None,
         *factors: Tensor,
     ) -> Tensor:
-        tokens = _flat(x)
+        tokens = flat_tokens(x)
         if masks is not None and axis.cut > 1:
             masks = tuple(mask.chunk(axis.size)[axis.rank].clone() for mask in masks)
         branch = SideBranch(parts, factors, masks)
@@ -99,7 +99,7 @@ class _Column(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         axis: TokenAxis = ctx.axis
         x, weight, branch, inner = _unpack(ctx)
-        tokens, grad = _flat(x), _flat(grad_outputs[0])
+        tokens, grad = flat_tokens(x), flat_tokens(grad_outputs[0])
         inner_arriving = _gather(torch.cat(inner, dim=1), axis)
         outer = branch.outer(grad)
         whole_inner = _split(inner_arriving(), inner)
@@ -143,7 +143,7 @@ class _Row(torch.autograd.Function):
         masks: tuple[Tensor, ...] | None,
         *factors: Tensor,
     ) -> Tensor:
-        tokens = _flat(x)
+        tokens = flat_tokens(x)
         branch = SideBranch(parts, factors, masks)
         merge = merge and axis.cut > 1
         partial = branch.new_inner(tokens.size(0))
@@ -167,7 +167,7 @@ class _Row(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, branch, inner = _unpack(ctx)
-        tokens, local = _flat(x), _flat(grad_outputs[0])
+        tokens, local = flat_tokens(x), flat_tokens(grad_outputs[0])
         arriving = _gather(local, ctx.axis)
         grad_b = branch.grad_b(local, inner)
         grad = arriving()
@@ -180,11 +180,6 @@ class _Row(torch.autograd.Function):
             grad_x = grad_x.view(x.shape)
         gradients = branch.in_order(branch.grad_a(tokens, outer), grad_b)
         return grad_x, None, None, None, None, None, *gradients
-
-
-def _flat(x: Tensor) -> Tensor:
-    """``[s, b, w]`` as ``[s · b, w]``."""
-    return x.reshape(-1, x.size(-1))
 
 
 def _unpack(ctx: Any) -> tuple[Tensor, Tensor, SideBranch, tuple[Tensor, ...]]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mindspeed_lora.adapters.side_branch import SideBranch
+from mindspeed_lora.adapters.side_branch import SideBranch, flat_tokens
 from mindspeed_lora.parallel.collectives import all_reduce_sum, gather_first_dim, reduce_scatter_first_dim
 from mindspeed_lora.parallel.overlap import TokenAxis
 
@@ -108,14 +108,14 @@ class _Inner(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, lora_a: Tensor, mask: Tensor | None, kept_share: float) -> Tensor:
         ctx.kept_share = kept_share
         ctx.save_for_backward(x, lora_a, mask)
-        return _dropped(x.flatten(0, -2), mask, kept_share) @ lora_a.t()
+        return _dropped(flat_tokens(x), mask, kept_share) @ lora_a.t()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, lora_a, mask = ctx.saved_tensors
         u = grad_outputs[0]
         grad_x = _dropped(u @ lora_a, mask, ctx.kept_share).view(x.shape)
-        return grad_x, u.t() @ _dropped(x.flatten(0, -2), mask, ctx.kept_share), None, None
+        return grad_x, u.t() @ _dropped(flat_tokens(x), mask, ctx.kept_share), None, None
 
 
 def _dropped(x: Tensor, mask: Tensor | None, kept_share: float) -> Tensor:
