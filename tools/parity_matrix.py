@@ -215,8 +215,8 @@ def report(rows: Sequence[Row], seconds: float) -> str:
             "A small Llama (4 layers, grouped queries) is trained for 20 steps in float32 with LoRA on all four",
             f"linears. Exact means: every step's loss within {LOSS:g} of PEFT's (relative), without and with dropout",
             f"0.1, and with --lora-fusion; every factor's gradient within {GRADIENT:g} (norm of the difference by the",
-            f"norm); PEFT loads the saved adapter and gives our logits within {LOGITS:g}; every factor that several ranks",
-            "hold is the same to the bit. What these allow for is told in `tests/support/differences.py`.",
+            f"norm); PEFT loads the saved adapter and gives our logits within {LOGITS:g}; every factor that several",
+            "ranks hold is the same to the bit. What these allow for is told in `tests/support/differences.py`.",
             "",
             "tp: tensor parallel, sp: with sequence parallelism; pp: pipeline stages, ×: chunks of each; cp: context "
             "parallel; dp: data parallel, zero1: distributed optimizer; then stage sizes, overlap, recomputation. "
