@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -97,23 +98,29 @@ def test_a_kill_loses_no_line_of_a_finished_step(tmp_path: Path) -> None:
     assert iterations(tmp_path) == [1, 2, 3, 4, 5]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def room_for_40_bytes() -> Iterator[None]:
-    """A limit on the size of files stands for a full disk: part of a line is written, then an error."""
+    """A limit on the size of files stands for a full disk: part of a line is written, then an error.
+
+    No fixture: pytest writes its progress, perhaps to a longer file, before fixtures end.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_lines_wait_while_the_disk_is_full(tmp_path: Path, room_for_40_bytes: None) -> None:
+def test_lines_wait_while_the_disk_is_full(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path, 0)
-    assert metrics.append({"iteration": 1}) is None
-    assert metrics.append({"iteration": 2, "lm_loss": 1.2345678901234567}) is not None
-    assert metrics.append({"iteration": 3}) is not None
+    with room_for_40_bytes():
+        assert metrics.append({"iteration": 1}) is None
+        assert metrics.append({"iteration": 2, "lm_loss": 1.2345678901234567}) is not None
+        assert metrics.append({"iteration": 3}) is not None
+        waiting = metrics.waiting
     assert iterations(tmp_path) == [1]
-    assert metrics.waiting == 2
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    assert waiting == 2
     assert metrics.append({"iteration": 4}) is None
     metrics.close()
     metrics.close()
