@@ -31,7 +31,7 @@ from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.rope import rotary_tables
 from mindspeed_lora.parallel.groups import destroy_groups, initialize_groups
 from mindspeed_lora.training.dry_run import memory_question
-from mindspeed_lora.training.memory import layer_bytes
+from mindspeed_lora.training.layer_memory import layer_bytes
 from mindspeed_lora.training.plan import plan_training
 from mindspeed_lora.training.session import TrainingSession
 
@@ -138,7 +138,7 @@ def _page(rows: Sequence[Sequence[str]]) -> str:
             "",
             "`--dry-run` prints, for each pipeline stage, what a rank will hold at the peak of a step, by part:",
             "weights, adapters, gradients, optimizer, activations, logits, passing buffers, and on the CPU what the",
-            "heap holds beside them. `training/memory.py` has the formulas; `pytest -m slow",
+            "heap holds beside them. `training/layer_memory.py` has the formulas; `pytest -m slow",
             "tests/e2e/test_predicted_memory.py` trains SmolLM2-135M in six layouts and compares the sum with the",
             "largest resident size of a process: within a tenth.",
             "",

@@ -83,14 +83,14 @@ def _measured(asked: dict[str, Any]) -> dict[str, Any]:
         return found
 
 
-def with_figures(rate: dict[str, Any]) -> dict[str, Any]:
-    """What follows from the seconds, for every way."""
+def with_figures(rate: dict[str, Any], plainest: str = "unfused") -> dict[str, Any]:
+    """What follows from the seconds, for every way; speedups are over ``plainest``."""
     compute, communication = rate["compute_seconds"], rate["communication_seconds"]
     medians = {name: statistics.median(seconds) for name, seconds in rate["step_seconds"].items()}
     figures = {
         name: {
             "seconds": seconds,
-            "speedup": medians["unfused"] / seconds,
+            "speedup": medians[plainest] / seconds,
             "hidden": 1 - (seconds - compute) / communication,
             "of_bound": seconds / max(compute, communication),
         }

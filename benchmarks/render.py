@@ -13,6 +13,7 @@ from typing import Any
 
 from comparison.charts import bar_chart
 from comparison.table import table
+from convert import text as convert_text
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -47,6 +48,7 @@ def _section(path: Path, result: dict[str, Any]) -> str:
         "tensor_parallel": _tensor_parallel,
         "start_up": _start_up,
         "cclora": _cclora,
+        "convert": _convert,
     }
     machine, commit = result["machine"], result["commit"].get("sha", "unknown")[:12]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
@@ -127,6 +129,11 @@ def _tensor_parallel(_path: Path, result: dict[str, Any]) -> str:
     first, second = (side["name"] for side in result["sides"])
     heading = ["", "real tokens/s", "peak GB of a process"]
     return f"{table(heading, rows)}\n\n{second} reach {result['ratio']:.2f} of {first}."
+
+
+def _convert(path: Path, result: dict[str, Any]) -> str:
+    """Seconds, rate, share of a raw copy and memory of each operation."""
+    return convert_text(result)
 
 
 def _cclora(_path: Path, result: dict[str, Any]) -> str:

@@ -3,7 +3,8 @@
     python benchmarks/tensor_parallel.py --json benchmarks/results/tensor_parallel.json
 
 Both train the head-padded SmolLM2-135M (12 query heads, so that two ranks share them) on the same packed rows, from
-the same adapter. The ratio says what is left of the machine when its cores have to talk to each other.
+the same adapter; the ranks share norms and residuals too (``--sequence-parallel``). The ratio says what is left of
+the machine when its cores have to talk to each other.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Ranks:
         command = ["posttrain_gpt.py", *ours_flags(setting, inputs, self.rows_at_once), "--save", str(save)]
         if self.count > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.count)]
-            command = [*launcher, *command, "--tensor-model-parallel-size", str(self.count), "--lora-fusion"]
+            layout = ["--tensor-model-parallel-size", str(self.count), "--sequence-parallel", "--lora-fusion"]
+            command = [*launcher, *command, *layout]
         ended = run_child(command, setting.threads // self.count, folder / "log")
         return checked(self, setting, inputs, steps_of(save), ended)
 

@@ -26,7 +26,7 @@ from comparison.inputs import inputs_of_rows
 from comparison.process import run_child
 from comparison.report import Facts
 from comparison.setting import Inputs, Setting
-from comparison.shapes import SHAPES
+from comparison.shapes import SHAPES, TINY
 from comparison.sides import Ours, Side, Trl, ours_flags
 from comparison.summary import Summary, best_peer, ratios, summarise
 from comparison.table import table
@@ -106,7 +106,10 @@ def _measure(options: argparse.Namespace, shape: str, rows: str, model: Path, fo
 
 
 def _figures(setting: Setting, summary: Summary, predicted: dict[str, Any]) -> dict[str, Any]:
-    """A side's figures with its rate in operations: 4·N a token, and attention by the mean length of a sample."""
+    """A side's figures with its rate in operations: 4·N a token, and attention by the mean length of a sample.
+
+    The share of the memory's bandwidth is that of the frozen weights alone, each read twice a micro-batch.
+    """
     tokens = summary.tokens_per_second.median
     per_step = tokens * summary.step_ms.median / 1e3
     length = per_step / setting.global_batch_size
@@ -115,6 +118,9 @@ def _figures(setting: Setting, summary: Summary, predicted: dict[str, Any]) -> d
         **summary.to_json(),
         "tflop_per_second": rate / 1e12,
         "share_of_peak": rate / 1e9 / predicted["peak_gflop_per_second"],
+        "share_of_bandwidth": predicted["weight_bytes"]
+        / (summary.step_ms.median / 1e3)
+        / predicted["copy_bytes_per_second"],
     }
 
 
@@ -209,11 +215,12 @@ def _text(result: dict[str, Any]) -> str:
             f"{side['tokens_per_second']['median']:.0f}",
             f"{side['tflop_per_second']:.3g}",
             f"{side['share_of_peak']:.0%}",
+            f"{side['share_of_bandwidth']:.0%}",
             f"{side['peak_memory_bytes'] / 1e9:.2f}",
         ]
         for side in result["sides"]
     ]
-    heading = ["", "tokens/s", "TFLOP/s (LoRA)", "of peak", "peak GB"]
+    heading = ["", "tokens/s", "TFLOP/s (LoRA)", "of peak", "of bandwidth", "peak GB"]
     ratio = result["ratios"]
     told = "" if ratio is None else f"{ratio['tokens_per_second']:.2f} times as fast as TRL; "
     told += f"{result['share_of_predicted_time']:.0%} of the time predicted from products and attention alone"
@@ -226,8 +233,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cuda computes in bf16, cpu in fp32")
-    real = [name for name in SHAPES if name != "tiny"]
-    add("--shape", nargs="+", choices=list(SHAPES), default=real, help="default: all but tiny")
+    real = [name for name in SHAPES if name not in TINY]
+    add("--shape", nargs="+", choices=list(SHAPES), default=real, help="default: all but the tiny ones")
     add("--rows", nargs="+", choices=("demo", "full"), default=["demo", "full"])
     add("--seq-length", type=int, default=4096, help="tokens of a row (default: %(default)s)")
     add("--rows-a-step", type=int, default=4, help="rows of an optimizer step (default: %(default)s)")

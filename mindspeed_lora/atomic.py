@@ -15,7 +15,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,12 +27,28 @@ _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
 @contextmanager
-def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary folder to fill; on leaving without an exception it becomes ``target``."""
-    staging = StagedDirectory(target, overwrite)
+def atomic_directory(
+    target: Path,
+    overwrite: bool = False,
+    adopt: Callable[[Path], bool] | None = None,
+    keep_on_failure: bool = False,
+) -> Iterator[Path]:
+    """Give a temporary folder to fill; on leaving without an exception it becomes ``target``.
+
+    Args:
+        target: the folder to make or to replace.
+        overwrite: whether a target that holds something may be replaced.
+        adopt: tells whether the temporary folder of a killed writer is to be gone on with; None removes it.
+        keep_on_failure: leave the temporary folder where an exception ends the work, for the next start to adopt.
+    """
+    staging = StagedDirectory(target, overwrite, adopt)
     try:
         yield staging.path
         staging.commit()
+    except BaseException:
+        if keep_on_failure:
+            staging.release()
+        raise
     finally:
         staging.discard()
 
@@ -72,19 +88,23 @@ class StagedDirectory:
     one commits. :func:`atomic_directory` is the short form for one process.
     """
 
-    def __init__(self, target: Path, overwrite: bool = False) -> None:
+    def __init__(
+        self, target: Path, overwrite: bool = False, adopt: Callable[[Path], bool] | None = None
+    ) -> None:
         # A link is followed, so that the folder behind it is replaced and not the link.
         target = target.resolve() if target.is_symlink() else target
         self.target = target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            adopted = _adopt(target, adopt) if adopt is not None else None
             remove_stale(target)
             check_target(target, overwrite)
-            self.path = _temporary(target)
-            self.path.mkdir()
+            self.path = adopted[0] if adopted else _temporary(target)
+            if adopted is None:
+                self.path.mkdir()
         except OSError as error:
             raise Refused(f"{target}: cannot be written ({error.strerror}: {error.filename}).") from error
-        self._lock: int | None = _lock(self.path)
+        self._lock: int | None = adopted[1] if adopted else _lock(self.path)
 
     def commit(self) -> None:
         """Flush everything to disk and move the folder to its place, over the old one if there is one."""
@@ -96,12 +116,34 @@ class StagedDirectory:
         sync_directory(self.target.parent)
         self.discard()
 
+    def release(self) -> None:
+        """Leave the temporary folder as it is, for a later start."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def discard(self) -> None:
         """Remove what is left of the temporary folder; harmless after a commit."""
         if self._lock is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = None
+
+
+def _adopt(target: Path, adopt: Callable[[Path], bool]) -> tuple[Path, int] | None:
+    """The first temporary sibling of a killed writer that ``adopt`` takes, and its lock."""
+    for temporary in sorted(_siblings(target)):
+        lock = _lock(temporary)
+        if lock is not None:
+            if temporary.is_dir() and adopt(temporary):
+                return temporary, lock
+            os.close(lock)
+    return None
+
+
+def _siblings(target: Path) -> Iterator[Path]:
+    """The temporary siblings of a target."""
+    return target.parent.glob(f".{_glob_escape(target.name)}.tmp-*")
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -123,7 +165,7 @@ def remove_stale(target: Path) -> None:
             _remove(old)
         else:
             os.rename(old, target)
-    for temporary in target.parent.glob(f".{_glob_escape(target.name)}.tmp-*"):
+    for temporary in _siblings(target):
         lock = _lock(temporary)
         if lock is not None:
             _remove(temporary)

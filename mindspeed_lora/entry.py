@@ -11,9 +11,10 @@ import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
-from mindspeed_lora.config.commands import parse
+from mindspeed_lora.config.commands import chosen_command, parse
 from mindspeed_lora.config.config_file import to_yaml
 from mindspeed_lora.config.help import help_text
 from mindspeed_lora.config.parser import HELP_FLAGS
@@ -33,8 +34,10 @@ def pretrain() -> NoReturn:
 
 
 def convert() -> NoReturn:
-    """Convert checkpoints: ``convert_ckpt.py``."""
-    run("convert", sys.argv[1:], _convert)
+    """Convert, inspect and verify checkpoints: ``convert_ckpt.py``."""
+    functions = {"convert": _convert, "inspect": _inspect, "verify": _verify}
+    command, argv = chosen_command("convert", sys.argv[1:])
+    run(command, argv, functions[command])
 
 
 def preprocess() -> NoReturn:
@@ -57,9 +60,24 @@ def _train(job: Any) -> int | None:
 
 
 def _convert(job: Any) -> None:
-    from mindspeed_lora.checkpoint.convert import convert
+    from mindspeed_lora.checkpoint.conversion.convert import convert
+    from mindspeed_lora.device.heap import keep_freed_memory
 
+    # Tensor after tensor in the same memory: fresh pages cost as much as the copy into them.
+    keep_freed_memory()
     convert(job)
+
+
+def _inspect(job: Any) -> None:
+    from mindspeed_lora.checkpoint.conversion.inspect import inspect
+
+    inspect(job)
+
+
+def _verify(job: Any) -> int:
+    from mindspeed_lora.checkpoint.conversion.verify import verify
+
+    return verify(job)
 
 
 def _preprocess(job: Any) -> None:
@@ -75,6 +93,15 @@ def _infer(job: Any) -> None:
     from mindspeed_lora.inference.main import infer
 
     infer(job)
+
+
+def _family(file: str | None) -> AbstractContextManager[None]:
+    """``--family-file``: while the command runs, its family is one of those that are known."""
+    if file is None:
+        return nullcontext()
+    from mindspeed_lora.models.families.family_file import custom_family
+
+    return custom_family(file)
 
 
 def run(command: str, argv: Sequence[str], function: Callable[[Any], int | None]) -> NoReturn:
@@ -99,7 +126,8 @@ def _status(command: str, argv: Sequence[str], function: Callable[[Any], int | N
             return 0
         for notice in job.notices:
             _say(sys.stderr, f"notice: {notice}")
-        return function(job) or 0
+        with _family(job.runtime.family_file):
+            return function(job) or 0
     except Refused as error:
         _trace(argv)
         _say(sys.stderr, f"error: {error}")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +19,8 @@ from mindspeed_lora.adapters.lora import (
 from mindspeed_lora.adapters.schedules import SchedulePlan
 from mindspeed_lora.adapters.schedules.choice import FusionRequest, Scheduler, measure
 from mindspeed_lora.adapters.side_branch import RowBlock
-from mindspeed_lora.checkpoint.load_model import build_model
-from mindspeed_lora.checkpoint.random_weights import RandomSource
+from mindspeed_lora.checkpoint.loading.model import build_model
+from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.layer import TransformerLayer
@@ -139,56 +135,3 @@ class FusedLayers:
         """By one rank in :meth:`communicate`."""
         per_collective = (self.groups.tp_size - 1) * self.x.numel() * self.x.element_size()
         return 8 * self.sizes.layers * per_collective
-
-
-class _Done:
-    """A collective that has ended."""
-
-    def wait(self) -> None:
-        """Nothing to wait for."""
-
-
-@contextlib.contextmanager
-def local_copies() -> Iterator[None]:
-    """Collectives copy what is here in place of what others have: the same shapes, nothing on the wire."""
-
-    def gather(whole: torch.Tensor, part: torch.Tensor, **_options: Any) -> _Done:
-        whole.view(-1, *part.shape).copy_(part)
-        return _Done()
-
-    def exchange(received: torch.Tensor, sent: torch.Tensor, *_counts: Any, **_options: Any) -> _Done:
-        received.copy_(sent)
-        return _Done()
-
-    def reduce(_tensor: torch.Tensor, **_options: Any) -> _Done:
-        return _Done()
-
-    replaced: dict[str, Callable[..., Any]] = {
-        "all_gather_into_tensor": gather,
-        "all_to_all_single": exchange,
-        "all_reduce": reduce,
-    }
-    originals = {name: getattr(dist, name) for name in replaced}
-    try:
-        for name, function in replaced.items():
-            setattr(dist, name, function)
-        yield
-    finally:
-        for name, function in originals.items():
-            setattr(dist, name, function)
-
-
-def peak_above(work: Callable[[], None]) -> int:
-    """Bytes that the process's largest resident size rises by while the work runs."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    work()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(name)

@@ -15,9 +15,9 @@ import torch
 
 from comparison.setting import Setting
 from mindspeed_lora.adapters.initial import generator_for, initial_lora_a
-from mindspeed_lora.checkpoint.adapter import write_adapter
-from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
 from mindspeed_lora.checkpoint.canonical import LINEARS
+from mindspeed_lora.checkpoint.peft.plan import plan_adapter
+from mindspeed_lora.checkpoint.peft.source import write_adapter
 from mindspeed_lora.checkpoint.source import open_source
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.shape import ModelShape

@@ -11,6 +11,8 @@ import torch
 SQUARE = (2048, 2048, 2048)
 _REPETITIONS = 8
 _SECONDS = 1.5
+_COPIED = {True: 1 << 30, False: 1 << 28}
+"""Bytes that are copied on CUDA and on the CPU: more than caches hold."""
 
 
 def best_product(
@@ -31,13 +33,26 @@ def best_product(
     return rates[best], best
 
 
-def product_seconds(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> float:
-    """Shortest time of ``[rows, inner] @ [inner, columns]``, written to memory that is there already."""
+def product_seconds(shape: tuple[int, int, int], dtype: torch.dtype, device: str, batch: int = 1) -> float:
+    """Shortest time of ``[rows, inner] @ [inner, columns]``, written to memory that is there already.
+
+    ``batch`` such products are done at once.
+    """
     rows, inner, columns = shape
-    left = torch.randn(rows, inner, device=device).to(dtype)
-    right = torch.randn(inner, columns, device=device).to(dtype)
-    output = torch.empty(rows, columns, dtype=dtype, device=device)
-    return fastest(lambda: torch.mm(left, right, out=output), device)
+    left = torch.randn(batch, rows, inner, device=device).to(dtype)
+    right = torch.randn(batch, inner, columns, device=device).to(dtype)
+    output = torch.empty(batch, rows, columns, dtype=dtype, device=device)
+    if batch == 1:
+        left, right, output = left[0], right[0], output[0]
+        return fastest(lambda: torch.mm(left, right, out=output), device)
+    return fastest(lambda: torch.bmm(left, right, out=output), device)
+
+
+def copy_rate(device: str) -> float:
+    """Bytes a second that the device's memory reads and writes in a copy."""
+    source = torch.zeros(_COPIED[device == "cuda"], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / fastest(lambda: target.copy_(source), device)
 
 
 def fastest(work: Callable[[], object], device: str) -> float:

@@ -83,7 +83,7 @@ class Outcome:
 
     def text(self) -> str:
         """The report in words and tables."""
-        parts = [_circumstances(self.facts, self.repeats)]
+        parts = [circumstances(self.facts, self.repeats)]
         if self.summaries:
             parts.append(comparison_table(self.summaries))
         if len(self.summaries) > 1 and not self.disagreements:
@@ -123,7 +123,8 @@ class Outcome:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _circumstances(facts: Facts, repeats: int) -> str:
+def circumstances(facts: Facts, repeats: int) -> str:
+    """What was measured how, on which machine, with which versions."""
     setting, where = facts.setting, facts.machine
     sha = facts.commit.get("sha", "unknown")[:12] + (" and changes" if facts.commit.get("changed") else "")
     return "\n".join(

@@ -12,6 +12,9 @@ from comparison.process import KEPT_MEMORY, Ended, run_child
 from comparison.setting import Inputs, Setting
 from mindspeed_lora.errors import Failed, Refused
 
+EXPERTS = ("eager", "grouped_mm", "batched_mm")
+"""How transformers can compute experts."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -92,12 +95,15 @@ class Trl:
     """Its per-device batch; None: packed by TRL."""
     kept_memory: bool = False
     """Whether freed memory stays in the process, as it does in ours: the same setting, from the environment."""
+    experts: str | None = None
+    """transformers' ``experts_implementation``; None: as it chooses."""
 
     @property
     def name(self) -> str:
         """Heading of its column."""
         rows = "packed" if self.rows_at_once is None else f"batch {self.rows_at_once}"
-        return f"TRL, {rows}" + (", memory kept" if self.kept_memory else "")
+        experts = "" if self.experts is None else f", {self.experts} experts"
+        return f"TRL, {rows}{experts}" + (", memory kept" if self.kept_memory else "")
 
     @property
     def same_rows(self) -> bool:
@@ -113,6 +119,7 @@ class Trl:
             "tokenizer": inputs.tokenizer,
             "start_adapter": inputs.start_adapter,
             "per_device_batch": self.rows_at_once,
+            "experts": self.experts,
             "output_dir": str(folder / "run"),
             "result": str(result),
         }
@@ -142,16 +149,18 @@ def side_of(word: str) -> Side:
     Raises:
         Refused: it means none.
     """
-    name, _, rows = word.partition(":")
-    rows, _, memory = rows.partition("+")
+    name, _, rest = word.partition(":")
+    rows, *settings = rest.split("+")
     batch = None if rows == "packed" else int(rows) if rows in ("1", "2", "4", "8") else 0
-    if batch != 0 and name == "ours" and not memory:
+    experts = [setting for setting in settings if setting in EXPERTS]
+    known = len(experts) < 2 and set(settings) <= {"kept", *experts}
+    if batch != 0 and name == "ours" and not settings:
         return Ours(batch)
-    if batch != 0 and name == "trl" and memory in ("", "kept"):
-        return Trl(batch, bool(memory))
+    if batch != 0 and name == "trl" and known:
+        return Trl(batch, "kept" in settings, experts[0] if experts else None)
     raise Refused(
         f"--sides {word}: no such side; give ours:ROWS or trl:ROWS, ROWS being 1, 2, 4, 8 or packed, and for TRL "
-        "+kept to keep freed memory in the process"
+        f"+kept to keep freed memory in the process, and of a mixture of experts one of +{', +'.join(EXPERTS)}"
     )
 
 

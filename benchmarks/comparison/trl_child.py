@@ -61,7 +61,8 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     setting = Setting(**request["setting"])
     dtype = torch.bfloat16 if setting.bf16 else torch.float32
-    base = AutoModelForCausalLM.from_pretrained(setting.model, dtype=dtype, **_attention(setting))
+    chosen = {**_attention(setting), **_experts(request["experts"])}
+    base = AutoModelForCausalLM.from_pretrained(setting.model, dtype=dtype, **chosen)
     model = PeftModel.from_pretrained(base, request["start_adapter"], is_trainable=True)
     watch = StepWatch()
     trainer = SFTTrainer(
@@ -88,6 +89,11 @@ def _attention(setting: Setting) -> dict[str, str]:
     if setting.cuda and importlib.util.find_spec("flash_attn") is not None:
         return {"attn_implementation": "flash_attention_2"}
     return {}
+
+
+def _experts(implementation: str | None) -> dict[str, str]:
+    """How transformers computes experts; else as it chooses."""
+    return {} if implementation is None else {"experts_implementation": implementation}
 
 
 def _dataset(setting: Setting, rows_file: Path) -> Dataset:
@@ -129,6 +135,8 @@ def _config(setting: Setting, per_device_batch: int | None, output_dir: str) -> 
         adam_beta2=setting.adam_beta2,
         adam_epsilon=setting.adam_eps,
         seed=setting.seed,
+        # Of a mixture of experts; left out it would be that of config.json, which ours does not train with.
+        router_aux_loss_coef=0.0,
         bf16=setting.bf16,
         gradient_checkpointing=False,
         use_cpu=not setting.cuda,

@@ -5,6 +5,10 @@
 #     flag   --micro-batch-size    MICRO_BATCH_SIZE  4
 #            the flag              its variable      the value where the variable is not set
 #
+# Families share tables (*_experts.sh); a script then says its own values before the table is read:
+#
+#     own    MICRO_BATCH_SIZE  4
+#
 # A variable that is set but empty leaves its flag out: NUM_LAYERS= lets the checkpoint tell the number of layers.
 # A switch is given when its variable is neither empty nor 0. The script's own arguments come last and win.
 #
@@ -16,6 +20,11 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 ARGUMENTS=()
 LAUNCHER=()
+
+# own VARIABLE VALUE: this script's value of a line of a shared table, where the variable is not set.
+own() {
+    [[ -n ${!1+set} ]] || printf -v "$1" %s "$2"
+}
 
 # flag NAME VARIABLE DEFAULT: one value, which may hold blanks.
 flag() {

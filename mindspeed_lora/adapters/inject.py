@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -10,14 +9,22 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
-from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart, ParallelLoraLinear, RowParallelLora
+from mindspeed_lora.adapters.inject_experts import with_expert_adapters
+from mindspeed_lora.adapters.local_rows import length, local_rows, local_segments
+from mindspeed_lora.adapters.lora import (
+    ColumnParallelLora,
+    LoraPart,
+    ParallelLoraLinear,
+    ReplicatedLora,
+    RowParallelLora,
+)
+from mindspeed_lora.adapters.router import add_router_adapter
 from mindspeed_lora.adapters.schedules.choice import Scheduler
-from mindspeed_lora.adapters.side_branch import RowBlock
 from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec, TokenRowsSpec, TrainedTensor
-from mindspeed_lora.config.shape import ModelShape
-from mindspeed_lora.models.families import FAMILIES
-from mindspeed_lora.models.families.segments import Segment
 from mindspeed_lora.models.gpt import GPTModel
+from mindspeed_lora.models.linear import ReplicatedLinear
+from mindspeed_lora.models.moe.experts import GroupedLinear
+from mindspeed_lora.models.moe.router import Router
 from mindspeed_lora.models.token_rows import TokenRows, TokenRowsEmbedding
 
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -50,12 +57,23 @@ def inject_adapters(
     for part in spec.parts:
         by_module.setdefault(part.module, []).append(part)
     linears = [name for name, _ in model.named_modules() if name.rpartition(".")[2].startswith("linear_")]
-    replaced = [name for name in linears if canonical_name(name) in by_module]
-    for name in replaced:
+    replaced = []
+    routers = [(name, module) for name, module in model.named_modules() if isinstance(module, Router)]
+    for name, router in routers:
+        for part in by_module.get(canonical_name(name), ()):
+            add_router_adapter(router, part, spec.dropout, model.groups.tp_size)
+    for name in linears:
         parent_name, _, child = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        parts = by_module[canonical_name(name)]
-        setattr(parent, child, _with_adapter(getattr(parent, child), parts, spec.dropout, model, scheduler))
+        parent, canonical = model.get_submodule(parent_name), canonical_name(name)
+        base, found = getattr(parent, child), by_module.get(canonical)
+        adapted: torch.nn.Module | None = None
+        if isinstance(base, GroupedLinear):
+            adapted = with_expert_adapters(base, canonical, by_module, spec.dropout, model)
+        elif found is not None:
+            adapted = _with_adapter(base, found, spec.dropout, model, scheduler)
+        if adapted is not None:
+            setattr(parent, child, adapted)
+            replaced.append(name)
     _train_with_it(model, spec, canonical_name)
     _add_token_rows(model, spec)
     return replaced
@@ -103,9 +121,9 @@ def _train_with_it(model: GPTModel, spec: AdapterSpec, canonical_name: Callable[
 
 def _trained_rows(tensor: TrainedTensor, model: GPTModel, local_size: int) -> list[tuple[int, int]]:
     """Ranges of this rank's rows that belong to the Hugging Face tensors that are trained."""
-    segments = _local_segments(tensor.name, model.shape, local_size, model.groups.tp_size)
-    places = zip(accumulate((_length(s) for s in segments), initial=0), segments, strict=False)
-    return [(first, first + _length(s)) for first, s in places if tensor.members[s.part]]
+    segments = local_segments(tensor.name, model.shape, local_size, model.groups.tp_size)
+    places = zip(accumulate((length(s) for s in segments), initial=0), segments, strict=False)
+    return [(first, first + length(s)) for first, s in places if tensor.members[s.part]]
 
 
 def _with_adapter(
@@ -124,45 +142,9 @@ def _with_adapter(
         part.lora_a.canonical_name = f"{spec.name}.lora_a"  # type: ignore[attr-defined]
         part.lora_b.canonical_name = f"{spec.name}.lora_b"  # type: ignore[attr-defined]
         built.append(part)
+    config, tp_group = model.config, model.groups.tp_group
+    if isinstance(base, ReplicatedLinear):
+        return ReplicatedLora(base, built, dropout, config.sequence_parallel, tp_group)
     kind = ColumnParallelLora if column else RowParallelLora
     plan = scheduler.plan(parts[0].linear, weight, column, sum(part.rank for part in parts))
-    return kind(base, built, dropout, model.config.sequence_parallel, model.groups.tp_group, plan)
-
-
-def local_rows(spec: PartSpec, shape: ModelShape, local_size: int, tp_size: int) -> RowBlock:
-    """The rows of a TP rank's shard, of ``local_size`` rows, that a pair of factors adds to."""
-    if not spec.label:
-        return RowBlock(0, local_size)
-    weight = f"{spec.module}.weight"
-    mapping, layer = FAMILIES[shape.family].mapping(weight)
-    segments = _local_segments(weight, shape, local_size, tp_size)
-    return _row_block(segments, mapping.modules(layer).index(spec.hf_modules[0]))
-
-
-def _local_segments(name: str, shape: ModelShape, local_size: int, tp_size: int) -> list[Segment]:
-    """Rows of the Hugging Face tensors in a TP rank's shard: it holds whole query groups, as a smaller model does."""
-    local_shape = dataclasses.replace(
-        shape,
-        num_attention_heads=shape.num_attention_heads // tp_size,
-        num_query_groups=shape.num_query_groups // tp_size,
-    )
-    return FAMILIES[shape.family].mapping(name)[0].segments(local_shape, local_size)
-
-
-def _length(segment: Segment) -> int:
-    return segment.stop - segment.start
-
-
-def _row_block(segments: Sequence[Segment], part: int) -> RowBlock:
-    """Where the rows of one part of a fused matrix stand in it."""
-    places, position = [], 0
-    for segment in segments:
-        length = _length(segment)
-        if segment.part == part:
-            places.append((position, position + length))
-        position += length
-    (start, stop), *others = places
-    stride = others[0][0] - start if others else 0
-    block = RowBlock(start, stop, len(places), stride)
-    assert all(place == (start + i * stride, stop + i * stride) for i, place in enumerate(places))
-    return block
+    return kind(base, built, dropout, config.sequence_parallel, tp_group, plan)

@@ -1,4 +1,4 @@
-"""LoRA over megatron-core's column- and row-parallel linears.
+"""LoRA over column- and row-parallel linears, and over those that are not cut.
 
 ``y = x Wᵀ + Σ_p s_p · (x A_pᵀ) B_pᵀ`` (LoRA, Hu et al. 2021, arXiv 2106.09685, equation 3), where the parts p
 of an adapter each cover a block of W's rows; a fused matrix with one shared A is the case of one part. The products
@@ -12,15 +12,19 @@ linear   A                          B
 =======  =========================  ======================
 column   ``[r, in]`` replicated     ``[out/t, r]`` sharded
 row      ``[r, in/t]`` sharded      ``[out, r]`` replicated
+whole    ``[r, in]`` replicated     ``[out, r]`` replicated
 =======  =========================  ======================
 
-A replicated factor sees only this rank's rows of W, columns of W or part of the sequence: unless the schedule sums
-on the way, its gradient is a partial sum over TP (``partial_over_tp``) and is summed once per optimizer step.
+Linears that are not cut are the down projections of multi-latent attention. They have no collective, and only under SP
+do their factors see a part of the tokens. A replicated factor of the others sees only this rank's rows of W, columns
+of W or part of the sequence: unless the schedule sums on the way, its gradient is a partial sum over TP
+(``partial_over_tp``) and is summed once per optimizer step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -94,8 +98,8 @@ class ParallelLoraLinear(torch.nn.Module):
         # On one rank no schedule has anything to order.
         self._begin = self._schedules[plan.family if self.tp_size > 1 else Family.ONE_COLLECTIVE]
         for part in self._parts():
-            replicated: Any = self._replicated(part)
-            replicated.partial_over_tp = plan.is_partial(self.sequence_parallel)
+            for replicated in self._replicated(part):
+                replicated.partial_over_tp = self._is_partial(plan)  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:
         """The output of the linear with its adapter, and the bias that the base leaves to the caller.
@@ -141,7 +145,7 @@ class ParallelLoraLinear(torch.nn.Module):
         """Per part which elements of the input stay, bool ``[T, in]``; None where nothing is dropped."""
         if self.dropout == 0.0 or not self.training or context is None or context.token_keys is None:
             return None
-        keys, features = context.token_keys.reshape(-1), self._features(x.size(-1))
+        keys, features = self._token_keys(context.token_keys).reshape(-1), self._features(x.size(-1))
         return [keep_mask(keys, part.stream, features, self.dropout) for part in self._parts()]
 
     def _parts(self) -> list[LoraPart]:
@@ -150,9 +154,17 @@ class ParallelLoraLinear(torch.nn.Module):
     _schedules: ClassVar[dict[Family, Schedule]]
 
     @staticmethod
-    def _replicated(part: LoraPart) -> Tensor:
-        """The factor that every TP rank holds whole."""
+    def _replicated(part: LoraPart) -> tuple[Tensor, ...]:
+        """The factors that every TP rank holds whole."""
         raise AssertionError("a parallel linear is column- or row-parallel")
+
+    def _is_partial(self, plan: SchedulePlan) -> bool:
+        """Whether a replicated factor's gradient is a partial sum over TP."""
+        return plan.is_partial(self.sequence_parallel)
+
+    def _token_keys(self, keys: Tensor) -> Tensor:
+        """Those of the tokens that this rank computes, out of the whole sequence's ``[s, b]``."""
+        return keys
 
     def _num_tokens(self, x: Tensor) -> int:
         """Tokens of the whole sequence in the input."""
@@ -173,8 +185,8 @@ class ColumnParallelLora(ParallelLoraLinear):
     }
 
     @staticmethod
-    def _replicated(part: LoraPart) -> Tensor:
-        return part.lora_a
+    def _replicated(part: LoraPart) -> tuple[Tensor, ...]:
+        return (part.lora_a,)
 
     def _num_tokens(self, x: Tensor) -> int:
         return x[..., 0].numel() * self.axis.cut
@@ -193,11 +205,41 @@ class RowParallelLora(ParallelLoraLinear):
     }
 
     @staticmethod
-    def _replicated(part: LoraPart) -> Tensor:
-        return part.lora_b
+    def _replicated(part: LoraPart) -> tuple[Tensor, ...]:
+        return (part.lora_b,)
 
     def _num_tokens(self, x: Tensor) -> int:
         return x[..., 0].numel()
 
     def _features(self, width: int) -> tuple[int, int]:
         return self.tp_rank * width, (self.tp_rank + 1) * width
+
+
+class ReplicatedLora(ParallelLoraLinear):
+    """Adapter of a linear that is not cut: A and B whole on every rank, applied to this rank's tokens.
+
+    The side branch and the base are one process's, whatever the plan says of the collectives that are not there.
+    """
+
+    _schedules: ClassVar[dict[Family, Schedule]] = dict.fromkeys(Family, one_collective.begin_column)
+
+    def use(self, plan: SchedulePlan) -> None:
+        """Runs the plan's products; nothing travels."""
+        super().use(replace(plan, family=Family.ONE_COLLECTIVE))
+        self.axis = TokenAxis(self.tp_group, 1, 0, False)
+
+    @staticmethod
+    def _replicated(part: LoraPart) -> tuple[Tensor, ...]:
+        return part.lora_a, part.lora_b
+
+    def _is_partial(self, plan: SchedulePlan) -> bool:
+        return self.sequence_parallel
+
+    def _token_keys(self, keys: Tensor) -> Tensor:
+        return keys.chunk(self.tp_size)[self.tp_rank] if self.sequence_parallel else keys
+
+    def _num_tokens(self, x: Tensor) -> int:
+        return x[..., 0].numel() * (self.tp_size if self.sequence_parallel else 1)
+
+    def _features(self, width: int) -> tuple[int, int]:
+        return 0, width

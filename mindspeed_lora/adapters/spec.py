@@ -1,7 +1,7 @@
 """What an adapter is on one model: its pairs of factors, and the base's own tensors that are trained with them.
 
 One description that injection, starting values, reading, writing, merging and reporting share. It is made by
-:mod:`mindspeed_lora.checkpoint.adapter_description`.
+:mod:`mindspeed_lora.checkpoint.peft.description`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ class PartSpec:
     """One pair of factors: A and B over a whole linear, or over one of the matrices that are fused in it."""
 
     module: str
-    """Canonical name of the linear (``decoder.layers.3.self_attention.linear_qkv``)."""
+    """Canonical name of the linear (``decoder.layers.3.self_attention.linear_qkv``); of a pair that all experts of a
+    layer share it has no expert's number (``decoder.layers.3.mlp.experts.linear_fc1``)."""
     label: str
     """The fused linear's one matrix that it covers (``q_proj``); empty where it covers the linear whole."""
     hf_modules: tuple[str, ...]
-    """Full Hugging Face names of the matrices that B's rows are of; several share A."""
+    """Full Hugging Face names of the matrices that B's rows are of; several share A. Those of a pair that all experts
+    share are of one expert after the other, each with the same B."""
     rank: int
     alpha: float
     scaling: float
@@ -32,6 +34,11 @@ class PartSpec:
     def name(self) -> str:
         """Canonical name of the pair; ``.lora_a`` and ``.lora_b`` are its factors."""
         return f"{self.module}.{self.label}" if self.label else self.module
+
+    @property
+    def weight(self) -> str:
+        """Canonical name of the weight that the pair adds to; the first expert's, of a pair that all experts share."""
+        return f"{_OF_ALL_EXPERTS.sub('.experts.local_experts.0.', self.module)}.weight"
 
     @property
     def linear(self) -> str:
@@ -128,6 +135,7 @@ class AdapterSpec:
         return f"{text}; also trained: {besides}" if besides else text
 
 
+_OF_ALL_EXPERTS = re.compile(r"\.experts\.(?=linear_fc[12]$)")
 _LAYER = re.compile(r"^(decoder\.(layers\.\d+\.)?)|\.weight$")
 
 

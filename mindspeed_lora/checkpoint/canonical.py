@@ -1,8 +1,10 @@
 """The canonical space: names, full shapes and sharding rules of the unsharded Megatron-core model.
 
-Every format reads and writes these names; layouts are ranges of these tensors. Layer numbers are global.
+Every format reads and writes these names; layouts are ranges of these tensors. Layer numbers and those of experts
+(``mlp.experts.local_experts.7.linear_fc1``) are global; what TP is for other tensors, ETP is for an expert's.
 Adapter factors are ``<module>.lora_a`` ``[r, in]`` and ``<module>.lora_b`` ``[out, r]``, ``<module>`` being
-the linear without ``.weight``, or one matrix of a fused linear (``<linear>.q_proj``). Single trained rows of the
+the linear without ``.weight``, or one matrix of a fused linear (``<linear>.q_proj``). A pair that all experts of a
+layer share is ``mlp.experts.linear_fc1.lora_a``, of the shape that one expert's has. Single trained rows of the
 vocabulary are ``embedding.word_embeddings.token_rows`` and ``output_layer.token_rows`` ``[n, h]``.
 """
 
@@ -25,9 +27,16 @@ LINEARS = {
     "linear_fc1": "mlp.linear_fc1",
     "linear_fc2": "mlp.linear_fc2",
 }
-"""Names of the four linears that take adapters, and their place in a layer."""
+"""Names of the four linears of a dense layer that take adapters, and their place in it."""
+ROUTED = "mlp.experts"
+"""Place of what all experts of a layer share."""
+EXPERTS = f"{ROUTED}.local_experts"
+"""Place of the experts in a layer; a number and the name of a linear follow."""
+SHARED_EXPERTS = "mlp.shared_experts"
+ROUTER = "mlp.router"
 
 _LAYER = re.compile(r"^(decoder\.layers\.)(\d+)(\..+)$")
+_EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 _LOCAL_PREFIX = re.compile(r"^(module\.)+")
 
 
@@ -44,14 +53,19 @@ class TensorRule:
 _WHOLE = TensorRule(None)
 _RULES: tuple[tuple[str, TensorRule], ...] = (
     (r"(embedding\.word_embeddings|output_layer)\.weight", TensorRule(0)),
-    (r".*\.linear_qkv\.(weight|bias|lora_b)", TensorRule(0)),
+    (
+        r".*\.(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj)\.(weight|bias|lora_b)",
+        TensorRule(0),
+    ),
     (r".*\.(linear_qkv|linear_fc1)\.\w+_proj\.lora_b", TensorRule(0)),
     (r".*\.(linear_qkv|linear_fc1)\.\w+_proj\.lora_a", _WHOLE),
     (r".*\.linear_fc1\.(weight|bias|lora_b)", TensorRule(0, 2)),
     (r".*\.(linear_proj|linear_fc2)\.(weight|lora_a)", TensorRule(1)),
     (r".*\.(linear_proj|linear_fc2)\.(bias|lora_b)", _WHOLE),
-    (r".*\.(linear_qkv|linear_fc1)\.lora_a", _WHOLE),
-    (r".*layernorm\.weight", _WHOLE),
+    (r".*\.(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|linear_fc1)\.lora_a", _WHOLE),
+    (r".*\.(linear_q_down_proj|linear_kv_down_proj)\.(weight|bias|lora_a|lora_b)", _WHOLE),
+    (r".*\.mlp\.(router\.(weight|expert_bias|lora_a|lora_b)|shared_experts\.gate_weight)", _WHOLE),
+    (r".*(layernorm|post_attn_norm)\.weight", _WHOLE),
     (r"(embedding\.word_embeddings|output_layer)\.token_rows", _WHOLE),
 )
 
@@ -79,24 +93,74 @@ def layer_tensors(shape: ModelShape, layer: int) -> dict[str, tuple[int, ...]]:
     """Name and full shape of the tensors of one layer."""
     prefix, hidden = f"decoder.layers.{layer}.", (shape.hidden_size,)
     norms = [("input_layernorm", hidden), ("pre_mlp_layernorm", hidden)]
-    if shape.qk_layernorm:
-        norms += [(f"self_attention.{name}_layernorm", (shape.kv_channels,)) for name in "qk"]
+    if shape.post_norm:
+        norms += [("post_attn_norm", hidden), ("post_mlp_layernorm", hidden)]
+    norms += [(f"self_attention.{name}_layernorm", (size,)) for name, size in _inner_norms(shape).items()]
     tensors: dict[str, tuple[int, ...]] = {f"{prefix}{name}.weight": size for name, size in norms}
+    if shape.moe is not None and shape.has_experts(layer):
+        tensors[f"{prefix}{ROUTER}.weight"] = (shape.moe.num_experts, shape.hidden_size)
+        if shape.moe.expert_bias:
+            tensors[f"{prefix}{ROUTER}.expert_bias"] = (shape.moe.num_experts,)
     biased = {
-        "linear_qkv": shape.add_qkv_bias,
-        "linear_proj": shape.add_proj_bias,
-        "linear_fc1": shape.add_mlp_bias,
-        "linear_fc2": shape.add_mlp_bias,
+        "self_attention.linear_qkv": shape.add_qkv_bias,
+        "self_attention.linear_proj": shape.add_proj_bias,
+        "mlp.linear_fc1": shape.add_mlp_bias,
+        "mlp.linear_fc2": shape.add_mlp_bias,
     }
-    for linear, (rows, columns) in linear_shapes(shape).items():
-        tensors[f"{prefix}{LINEARS[linear]}.weight"] = (rows, columns)
-        if biased[linear]:
-            tensors[f"{prefix}{LINEARS[linear]}.bias"] = (rows,)
+    for place, (rows, columns) in layer_linears(shape, layer).items():
+        tensors[f"{prefix}{place}.weight"] = (rows, columns)
+        if biased.get(place):
+            tensors[f"{prefix}{place}.bias"] = (rows,)
+    if shape.moe is not None and shape.has_experts(layer) and shape.moe.shared_expert_gate:
+        tensors[f"{prefix}{SHARED_EXPERTS}.gate_weight"] = (1, shape.hidden_size)
     return tensors
 
 
+def _inner_norms(shape: ModelShape) -> dict[str, int]:
+    """The norms within attention, and their widths."""
+    if shape.mla is not None:
+        latent = {} if shape.mla.q_lora_rank is None else {"q": shape.mla.q_lora_rank}
+        return {**latent, "kv": shape.mla.kv_lora_rank}
+    return dict.fromkeys("qk", shape.kv_channels) if shape.qk_layernorm else {}
+
+
+def layer_linears(shape: ModelShape, layer: int) -> dict[str, tuple[int, int]]:
+    """``(out, in)`` of every linear of a layer that can take an adapter, by its place in the layer."""
+    hidden = shape.hidden_size
+    places = _attention_linears(shape)
+    if shape.moe is None or shape.moe.is_dense(layer):
+        return places | _mlp_linears("mlp", hidden, shape.ffn_hidden_size)
+    for expert in range(shape.moe.num_experts):
+        places |= _mlp_linears(f"{EXPERTS}.{expert}", hidden, shape.moe.ffn_hidden_size)
+    if shape.moe.shared_ffn_hidden_size:
+        places |= _mlp_linears(SHARED_EXPERTS, hidden, shape.moe.shared_ffn_hidden_size)
+    return places
+
+
+def _attention_linears(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    hidden, mla, heads = shape.hidden_size, shape.mla, shape.num_attention_heads
+    if mla is None:
+        places = {"linear_qkv": (shape.qkv_size, hidden)}
+    else:
+        if mla.q_lora_rank is None:
+            places = {"linear_q_proj": (heads * mla.head_size, hidden)}
+        else:
+            places = {
+                "linear_q_down_proj": (mla.q_lora_rank, hidden),
+                "linear_q_up_proj": (heads * mla.head_size, mla.q_lora_rank),
+            }
+        places["linear_kv_down_proj"] = (mla.kv_lora_rank + mla.qk_pos_emb_head_dim, hidden)
+        places["linear_kv_up_proj"] = (heads * (mla.qk_head_dim + mla.v_head_dim), mla.kv_lora_rank)
+    places["linear_proj"] = (hidden, shape.proj_input_size)
+    return {f"self_attention.{name}": size for name, size in places.items()}
+
+
+def _mlp_linears(place: str, hidden: int, inner: int) -> dict[str, tuple[int, int]]:
+    return {f"{place}.linear_fc1": (2 * inner, hidden), f"{place}.linear_fc2": (hidden, inner)}
+
+
 def linear_shapes(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """``(out, in)`` of each of the four linears."""
+    """``(out, in)`` of each of the four linears of a dense layer."""
     return {
         "linear_qkv": (shape.qkv_size, shape.hidden_size),
         "linear_proj": (shape.hidden_size, shape.proj_input_size),
@@ -105,9 +169,13 @@ def linear_shapes(shape: ModelShape) -> dict[str, tuple[int, int]]:
     }
 
 
-def adapter_modules(num_layers: int) -> list[str]:
-    """Canonical names (``decoder.layers.3.mlp.linear_fc1``) of the linears that take adapters, of every layer."""
-    return [f"decoder.layers.{layer}.{place}" for layer in range(num_layers) for place in LINEARS.values()]
+def adapter_linears(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """Canonical name (``decoder.layers.3.mlp.linear_fc1``) and ``(out, in)`` of every linear that takes an adapter."""
+    return {
+        f"decoder.layers.{layer}.{place}": size
+        for layer in range(shape.num_layers)
+        for place, size in layer_linears(shape, layer).items()
+    }
 
 
 def padded_vocab_size(shape: ModelShape, divisible_by: int, tp_size: int) -> int:
@@ -159,3 +227,25 @@ def layer_number(name: str) -> int | None:
     """The layer's number in a name, local or canonical as the name is; None outside of the layers."""
     match = _LAYER.match(without_wrappers(name))
     return None if match is None else int(match.group(2))
+
+
+def linear_kind(module: str) -> str:
+    """What a linear is in its layer: ``linear_qkv``; of an MLP also whose, as in ``experts.linear_fc1``.
+
+    All experts of a model are one kind, and so are all shared experts (``shared_experts.linear_fc2``).
+    """
+    place, _, linear = module.rpartition(".")
+    if f".{ROUTED}" in place:
+        return f"experts.{linear}"
+    return f"shared_experts.{linear}" if place.endswith(SHARED_EXPERTS) else linear
+
+
+def of_all_experts(module: str) -> str:
+    """The name of an expert's linear without its number: ``decoder.layers.3.mlp.experts.linear_fc1``."""
+    return _EXPERT.sub(".", module)
+
+
+def expert_number(name: str) -> int | None:
+    """The expert's number in a name, local or global as the name is; None outside of the experts."""
+    match = _EXPERT.search(name)
+    return None if match is None else int(match.group(1))

@@ -20,6 +20,40 @@ from mindspeed_lora.models.families.segments import Range
 
 
 @dataclass(frozen=True)
+class StoredPart:
+    """One tensor in a file that a canonical tensor is made of."""
+
+    name: str
+    """Its name in the file."""
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredLayout:
+    """How a checkpoint's files are cut over ranks."""
+
+    tp_size: int
+    pp_size: int
+    stages: tuple[tuple[tuple[int, ...], ...], ...]
+    """The layers of each pipeline rank, by virtual stage."""
+    noop_slots: tuple[int, ...] = ()
+    """Places of the no-op layers among the layers as the model is built."""
+    padded_vocab_size: int | None = None
+    """Rows of the vocabulary tensors in the files."""
+    ep_size: int = 1
+    """Blocks that the experts are cut into."""
+    etp_size: int = 1
+    """Ranks that each expert's matrices are cut over."""
+
+    @property
+    def vp_size(self) -> int:
+        """Virtual stages of each pipeline rank."""
+        return max(map(len, self.stages), default=1)
+
+
+@dataclass(frozen=True)
 class Origin:
     """The Hugging Face model that weights come from, however often they were converted since."""
 
@@ -42,6 +76,8 @@ class Source(Protocol):
     """The Hugging Face model behind the weights, if it is known."""
     config_dir: Path | None
     """The folder with config.json and the tokenizer files, if there is one."""
+    manifest_folder: Path | None
+    """The folder whose ``checksums.json`` what is read is compared with, if there is one."""
 
     @property
     def hf_origin(self) -> str | None:
@@ -53,6 +89,12 @@ class Source(Protocol):
     def dtype(self, name: str) -> torch.dtype:
         """The dtype that a tensor is stored in."""
 
+    def parts(self, name: str) -> list[StoredPart]:
+        """The tensors in files that a canonical tensor is made of; none where it is computed."""
+
+    def layout(self) -> StoredLayout | None:
+        """How the files are cut over ranks; None where they are not."""
+
     def read(self, name: str, axis: int | None = None, ranges: Sequence[Range] | None = None) -> torch.Tensor:
         """The canonical tensor, or the concatenation of its ``ranges`` along ``axis``.
 
@@ -62,6 +104,8 @@ class Source(Protocol):
 
 class CheckpointSource:
     """The part of :class:`Source` that all formats share; a format adds ``dtype`` and ``_fill``."""
+
+    manifest_folder: Path | None = None
 
     def __init__(self, path: Path, shape: ModelShape, origin: Origin | None, config_dir: Path | None) -> None:
         self.path = path
@@ -82,6 +126,14 @@ class CheckpointSource:
     def dtype(self, name: str) -> torch.dtype:
         """The dtype that a tensor is stored in."""
         raise NotImplementedError
+
+    def parts(self, name: str) -> list[StoredPart]:
+        """The tensors in files that a canonical tensor is made of; none where it is computed."""
+        return []
+
+    def layout(self) -> StoredLayout | None:
+        """How the files are cut over ranks; None where they are not."""
+        return None
 
     def read(self, name: str, axis: int | None = None, ranges: Sequence[Range] | None = None) -> torch.Tensor:
         """The canonical tensor, or the concatenation of its ``ranges`` along ``axis``."""
@@ -112,18 +164,24 @@ class CheckpointSource:
 
 
 def open_source(
-    path: str | Path, kind: str | None = None, config_dir: Path | None = None, flag: str = "--load"
+    path: str | Path,
+    kind: str | None = None,
+    config_dir: Path | None = None,
+    flag: str = "--load",
+    checking: bool = True,
+    headers_only: bool = False,
 ) -> Source:
     """Open a checkpoint: a Hugging Face folder or a Megatron one, as ``kind`` says or as is found.
 
     ``config_dir`` is a folder whose config.json describes a Megatron checkpoint that keeps none beside it;
-    ``flag`` is the one that named the path.
+    ``flag`` is the one that named the path. With ``checking``, what is read is compared with the checksums that the
+    conversion left beside it, if it did; with ``headers_only`` nothing is checked that needs the weights.
 
     Raises:
         Refused: there is no such checkpoint, or its description cannot be read.
     """
     # The formats build on this module.
-    from mindspeed_lora.checkpoint import hf, mcore
+    from mindspeed_lora.checkpoint.formats import hf, mcore, mcore_files, torch_dist
 
     folder = Path(path)
     if not folder.is_dir():
@@ -132,17 +190,20 @@ def open_source(
         )
         raise Refused(f"{flag} {folder}: {found}.")
     is_hf = (folder / "config.json").is_file()
-    is_mg = mcore.find_iteration(folder) is not None
+    is_mg = mcore_files.find_iteration(folder) is not None
     if kind == "hf" or (kind is None and is_hf):
         if not is_hf:
             raise Refused(f"{flag} {folder}: not a Hugging Face model (no config.json).")
-        return hf.HfSource(folder)
+        return hf.HfSource(folder, checking, headers_only)
+    if kind == "torch_dist" or (not is_mg and torch_dist.find_iteration(folder) is not None):
+        return torch_dist.TorchDistSource(folder, config_dir, checking)
     if kind == "mg" or is_mg:
-        return mcore.McoreSource(folder, config_dir)
+        return mcore.McoreSource(folder, config_dir, checking)
     if next(folder.glob("**/adapter_config.json"), None):
         raise Refused(
             f"{flag} {folder}: holds an adapter only; give it to --lora-load, beside its base model."
         )
     raise Refused(
-        f"{flag} {folder}: neither a Hugging Face model (config.json) nor a Megatron checkpoint (iter_*/mp_rank_*)."
+        f"{flag} {folder}: neither a Hugging Face model (config.json) nor a Megatron checkpoint "
+        "(iter_*/mp_rank_* or iter_*/*.distcp)."
     )

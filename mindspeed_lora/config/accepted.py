@@ -17,6 +17,8 @@ _KERNELS_AND_DEVICE = """
     reuse-fp32-param swap-attention swap-optimizer recompute-activation-function recompute-in-advance
     recompute-in-bubble manual-gc jit-compile use-cpu-initialization npu-deterministic use-deter-comp
     mla-fa-without-pad shape-order=1 recompute-activation-function-num-layers=1 manual-gc-interval=1
+    moe-grouped-gemm moe-permute-fusion moe-permutation-async-comm
+    use-fused-moe-token-permute-and-unpermute moe-revert-type-after-topk fix-router moe-bmm-mc2
     transformer-impl=1 sparse-mode=1 pre-tockens=1 next-tockens=1 empty-unused-memory-level=1
 """
 
@@ -24,7 +26,7 @@ _TRUE_HERE_ANYWAY = """
     use-mcore-models use-rotary-position-embeddings use-kv-cache exit-signal-handler enable-hf2mg-convert
     reset-attention-mask-in-cp padded-samples full-shuffle-instruction-dataset cut-max-seqlen
     no-shared-storage return-document-ids no-check-for-nan-in-loss-and-grad streaming save-layer-by-layer
-    load-hf-from-config no-checking load-checkpoint-loosely spec=* dataset-additional-keys=*
+    load-hf-from-config load-checkpoint-loosely spec=* dataset-additional-keys=*
     lora-register-forward-hook=+ cp-comm-type=+ attention-mask-type=1 num-workers=1 workers=1
     model-type-hf=1 hf-cfg-dir=1 mg-save-dir=1 seed=1 make-vocab-size-divisible-by=1 pad-vocab-size-to=1
     max-batch-size=1 max-tokens-to-oom=1 ckpt-cfg-path=1 max-queue-size=1 loader=1 saver=1 megatron-path=1

@@ -16,6 +16,7 @@ class LoadConfig(Section):
     )
     no_load_optim: bool = flag("do not load optimizer and scheduler", False)
     no_load_rng: bool = flag("do not load the random state", False)
+    no_checking: bool = flag("do not compare what is read with the checksums.json beside it", False)
     exit_on_missing_checkpoint: bool = flag("refuse to start from random weights", False)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.parallel import ParallelConfig
-from mindspeed_lora.config.shape import ModelShape, RopeScaling
+from mindspeed_lora.config.shape import MLAShape, ModelShape, RopeScaling
 from mindspeed_lora.config.stages import LayerPlacement, divisors
 from mindspeed_lora.config.training import TrainingConfig
+from mindspeed_lora.config.unbuilt import refuse_unbuilt
 from mindspeed_lora.errors import Refused
 
 _COMPARED = {
@@ -21,9 +22,12 @@ _COMPARED = {
     "num_query_groups": "num_query_groups",
     "kv_channels": "kv_channels",
     "rotary_base": "rotary_base",
+    "rotary_percent": "rotary_percent",
     "sliding_window_size": "sliding_window",
     "norm_epsilon": "norm_epsilon",
     "add_qkv_bias": "add_qkv_bias",
+    "add_dense_bias": "add_proj_bias",
+    "post_norm": "post_norm",
     "qk_layernorm": "qk_layernorm",
     "untie_embeddings_and_output_weights": "untie_embeddings_and_output_weights",
     "vocab_size": "vocab_size",
@@ -36,16 +40,25 @@ _ROPE_COMPARED = {
     "low_freq_factor": "low_freq_factor",
     "high_freq_factor": "high_freq_factor",
     "original_max_position_embeddings": "original_max_position_embeddings",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "rope_scaling_mscale": "mscale",
+    "rope_scaling_mscale_all_dim": "mscale_all_dim",
 }
+_MLA_COMPARED = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
+_OTHERWISE_IN_MLA = ("kv_channels", "qk_layernorm")
+"""With multi-latent attention these say nothing: its widths are its own, and its latent vectors have norms anyway."""
 
 
 def check_layout(shape: ModelShape, parallel: ParallelConfig) -> LayerPlacement:
-    """Refuse degrees that do not divide what they cut; returns where the layers go."""
+    """Refuse a model that is not built, and degrees that do not divide what they cut; returns where the layers go."""
+    refuse_unbuilt(shape)
+    check_experts(shape, parallel)
     tp = parallel.tensor_model_parallel_size
     cut = {
         "attention heads": shape.num_attention_heads,
         "query groups (key/value heads)": shape.num_query_groups,
-        "columns of the MLP (ffn_hidden_size)": shape.ffn_hidden_size,
+        **mlp_columns(shape),
     }
     for what, size in cut.items():
         if size % tp:
@@ -54,6 +67,51 @@ def check_layout(shape: ModelShape, parallel: ParallelConfig) -> LayerPlacement:
                 f"use {divisors(math.gcd(*cut.values()))}"
             )
     return LayerPlacement.of(shape.num_layers, parallel)
+
+
+def mlp_columns(shape: ModelShape) -> dict[str, int]:
+    """Inner widths of what TP cuts beside attention, by what they are."""
+    columns = {}
+    if shape.moe is None or shape.moe.dense_layers:
+        columns["columns of the MLP (ffn_hidden_size)"] = shape.ffn_hidden_size
+    if shape.moe is not None and shape.moe.shared_ffn_hidden_size:
+        columns["columns of the shared experts"] = shape.moe.shared_ffn_hidden_size
+    return columns
+
+
+def check_experts(shape: ModelShape, parallel: ParallelConfig) -> None:
+    """Refuse degrees of expert parallelism that do not divide what they cut."""
+    ep, etp = parallel.expert_parallel_size, parallel.expert_tensor_size
+    named = f"--expert-model-parallel-size {parallel.expert_model_parallel_size}"
+    if parallel.moe_tp_extend_ep:
+        named += (
+            f" x --tensor-model-parallel-size {parallel.tensor_model_parallel_size} of --moe-tp-extend-ep"
+        )
+    if shape.moe is None:
+        if ep > 1:
+            raise Refused(f"{named}: the model ({shape.family}) has no experts; leave it out")
+        return
+    if shape.moe.num_experts % ep:
+        raise Refused(
+            f"{named} does not divide the model's {shape.moe.num_experts} experts; "
+            f"use {divisors(shape.moe.num_experts)}"
+        )
+    if shape.moe.ffn_hidden_size % etp:
+        raise Refused(
+            f"--expert-tensor-parallel-size {etp} does not divide the {shape.moe.ffn_hidden_size} columns of an "
+            f"expert; use {divisors(shape.moe.ffn_hidden_size)}"
+        )
+
+
+def check_expert_files(shape: ModelShape, parallel: ParallelConfig) -> None:
+    """Refuse to save the model itself in a layout for which Megatron's rank files have no names."""
+    tp, etp = parallel.tensor_model_parallel_size, parallel.expert_tensor_size
+    if shape.moe is not None and tp % etp:
+        raise Refused(
+            f"--expert-tensor-parallel-size {etp} does not divide --tensor-model-parallel-size {tp}: ranks with "
+            "different parts of an expert would have one file name, so the model cannot be saved; use "
+            f"{divisors(tp)}, or save the adapter alone"
+        )
 
 
 def check_recompute(placement: LayerPlacement, training: TrainingConfig) -> None:
@@ -95,9 +153,15 @@ def reconcile(model: ModelConfig, shape: ModelShape, num_noops: int = 0) -> Mode
     told = dataclasses.replace(shape, num_layers=shape.num_layers + num_noops)
     pairs = [(flag, getattr(model, flag), getattr(told, name)) for flag, name in _COMPARED.items()]
     pairs += [(flag, getattr(model, flag), _rope_value(shape, name)) for flag, name in _ROPE_COMPARED.items()]
+    pairs += [(flag, getattr(model, flag), getattr(shape.mla, flag, None)) for flag in _MLA_COMPARED]
+    pairs.append(("multi_latent_attention", model.multi_latent_attention, shape.mla is not None))
+    if shape.mla is not None:
+        pairs = [pair for pair in pairs if pair[0] not in _OTHERWISE_IN_MLA]
     differing = [
         (flag, given, found) for flag, given, found in pairs if given is not None and not _same(given, found)
     ]
+    if model.add_rmsnorm_offset and not _counts_from_1(shape):
+        differing.append(("add_rmsnorm_offset", True, False))
     if model.disable_bias_linear and (shape.add_proj_bias or shape.add_mlp_bias):
         differing.append(("disable_bias_linear", True, "with bias"))
     if model.padded_vocab_size is not None and model.padded_vocab_size < shape.vocab_size:
@@ -112,6 +176,10 @@ def reconcile(model: ModelConfig, shape: ModelShape, num_noops: int = 0) -> Mode
         if getattr(model, name) is not None
     }
     return dataclasses.replace(shape, **given)
+
+
+def _counts_from_1(shape: ModelShape) -> bool:
+    return any(name in ("add_rmsnorm_offset", "apply_layernorm_1p") for name, _ in shape.unbuilt)
 
 
 def _rope_value(shape: ModelShape, name: str) -> Any:
@@ -148,6 +216,7 @@ def shape_from_flags(model: ModelConfig, num_noops: int = 0) -> ModelShape:
     if missing:
         raise Refused(f"without --load the shape must be given: {', '.join(missing)} missing")
     layers, hidden, heads, positions, vocabulary = (value for value in needed.values() if value is not None)
+    mla = _mla(model)
     if layers <= num_noops:
         raise Refused(f"--num-layers {layers}: --noop-layers leaves none of them; raise it")
     return ModelShape(
@@ -156,24 +225,31 @@ def shape_from_flags(model: ModelConfig, num_noops: int = 0) -> ModelShape:
         hidden_size=hidden,
         ffn_hidden_size=model.ffn_hidden_size or _default_ffn(hidden, bool(model.swiglu)),
         num_attention_heads=heads,
-        num_query_groups=_query_groups(model, heads),
-        kv_channels=model.kv_channels or _default_head_width(hidden, heads),
+        num_query_groups=_query_groups(model, heads) if mla is None else heads,
+        kv_channels=_head_width(model, hidden, heads) if mla is None else mla.head_size,
         vocab_size=vocabulary,
         max_position_embeddings=positions,
         norm_epsilon=model.norm_epsilon or 1e-5,
         rotary_base=model.rotary_base or 10000.0,
+        rotary_percent=model.rotary_percent or 1.0,
         rope_scaling=_rope_scaling(model),
         untie_embeddings_and_output_weights=bool(model.untie_embeddings_and_output_weights),
         add_qkv_bias=bool(model.add_qkv_bias),
-        qk_layernorm=bool(model.qk_layernorm),
+        add_proj_bias=bool(model.add_dense_bias),
+        post_norm=bool(model.post_norm),
+        qk_layernorm=bool(model.qk_layernorm) and mla is None,
+        mla=mla,
         sliding_window=model.sliding_window_size,
         hidden_dropout=model.hidden_dropout or 0.0,
         attention_dropout=model.attention_dropout or 0.0,
+        unbuilt=(("add_rmsnorm_offset", True),) if model.add_rmsnorm_offset else (),
     )
 
 
 def _family(model: ModelConfig) -> str:
     """The family whose Hugging Face form has the switches that are on."""
+    if model.multi_latent_attention:
+        return "deepseek_v3"
     if model.qk_layernorm:
         return "qwen3"
     if model.add_qkv_bias:
@@ -186,7 +262,21 @@ def _default_ffn(hidden_size: int, swiglu: bool) -> int:
     return int(4 * hidden_size * 2 / 3) // 64 * 64 if swiglu else 4 * hidden_size
 
 
-def _default_head_width(hidden_size: int, heads: int) -> int:
+def _mla(model: ModelConfig) -> MLAShape | None:
+    """Multi-latent attention, with megatron-core's widths; queries have a latent vector where its width is given."""
+    given = {name: getattr(model, name) for name in _MLA_COMPARED if getattr(model, name) is not None}
+    if model.multi_latent_attention:
+        widths = {"kv_lora_rank": 512, "qk_head_dim": 128, "qk_pos_emb_head_dim": 64, "v_head_dim": 128}
+        return MLAShape(**{"q_lora_rank": None, **widths, **given})
+    if given:
+        name, value = next(iter(given.items()))
+        raise Refused(f"--{name.replace('_', '-')} {value} needs --multi-latent-attention; add it")
+    return None
+
+
+def _head_width(model: ModelConfig, hidden_size: int, heads: int) -> int:
+    if model.kv_channels is not None:
+        return model.kv_channels
     if hidden_size % heads:
         raise Refused(
             f"--hidden-size {hidden_size} is not divisible by --num-attention-heads {heads}; give "

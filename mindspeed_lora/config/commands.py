@@ -12,15 +12,30 @@ from typing import Any
 
 from mindspeed_lora.config.config_file import config_file_words
 from mindspeed_lora.config.flags import Option, Section, options
-from mindspeed_lora.config.jobs import ConversionJob, InferenceJob, Job, PreprocessJob, TrainJob
+from mindspeed_lora.config.jobs import (
+    ConversionJob,
+    InferenceJob,
+    InspectJob,
+    Job,
+    PreprocessJob,
+    TrainJob,
+    VerifyJob,
+)
+from mindspeed_lora.config.operations import resolve_operations
 from mindspeed_lora.config.parser import Grammar, Parsed, parse_words
-from mindspeed_lora.config.resolve import resolve_conversion, resolve_inference, resolve_preprocess
+from mindspeed_lora.config.resolve import (
+    resolve_conversion,
+    resolve_inference,
+    resolve_inspection,
+    resolve_preprocess,
+    resolve_verification,
+)
 from mindspeed_lora.config.resolve_training import resolve_training
 
 
 @dataclass(frozen=True)
 class Command:
-    """One entry file."""
+    """One entry file, or one of the further commands that its first word chooses."""
 
     script: str
     summary: str
@@ -29,6 +44,8 @@ class Command:
     """Values that the command sets where the user says nothing."""
     shares_flags_with: type[Job] | None = None
     """A job whose flags are accepted without effect, since published scripts give them to both."""
+    subcommands: tuple[str, ...] = ()
+    """Commands that the script runs where their name is its first word."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -39,7 +56,22 @@ COMMANDS: dict[str, Command] = {
         TrainJob,
         defaults={"stage": "pretrain"},
     ),
-    "convert": Command("convert_ckpt.py", "Convert, reshard and merge checkpoints.", ConversionJob),
+    "convert": Command(
+        "convert_ckpt.py",
+        "Convert, reshard and merge checkpoints.",
+        ConversionJob,
+        subcommands=("inspect", "verify"),
+    ),
+    "inspect": Command(
+        "convert_ckpt.py inspect",
+        "Tell what a folder is: format, layout, sizes, adapter or base.",
+        InspectJob,
+    ),
+    "verify": Command(
+        "convert_ckpt.py verify",
+        "Compare two checkpoints: exit status 0 equal, 1 different.",
+        VerifyJob,
+    ),
     "preprocess": Command("preprocess_data.py", "Tokenise rows into an indexed dataset.", PreprocessJob),
     "inference": Command(
         "inference.py", "Generate text, with or without an adapter.", InferenceJob, shares_flags_with=TrainJob
@@ -63,7 +95,15 @@ def grammar(command: str) -> Grammar:
     described = COMMANDS[command]
     own = _by_name(described.job_type)
     shared = _by_name(described.shares_flags_with) if described.shares_flags_with else {}
-    return Grammar(own, {name: option.arity for name, option in shared.items() if name not in own})
+    ignored = {name: option.arity for name, option in shared.items() if name not in own}
+    return Grammar(own, ignored, {name: COMMANDS[name].script for name in described.subcommands})
+
+
+def chosen_command(command: str, argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The command that a script's first word chooses, and the words that are left for it."""
+    if argv and argv[0] in COMMANDS[command].subcommands:
+        return argv[0], argv[1:]
+    return command, argv
 
 
 def _by_name(job_type: type[Job]) -> dict[str, Option]:
@@ -90,7 +130,11 @@ def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None =
     if isinstance(job, InferenceJob):
         return resolve_inference(job, environ)
     if isinstance(job, ConversionJob):
-        return resolve_conversion(job)
+        return resolve_conversion(resolve_operations(job))
+    if isinstance(job, InspectJob):
+        return resolve_inspection(job)
+    if isinstance(job, VerifyJob):
+        return resolve_verification(job)
     if isinstance(job, PreprocessJob):
         return resolve_preprocess(job)
     raise TypeError(f"no rules to resolve a {type(job).__name__}")

@@ -11,7 +11,7 @@ import yaml
 
 from mindspeed_lora.config.flags import Section, options
 from mindspeed_lora.config.jobs import Job
-from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.config.lora import LoraFlags
 from mindspeed_lora.config.parser import Grammar, unknown_flag
 from mindspeed_lora.errors import Refused
 
@@ -71,7 +71,7 @@ def to_yaml(job: Job) -> str:
         section = getattr(job, field.name)
         if not isinstance(section, Section):
             continue
-        if isinstance(section, LoraConfig) and not section.enabled:
+        if isinstance(section, LoraFlags) and not section.enabled:
             # Its keys would switch LoRA on when the file is read again.
             lines.append("# lora: off\n")
             continue

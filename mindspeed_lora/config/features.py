@@ -39,27 +39,11 @@ def _features(what: str, text: str) -> dict[str, Feature]:
 
 NOT_BUILT: dict[str, Feature] = {
     **_features(
-        "mixture-of-experts models are not supported by this version",
-        """num-experts=1 expert-model-parallel-size=1:1 expert-tensor-parallel-size=1:1
-        target-expert-parallel-size=1:1 moe-grouped-gemm moe-router-topk=1 moe-router-load-balancing-type=1
-        moe-token-dispatcher-type=1 moe-permutation-async-comm moe-layer-freq=1 first-k-dense-replace=1
-        norm-topk-prob n-shared-experts=1:0 moe-ffn-hidden-size=1 moe-router-enable-expert-bias
-        moe-router-score-function=1 seq-aux moe-aux-loss-coeff=1 moe-router-group-topk=1
-        moe-router-num-groups=1
-        moe-router-topk-scaling-factor=1 moe-alltoall-overlap-comm moe-permute-fusion moe-intermediate-size=1
-        moe-shared-expert-intermediate-size=1 moe-shared-expert-overlap
-        moe-router-dtype=1 moe-router-pre-softmax
-        moe-z-loss-coeff=1 moe-expert-capacity-factor=1 moe-pad-expert-input-to-capacity moe-tp-extend-ep
-        moe-zero-memory=1:disable moe-zero-memory-num-layers=1 routed-scaling-factor=1 topk-group=1
-        shared-expert-gate use-fused-moe-token-permute-and-unpermute expert-interval=1 lora-moe-shared
-        peft-moe-format=1 moe-allgather-overlap-comm moe-revert-type-after-topk""",
+        "this flag of mixture-of-experts models is not supported by this version",
+        """target-expert-parallel-size=1:1 moe-router-force-load-balancing
+        moe-input-jitter-eps=1 moe-router-bias-update-rate=1:0,0.0 moe-hierarchical-alltoallv""",
     ),
     **_features("the only schedules are 1F1B and interleaved 1F1B", "schedules-method=1"),
-    **_features(
-        "convert_ckpt.py writes even pipeline stages only; training loads them in any layout",
-        """num-layers-per-virtual-pipeline-stage=1 num-virtual-stages-per-pipeline-rank=1:1 num-layer-list=1
-        noop-layers=1 decoder-first-pipeline-num-layers=1 decoder-last-pipeline-num-layers=1""",
-    ),
     **_features("rows longer than --seq-length are cut or dropped as --overlong says", "no-cut-token"),
     **_features(
         "quantised base models are not supported by this version",
@@ -68,8 +52,7 @@ NOT_BUILT: dict[str, Feature] = {
     ),
     **_features(
         "only plain LoRA is supported by this version",
-        """lu-lora-final-layer-index=1 lu-lora-lr=1 lu-lora-lr-ratio=1
-        lora-weights=+ extract-lora use-dora""",
+        "lu-lora-final-layer-index=1 lu-lora-lr=1 lu-lora-lr-ratio=1 use-dora",
     ),
     **_features(
         "preference and reward training are not supported by this version",
@@ -77,16 +60,7 @@ NOT_BUILT: dict[str, Feature] = {
         refer-model-iter=1 simpo-beta=1 gamma-beta-ratio=1 simpo-loss-type=1 simpo-label-smoothing=1
         reward-tokens=+ placeholder-token=1 reward-model=1 orm kl-coef=1 gamma=1 lam=1 max-prompt-length=1""",
     ),
-    **_features(
-        "multi-latent attention is not supported by this version",
-        """multi-latent-attention multi-head-latent-attention q-lora-rank=1 kv-lora-rank=1 qk-head-dim=1
-        v-head-dim=1 qk-pos-emb-head-dim=1 qk-nope-head-dim=1 qk-rope-head-dim=1 mla-mm-split""",
-    ),
-    **_features(
-        "YaRN scaling of rotary positions is not supported by this version",
-        """beta-fast=1 beta-slow=1 rope-scaling-beta-fast=1 rope-scaling-beta-slow=1 rope-scaling-mscale=1
-        rope-scaling-mscale-all-dim=1""",
-    ),
+    **_features("the up projections of multi-latent attention are not split in this version", "mla-mm-split"),
     **_features(
         "multi-token prediction is not supported by this version",
         "mtp-num-layers=1:0 mtp-mem-efficient-logits mtp-loss-scaling-factor=1",
@@ -97,12 +71,16 @@ NOT_BUILT: dict[str, Feature] = {
         enable-dsa-indexer
         enable-mhc hc-mult=1 index-head-dim=1 index-n-heads=1 index-topk=1 indexer-loss-coeff=1 kv-compress
         n-hash-layers=1 o-groups=1 o-lora-rank=1 original-seq-len=1 rope-factor=1 use-fused-lightning-indexer
-        use-fused-lightning-indexer-loss use-fused-mhc use-sparse-flash-attn post-norm embed-layernorm w-pack
-        add-dense-bias add-output-layer-bias add-bias-linear apply-layernorm-1p squared-relu""",
+        use-fused-lightning-indexer-loss use-fused-mhc use-sparse-flash-attn embed-layernorm w-pack
+        add-output-layer-bias add-bias-linear squared-relu""",
     ),
     **_features(
         "only Megatron's legacy checkpoint format (torch) is supported by this version",
-        "ckpt-format=1:torch load-from-legacy save-to-legacy target-data-parallel-size=1:1",
+        "load-from-legacy save-to-legacy target-data-parallel-size=1:1",
+    ),
+    **_features(
+        "training finds the form of --load by itself and saves Megatron's legacy one (torch)",
+        "ckpt-format=1:torch",
     ),
     **_features(
         "training writes no Hugging Face model by itself; run convert_ckpt.py on what it saves",
@@ -132,7 +110,7 @@ NOT_BUILT: dict[str, Feature] = {
         "handler-name=1 output-prefix=1 input=1 map-keys=1 pack",
     ),
     **_features(
-        "only training has a dry run in this version",
+        "only training and convert_ckpt.py have a dry run in this version",
         "dry-run world-size=1 nnodes=1 nproc_per_node=1 nproc-per-node=1",
     ),
     **_features(

@@ -44,6 +44,8 @@ class Flag:
     check: Check | None
     nargs: Arity | None
     metavar: str
+    is_word: bool = False
+    """The flag's name may be left out: words without one fill such fields in their order."""
 
 
 def flag(
@@ -55,12 +57,13 @@ def flag(
     check: Check | None = None,
     nargs: Arity | None = None,
     metavar: str = "",
+    is_word: bool = False,
 ) -> Any:
-    """Declare a dataclass field that is set by a flag.
+    """Declare a dataclass field that is set by a flag, or by a word of its own (``is_word``).
 
     ``names`` defaults to the field's name with dashes; ``nargs`` to what the field's type says.
     """
-    described = Flag(help, names, choices, check, nargs, metavar)
+    described = Flag(help, names, choices, check, nargs, metavar, is_word)
     return dataclasses.field(default=default, metadata={"flag": described})
 
 
@@ -81,6 +84,11 @@ class Option:
     def name(self) -> str:
         """The flag's first name, the one used in messages."""
         return self.names[0]
+
+    @property
+    def label(self) -> str:
+        """How a message names what is missing: the flag, or the word that stands without it."""
+        return self.flag.metavar if self.flag.is_word else self.name
 
 
 @dataclass(frozen=True, kw_only=True)

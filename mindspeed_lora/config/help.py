@@ -16,7 +16,7 @@ _TEXT_COLUMN = 44
 def help_text(command: str) -> str:
     """The whole help of a command."""
     described = COMMANDS[command]
-    blocks = [f"usage: {described.script} [flags]\n\n{described.summary}"]
+    blocks = [f"{_usage(command)}\n\n{described.summary}"]
     for name, section in sections(described.job_type).items():
         summary = (inspect.getdoc(section) or "").splitlines()[0].replace("``", "")
         lines = [f"{name}: {summary}", *(_describe(option) for option in options(section))]
@@ -33,8 +33,26 @@ def help_text(command: str) -> str:
     return "\n\n".join(blocks)
 
 
+def _usage(command: str) -> str:
+    """How the command is called, and the further commands of its script."""
+    described = COMMANDS[command]
+    words = [
+        option.flag.metavar
+        for section in sections(described.job_type).values()
+        for option in options(section)
+        if option.flag.is_word
+    ]
+    lines = ["usage: " + " ".join([described.script, *words, "[flags]"])]
+    for name in described.subcommands:
+        called = COMMANDS[name].script
+        lines.append(f"       {called} --help".ljust(_TEXT_COLUMN) + COMMANDS[name].summary)
+    return "\n".join(lines)
+
+
 def _describe(option: Option) -> str:
     left = "  " + ", ".join(option.names)
+    if option.flag.is_word:
+        left = f"  {option.flag.metavar}, or {option.name}"
     if option.arity != "0":
         left += " " + _value_name(option)
     text = option.flag.help

@@ -8,12 +8,14 @@ from mindspeed_lora.config.checkpoint import CheckpointConfig, LoadConfig
 from mindspeed_lora.config.conversion import ConversionConfig
 from mindspeed_lora.config.data import DataConfig
 from mindspeed_lora.config.inference import InferenceConfig
+from mindspeed_lora.config.inspection import InspectConfig, VerifyConfig
 from mindspeed_lora.config.logging import LoggingConfig
-from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.config.lora import LoraConfig, LoraFlags
 from mindspeed_lora.config.model import ModelConfig
-from mindspeed_lora.config.parallel import ParallelConfig
+from mindspeed_lora.config.moe import ExpertsConfig, RoutingConfig
+from mindspeed_lora.config.parallel import ParallelConfig, StagesConfig
 from mindspeed_lora.config.preprocess import PreprocessConfig
-from mindspeed_lora.config.runtime import RuntimeConfig, TrainRuntimeConfig
+from mindspeed_lora.config.runtime import ConversionRuntimeConfig, RuntimeConfig, TrainRuntimeConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
 from mindspeed_lora.config.training import TrainingConfig
 
@@ -35,6 +37,8 @@ class TrainJob(Job):
 
     runtime: TrainRuntimeConfig
     model: ModelConfig
+    experts: ExpertsConfig
+    routing: RoutingConfig
     parallel: ParallelConfig
     lora: LoraConfig
     data: DataConfig
@@ -48,9 +52,26 @@ class TrainJob(Job):
 class ConversionJob(Job):
     """``convert_ckpt.py``."""
 
+    runtime: ConversionRuntimeConfig
     conversion: ConversionConfig
-    lora: LoraConfig
+    stages: StagesConfig
+    lora: LoraFlags
     model: ModelConfig
+    experts: ExpertsConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectJob(Job):
+    """``convert_ckpt.py inspect``."""
+
+    inspect: InspectConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyJob(Job):
+    """``convert_ckpt.py verify``."""
+
+    verify: VerifyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +87,7 @@ class InferenceJob(Job):
     """``inference.py``."""
 
     model: ModelConfig
+    experts: ExpertsConfig
     parallel: ParallelConfig
     lora: LoraConfig
     tokenizer: TokenizerConfig

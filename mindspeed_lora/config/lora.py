@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from mindspeed_lora.config.flags import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, PROBABILITY, Section, flag
 
+MOE_FORMATS = ("per-expert", "fused")
 FUSION_PLANS = ("auto", "one-collective", "overlapped")
 FUSION_WEIGHTS = ("merge", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig(Section):
-    """LoRA's knobs; any of them switches LoRA on, none of them trains all parameters."""
+class LoraFlags(Section):
+    """LoRA's knobs but for where an adapter is read: a job starts from one, a conversion takes several."""
 
     lora_r: int | None = flag("rank; left out: that of --lora-load, else 16", check=AT_LEAST_ONE)
     lora_alpha: int | None = flag(
@@ -24,8 +25,9 @@ class LoraConfig(Section):
     )
     lora_target_modules: tuple[str, ...] | None = flag(
         "what gets an adapter: Megatron names, whose matrices share one A (linear_qkv linear_proj linear_fc1 "
-        "linear_fc2), Hugging Face names, each for itself (q_proj), all-linear, or regular expressions over full "
-        "names (left out: those of --lora-load, else all four linears)",
+        "linear_fc2, the last two of dense, experts' and shared experts' MLPs alike; experts.linear_fc1, router), "
+        "Hugging Face names, each for itself (q_proj), all-linear, or regular expressions over full names (left out: "
+        "those of --lora-load, else all four linears)",
         metavar="NAME",
     )
     lora_exclude_modules: tuple[str, ...] | None = flag(
@@ -60,7 +62,6 @@ class LoraConfig(Section):
     lora_ensure_weight_tying: bool = flag(
         "keep a tied embedding and output layer tied where --lora-modules-to-save trains them", False
     )
-    lora_load: str | None = flag("adapter to start from: a PEFT folder, a --save folder or one of its iter_*")
     lora_fusion: bool = flag("hide communication behind products and send less of it (docs/cclora.md)", False)
     lora_fusion_plan: tuple[str, ...] | None = flag(
         "schedule of --lora-fusion: auto (left out), one-collective or overlapped (CCLoRA as published), then if "
@@ -79,6 +80,14 @@ class LoraConfig(Section):
     )
     lora_ckpt_filter: bool = flag("save only the adapter (the default here)", False)
     lora_save_base: bool = flag("save the frozen model with each checkpoint too", False)
+    lora_moe_shared: bool = flag(
+        "one pair of factors for all experts of a layer and linear, in place of one for each", False
+    )
+    peft_moe_format: str | None = flag(
+        "how a PEFT adapter that is written has experts: a module for each (transformers 4), or one parameter for all "
+        "of a layer (transformers 5, target_parameters); left out: as the installed transformers load it",
+        choices=MOE_FORMATS,
+    )
     lora_save_dtype: str | None = flag(
         "dtype of the saved PEFT adapter; left out: fp32", choices=("fp32", "bf16", "fp16")
     )
@@ -87,3 +96,13 @@ class LoraConfig(Section):
     def enabled(self) -> bool:
         """Whether an adapter is trained or applied: any LoRA flag was given."""
         return any(getattr(self, field.name) != field.default for field in dataclasses.fields(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(LoraFlags):
+    """What a job trains or applies; any of its flags switches LoRA on, none of them trains all parameters."""
+
+    lora_load: str | None = flag(
+        "adapter to start from: a PEFT folder, a --save folder or one of its iter_*, or a Megatron checkpoint with "
+        "factors in it"
+    )

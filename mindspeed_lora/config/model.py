@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from mindspeed_lora.config.flags import AT_LEAST_ONE, POSITIVE, PROBABILITY, Check, Section, flag
 
-_WHOLE_HEAD = Check(
-    "1.0 (rotary positions over a part of the head are not supported)", lambda value: value == 1.0
-)
+_SHARE = Check("a number above 0, up to 1", lambda value: 0 < value <= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +23,67 @@ class ModelConfig(Section):
     max_position_embeddings: int | None = flag("longest sequence the model is meant for", check=AT_LEAST_ONE)
     position_embedding_type: str | None = flag("kind of position embedding", choices=("rope",))
     rotary_base: float | None = flag("base of the rotary frequencies", check=POSITIVE)
-    rotary_percent: float | None = flag("share of a head that is rotated", check=_WHOLE_HEAD)
-    rope_scaling_type: str | None = flag("scaling of the rotary frequencies", choices=("llama3", "linear"))
+    rotary_percent: float | None = flag(
+        "share of a head's features, the first ones, that is rotated", check=_SHARE
+    )
+    rope_scaling_type: str | None = flag(
+        "scaling of the rotary frequencies", choices=("llama3", "linear", "yarn")
+    )
     rope_scaling_factor: float | None = flag("factor of the rotary scaling", check=POSITIVE)
     low_freq_factor: float | None = flag("llama3 rotary scaling: end of the low band", check=POSITIVE)
     high_freq_factor: float | None = flag("llama3 rotary scaling: start of the high band", check=POSITIVE)
     original_max_position_embeddings: int | None = flag(
-        "llama3 rotary scaling: positions that the model was first trained for",
+        "llama3 and yarn rotary scaling: positions that the model was first trained for",
         names=("--original-max-position-embeddings", "--rope-scaling-original-max-position-embeddings"),
         check=AT_LEAST_ONE,
     )
+    beta_fast: float | None = flag(
+        "yarn rotary scaling: turns over the original positions from which nothing is scaled",
+        names=("--beta-fast", "--rope-scaling-beta-fast"),
+        check=POSITIVE,
+    )
+    beta_slow: float | None = flag(
+        "yarn rotary scaling: turns over the original positions up to which all is scaled",
+        names=("--beta-slow", "--rope-scaling-beta-slow"),
+        check=POSITIVE,
+    )
+    rope_scaling_mscale: float | None = flag(
+        "yarn rotary scaling: magnitude of the rotation", names=("--rope-scaling-mscale", "--mscale")
+    )
+    rope_scaling_mscale_all_dim: float | None = flag(
+        "yarn rotary scaling: magnitude of the scores",
+        names=("--rope-scaling-mscale-all-dim", "--mscale-all-dim"),
+    )
+    multi_latent_attention: bool | None = flag(
+        "multi-latent attention (DeepSeek)",
+        names=("--multi-latent-attention", "--multi-head-latent-attention"),
+    )
+    q_lora_rank: int | None = flag("multi-latent attention: width of the queries' latent", check=AT_LEAST_ONE)
+    kv_lora_rank: int | None = flag(
+        "multi-latent attention: width of the keys' and values' latent", check=AT_LEAST_ONE
+    )
+    qk_head_dim: int | None = flag(
+        "multi-latent attention: features of a key without positions",
+        names=("--qk-head-dim", "--qk-nope-head-dim"),
+        check=AT_LEAST_ONE,
+    )
+    qk_pos_emb_head_dim: int | None = flag(
+        "multi-latent attention: rotated features of a key",
+        names=("--qk-pos-emb-head-dim", "--qk-rope-head-dim"),
+        check=AT_LEAST_ONE,
+    )
+    v_head_dim: int | None = flag("multi-latent attention: width of a head's value", check=AT_LEAST_ONE)
     sliding_window_size: int | None = flag("width of the attention window", check=AT_LEAST_ONE)
     norm_epsilon: float | None = flag("epsilon of the norms", check=POSITIVE)
     normalization: str | None = flag("kind of norm", choices=("RMSNorm",))
     swiglu: bool | None = flag("gated MLP with SiLU (the supported families all have it)")
     disable_bias_linear: bool | None = flag("no bias on linear_proj, linear_fc1 and linear_fc2")
     add_qkv_bias: bool | None = flag("bias on linear_qkv")
+    add_dense_bias: bool | None = flag("bias on linear_proj")
+    post_norm: bool | None = flag("norms over the outputs of attention and MLP too")
+    add_rmsnorm_offset: bool | None = flag(
+        "norm weights counted from 1", names=("--add-rmsnorm-offset", "--apply-layernorm-1p")
+    )
     qk_layernorm: bool | None = flag("norm on each head's query and key")
     untie_embeddings_and_output_weights: bool | None = flag("output layer with a weight of its own")
     vocab_size: int | None = flag(

@@ -21,11 +21,9 @@ _PLACES = Check(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelConfig(Section):
-    """Degrees of parallelism; what tensor and pipeline parallelism leave of the world is data parallel."""
+class StagesConfig(Section):
+    """How layers fall into pipeline stages, where not evenly."""
 
-    tensor_model_parallel_size: int = flag("ranks that share each layer's matrices", 1, check=AT_LEAST_ONE)
-    pipeline_model_parallel_size: int = flag("stages that the layers are cut into", 1, check=AT_LEAST_ONE)
     num_layers_per_virtual_pipeline_stage: int | None = flag(
         "interleaved pipeline: layers of each of the chunks that a pipeline rank holds", check=AT_LEAST_ONE
     )
@@ -44,6 +42,32 @@ class ParallelConfig(Section):
     noop_layers: str | None = flag(
         "places, from 0, of layers that do nothing, separated by commas; they come to the checkpoint's layers",
         check=_PLACES,
+    )
+
+    @property
+    def stage_sizes(self) -> tuple[int, ...]:
+        """``--num-layer-list`` as numbers."""
+        return tuple(map(int, self.num_layer_list.split(","))) if self.num_layer_list is not None else ()
+
+    @property
+    def noop_slots(self) -> tuple[int, ...]:
+        """``--noop-layers`` as numbers."""
+        return tuple(map(int, self.noop_layers.split(","))) if self.noop_layers is not None else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig(StagesConfig):
+    """Degrees of parallelism; what tensor and pipeline parallelism leave of the world is data parallel."""
+
+    tensor_model_parallel_size: int = flag("ranks that share each layer's matrices", 1, check=AT_LEAST_ONE)
+    pipeline_model_parallel_size: int = flag("stages that the layers are cut into", 1, check=AT_LEAST_ONE)
+    expert_model_parallel_size: int = flag("ranks that share the experts of a layer", 1, check=AT_LEAST_ONE)
+    expert_tensor_parallel_size: int | None = flag(
+        "ranks that share each expert's matrices; left out: --tensor-model-parallel-size", check=AT_LEAST_ONE
+    )
+    moe_tp_extend_ep: bool = flag(
+        "tensor-parallel ranks share the experts instead of each expert's matrices: --expert-tensor-parallel-size 1",
+        False,
     )
     context_parallel_size: int = flag("ranks that each row's positions are cut over", 1, check=AT_LEAST_ONE)
     context_parallel_algo: str = flag(
@@ -80,14 +104,17 @@ class ParallelConfig(Section):
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
 
     @property
-    def stage_sizes(self) -> tuple[int, ...]:
-        """``--num-layer-list`` as numbers."""
-        return tuple(map(int, self.num_layer_list.split(","))) if self.num_layer_list is not None else ()
+    def expert_tensor_size(self) -> int:
+        """Ranks that share each expert's matrices."""
+        if self.moe_tp_extend_ep:
+            return 1
+        return self.expert_tensor_parallel_size or self.tensor_model_parallel_size
 
     @property
-    def noop_slots(self) -> tuple[int, ...]:
-        """``--noop-layers`` as numbers."""
-        return tuple(map(int, self.noop_layers.split(","))) if self.noop_layers is not None else ()
+    def expert_parallel_size(self) -> int:
+        """Ranks that share the experts: with ``--moe-tp-extend-ep`` TP times more than the flag says."""
+        extended = self.tensor_model_parallel_size if self.moe_tp_extend_ep else 1
+        return self.expert_model_parallel_size * extended
 
     @property
     def context_degrees(self) -> tuple[int, int]:
@@ -110,5 +137,15 @@ class ParallelConfig(Section):
                 f"{self.tensor_model_parallel_size} x --pipeline-model-parallel-size "
                 f"{self.pipeline_model_parallel_size} {context if self.context_parallel_size > 1 else ''}"
                 f"= {replica}; start a multiple of {replica} processes"
+            )
+        experts = self.expert_parallel_size * self.expert_tensor_size * self.pipeline_model_parallel_size
+        if world_size % experts and (
+            self.expert_parallel_size > 1 or self.expert_tensor_parallel_size is not None
+        ):
+            raise Refused(
+                f"world size {world_size} is not divisible by expert-parallel size {self.expert_parallel_size} x "
+                f"--expert-tensor-parallel-size {self.expert_tensor_size} x --pipeline-model-parallel-size "
+                f"{self.pipeline_model_parallel_size} = {experts}; start a multiple of {experts} processes, or cut "
+                "the experts less"
             )
         return world_size // replica

@@ -25,6 +25,13 @@ class Grammar:
     """Flag name → option, for the command's own flags."""
     ignored: Mapping[str, Arity]
     """Flags of other commands that this one accepts without effect."""
+    subcommands: Mapping[str, str] = field(default_factory=dict)
+    """First words that make another command of the line → how that command is called."""
+
+    @property
+    def words(self) -> tuple[Option, ...]:
+        """The options that words without a flag fill, in their order."""
+        return tuple(option for option in self.options.values() if option.flag.is_word)
 
     def names(self) -> set[str]:
         """Every flag name, also those that have no effect or are refused."""
@@ -59,12 +66,15 @@ def parse_words(argv: Sequence[str], grammar: Grammar) -> Parsed:
 
 def _split(argv: Sequence[str], grammar: Grammar) -> Iterable[tuple[str, list[str]]]:
     """Cut the command line into flags, each with its words."""
-    position = 0
+    position, words_read = 0, 0
     while position < len(argv):
         name, equals, attached = argv[position].partition("=")
         if not name.startswith("--"):
-            before = f" after {argv[position - 1]}" if position else ""
-            raise Refused(f"unexpected word {argv[position]!r}{before}; every value belongs to a --flag")
+            if words_read == len(grammar.words):
+                raise Refused(_unexpected_word(argv, position, grammar))
+            yield grammar.words[words_read].name, [argv[position]]
+            words_read, position = words_read + 1, position + 1
+            continue
         arity = _arity(name, grammar)
         end = position + 1
         while end < len(argv) and not argv[end].startswith("--") and arity in ("+", "*"):
@@ -80,6 +90,18 @@ def _split(argv: Sequence[str], grammar: Grammar) -> Iterable[tuple[str, list[st
             raise Refused(f"{name} needs a value")
         yield name, words
         position = end
+
+
+def _unexpected_word(argv: Sequence[str], position: int, grammar: Grammar) -> str:
+    """The sentence for a word that no flag takes, with the command that it may have meant."""
+    word = argv[position]
+    near = difflib.get_close_matches(word, list(grammar.subcommands), n=1, cutoff=0.6)
+    if near:
+        return f"unexpected word {word!r}; did you mean {grammar.subcommands[near[0]]!r}?"
+    before = f" after {argv[position - 1]}" if position else ""
+    takes = " and ".join(option.label for option in grammar.words)
+    rule = f"beside its flags this command takes {takes}" if takes else "every value belongs to a --flag"
+    return f"unexpected word {word!r}{before}; {rule}"
 
 
 def _end_of_value(argv: Sequence[str], start: int) -> int:

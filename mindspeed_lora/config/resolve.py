@@ -10,8 +10,9 @@ from typing import Any
 
 from mindspeed_lora.config.flags import Section, options
 from mindspeed_lora.config.inference import BEAM_SEARCH, TASKS, InferenceConfig
-from mindspeed_lora.config.jobs import ConversionJob, InferenceJob, Job, PreprocessJob
+from mindspeed_lora.config.jobs import ConversionJob, InferenceJob, InspectJob, Job, PreprocessJob, VerifyJob
 from mindspeed_lora.config.lora import LoraConfig
+from mindspeed_lora.config.parallel import StagesConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused
@@ -62,17 +63,35 @@ def resolve_conversion(job: ConversionJob) -> ConversionJob:
     conversion = job.conversion
     if conversion.save_model_type is None and conversion.save_lora_to_hf:
         conversion = dataclasses.replace(conversion, save_model_type="hf")
-    if conversion.save_lora_to_hf and conversion.save_model_type == "mg":
+    if conversion.save_model_type == "mg" and conversion.ckpt_format == "torch_dist":
+        conversion = dataclasses.replace(conversion, save_model_type="torch_dist")
+    if conversion.save_model_type == "torch_dist" and conversion.ckpt_format == "torch":
+        raise Refused("--save-model-type torch_dist contradicts --ckpt-format torch; drop one")
+    if conversion.save_lora_to_hf and conversion.save_model_type in ("mg", "torch_dist"):
         raise Refused(
-            "--save-lora-to-hf writes a Hugging Face adapter, but --save-model-type is mg; drop one"
+            "--save-lora-to-hf writes a Hugging Face adapter, but --save-model-type is "
+            f"{conversion.save_model_type}; drop one"
         )
     for name, size in (
         ("--target-tensor-parallel-size", conversion.target_tensor_parallel_size),
         ("--target-pipeline-parallel-size", conversion.target_pipeline_parallel_size),
+        ("--target-expert-parallel-size", conversion.target_expert_parallel_size),
     ):
         if size > 1 and conversion.save_model_type in ("hf", "peft"):
             raise Refused(
                 f"{name} {size}: --save-model-type {conversion.save_model_type} is not cut over ranks; use 1"
+            )
+    if conversion.moe_tp_extend_ep and conversion.expert_tensor_parallel_size not in (None, 1):
+        raise Refused(
+            "--moe-tp-extend-ep leaves each expert whole, but --expert-tensor-parallel-size is "
+            f"{conversion.expert_tensor_parallel_size}; drop one"
+        )
+    for option in options(StagesConfig):
+        value = getattr(job.stages, option.dest)
+        if value != option.default and conversion.save_model_type in ("hf", "peft"):
+            raise Refused(
+                f"{option.name} {value}: --save-model-type {conversion.save_model_type} is not cut over ranks; "
+                "drop the flag"
             )
     if not job.runtime.print_config:
         require(conversion, "load_dir", "save_dir", "save_model_type")
@@ -85,6 +104,25 @@ def _check_target(load_dir: str, save_dir: str, save_model_type: str | None) -> 
     """A Hugging Face target is a new folder inside ``save_dir``; the others are ``save_dir`` itself."""
     if save_model_type != "hf" and os.path.realpath(load_dir) == os.path.realpath(save_dir):
         raise Refused(f"--save-dir {save_dir} is the --load-dir; name another folder")
+
+
+def resolve_inspection(job: InspectJob) -> InspectJob:
+    """Check an inspection job."""
+    if not job.runtime.print_config:
+        require(job.inspect, "dir")
+        refuse_placeholders(job)
+    return job
+
+
+def resolve_verification(job: VerifyJob) -> VerifyJob:
+    """Check a verification job."""
+    verify = job.verify
+    if verify.second is None and verify.tolerance is not None:
+        raise Refused("--tolerance is given with one checkpoint only; name the one to compare it with")
+    if not job.runtime.print_config:
+        require(verify, "first")
+        refuse_placeholders(job)
+    return job
 
 
 def resolve_preprocess(job: PreprocessJob) -> PreprocessJob:
@@ -120,7 +158,7 @@ def require(section: Any, *fields: str) -> None:
     """Refuse a section in which one of the fields was left out."""
     for option in options(type(section)):
         if option.dest in fields and getattr(section, option.dest) is None:
-            raise Refused(f"{option.name} is missing: {option.flag.help}")
+            raise Refused(f"{option.label} is missing: {option.flag.help}")
 
 
 def refuse_placeholders(job: Job) -> None:

@@ -21,6 +21,16 @@ class RuntimeConfig(Section):
     config: str | None = flag("YAML file with flags as keys; the command line wins", metavar="FILE.yaml")
     print_config: bool = flag("print the resolved configuration as YAML and leave", False)
     debug: bool = flag("print the traceback of an error", False)
+    family_file: str | None = flag(
+        "a model family described in JSON or YAML, beside the ones that are known", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionRuntimeConfig(RuntimeConfig):
+    """Switches of the conversion."""
+
+    dry_run: bool = flag("check everything, tell what would be written, write nothing", False)
 
 
 @dataclass(frozen=True, kw_only=True)

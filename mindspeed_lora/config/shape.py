@@ -7,6 +7,7 @@ at flags or at a ``config.json`` again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +15,85 @@ class RopeScaling:
     """Scaling of the rotary frequencies, in the words of Hugging Face's ``rope_parameters``."""
 
     rope_type: str
-    """``llama3`` (frequency bands, Llama 3.1) or ``linear`` (positions divided by ``factor``)."""
+    """``llama3`` (frequency bands, Llama 3.1), ``linear`` (positions divided by ``factor``), ``dynamic`` (nothing
+    changes up to ``max_position_embeddings``, and longer rows are refused), or ``yarn``."""
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    beta_fast: float = 32.0
+    """``yarn``: what turns at least so often over the original positions is not scaled."""
+    beta_slow: float = 1.0
+    """``yarn``: what turns at most so often is scaled in full."""
+    mscale: float | None = None
+    """``yarn``: with ``mscale_all_dim``, how far cosine and sine are enlarged (:mod:`mindspeed_lora.models.rope`)."""
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    """``yarn``: what multiplies cosine and sine; None: as the other values say."""
+    truncate: bool = True
+    """``yarn``: both ends of the band are rounded outwards to whole frequencies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEShape:
+    """The mixture of experts in place of the MLP; every expert is a gated MLP without biases.
+
+    The router's scores: a softmax over all experts (``softmax``) or a sigmoid of each (``sigmoid``); the ``topk`` best
+    are taken, and their scores are the weights.
+    """
+
+    num_experts: int
+    topk: int
+    ffn_hidden_size: int
+    """Inner width of one expert (``--moe-ffn-hidden-size``)."""
+    dense_layers: tuple[int, ...] = ()
+    """Numbers of the layers that have an ordinary MLP, of the shape's ``ffn_hidden_size``."""
+    shared_ffn_hidden_size: int = 0
+    """Inner width of the shared experts together, which every token goes through; 0: there are none."""
+    shared_expert_gate: bool = False
+    """The shared experts' output is multiplied by a sigmoid of one linear (Qwen2-MoE)."""
+    score_function: str = "softmax"
+    normalise: bool = True
+    """The weights of a token are divided by their sum (``norm_topk_prob``)."""
+    scaling_factor: float = 1.0
+    """On the weights (``routed_scaling_factor``)."""
+    expert_bias: bool = False
+    """A bias on the scores that decides which experts are taken, and not their weights (DeepSeek-V3, equation 16)."""
+    num_groups: int = 1
+    """Groups of neighbouring experts, of which each token takes ``group_topk``."""
+    group_topk: int = 1
+    group_score: str = "max"
+    """What ranks a group: its best score (``max``, DeepSeek-V2) or the sum of its two best (``top2``, DeepSeek-V3)."""
+    aux_loss_coeff: float = 0.0
+    """Of config.json (``router_aux_loss_coef``), for a notice; what is trained with is a flag."""
+
+    def is_dense(self, layer: int) -> bool:
+        """Whether a layer has an ordinary MLP."""
+        return layer in self.dense_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLAShape:
+    """Multi-latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1) in place of grouped queries.
+
+    A head's query and key are ``qk_head_dim`` features without positions and ``qk_pos_emb_head_dim`` rotated ones; the
+    rotated ones of the keys are shared by all heads.
+    """
+
+    q_lora_rank: int | None
+    """Width of the queries' latent vector; None: queries are projected in one step (``linear_q_proj``)."""
+    kv_lora_rank: int
+    """Width of the latent vector of keys and values."""
+    qk_head_dim: int
+    qk_pos_emb_head_dim: int
+    v_head_dim: int
+    rope_interleave: bool = True
+    """The pairs that are rotated are neighbours in the projections' rows; False: they are half of the width apart."""
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head's query and key."""
+        return self.qk_head_dim + self.qk_pos_emb_head_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +101,7 @@ class ModelShape:
     """A GPT-like model of the Llama kind: RMSNorm, SwiGLU, rotary positions, grouped-query attention."""
 
     family: str
-    """Name of the family's file in ``models/families`` (``llama``, ``mistral``, ``qwen2``, ``qwen3``)."""
+    """Name of the family in ``models/families`` (``llama``, ``qwen2``, ``phi3`` …)."""
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
@@ -41,6 +116,8 @@ class ModelShape:
     norm_epsilon: float = 1e-5
     rotary_base: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rotary_percent: float = 1.0
+    """The share of a head's features, the first ones, that is rotated."""
     untie_embeddings_and_output_weights: bool = True
     add_qkv_bias: bool = False
     add_proj_bias: bool = False
@@ -48,12 +125,21 @@ class ModelShape:
     add_mlp_bias: bool = False
     """Bias on ``linear_fc1`` and ``linear_fc2`` (Llama's ``mlp_bias``)."""
     qk_layernorm: bool = False
+    post_norm: bool = False
+    """RMSNorm also over the output of attention and of the MLP (``post_attn_norm``, ``post_mlp_layernorm``)."""
     sliding_window: int | None = None
     """Width of the attention window of every layer (Mistral 7B v0.1), or None."""
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     params_dtype: str = "float32"
     """The dtype of the stored weights: ``float32``, ``bfloat16`` or ``float16``."""
+    moe: MoEShape | None = None
+    """The experts; None: every layer has an ordinary MLP."""
+    mla: MLAShape | None = None
+    """Multi-latent attention; ``num_query_groups`` is then the number of heads, ``kv_channels`` ``mla.head_size``."""
+    unbuilt: tuple[tuple[str, Any], ...] = ()
+    """What the model computes and ``models/`` does not, by Megatron's and MindSpeed-LLM's arguments, with their values
+    (``("attn_logit_softcapping", 50.0)``); such a model is converted, not trained or run."""
 
     @property
     def qkv_size(self) -> int:
@@ -63,4 +149,9 @@ class ModelShape:
     @property
     def proj_input_size(self) -> int:
         """Columns of ``linear_proj``, ``q · d``."""
-        return self.num_attention_heads * self.kv_channels
+        head = self.kv_channels if self.mla is None else self.mla.v_head_dim
+        return self.num_attention_heads * head
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has experts in place of an ordinary MLP."""
+        return self.moe is not None and not self.moe.is_dense(layer)

@@ -34,30 +34,33 @@ def rows_at_once(
     Args:
         query: ``[s, b, n, d]``.
         key: ``[s, b, g, d]``, n a multiple of g.
-        value: ``[s, b, g, d]``.
+        value: ``[s, b, g, v]``.
         sub_rows: of each row the lengths of its sub-rows, which attention does not cross; None: each is one.
         window: position i sees positions i − window + 1 … i; None: all before it.
         scale: of the scores.
 
     Returns:
-        ``[s, b, n, d]``.
+        ``[s, b, n, v]``.
     """
     if not query.is_cuda:
+        return None
+    width = value.size(-1)
+    if _has_cuda_kernel(query, value, None):
+        query, key, value = _of_one_width(query, key, value)
+    elif sub_rows is not None or window is not None:
         return None
     if sub_rows is None and window is None:
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         grouped = q.size(1) != k.size(1)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-        return out.permute(2, 0, 1, 3)
-    if not _has_cuda_kernel(query, None):
-        return None
+        return out.permute(2, 0, 1, 3).narrow(-1, 0, width)
     s, b = query.shape[:2]
     lengths = sub_rows or ((s,),) * b
     bounds = _bounds(lengths, query.device)
     q, k, v = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))
     longest = max(map(max, lengths))
     out = _varlen(q, k, v, bounds, longest, -1 if window is None else window - 1, scale)
-    return out.unflatten(0, (b, s)).transpose(0, 1)
+    return out.unflatten(0, (b, s)).transpose(0, 1).narrow(-1, 0, width)
 
 
 def _varlen(
@@ -111,26 +114,29 @@ def flash_forward(
     Args:
         query: ``[b, n, s, d]``.
         key: ``[b, g, t, d]``, n a multiple of g.
-        value: ``[b, g, t, d]``.
+        value: ``[b, g, t, v]``.
         causal: query i sees keys 0 … i; needs ``s == t``.
         mask: ``[s, t]`` in the dtype of the query, 0 or −∞, no row all −∞; not together with ``causal``.
         scale: of the scores.
 
     Returns:
-        ``[b, n, s, d]`` in the dtype of the query, and ``[b, n, s]`` in float32 (float64 of float64).
+        ``[b, n, s, v]`` in the dtype of the query, and ``[b, n, s]`` in float32 (float64 of float64).
     """
-    if query.device.type == "cpu":
+    on_cpu = query.device.type == "cpu"
+    if not on_cpu and not _has_cuda_kernel(query, value, mask):
+        return plain_forward(query, key, value, causal, mask, scale)
+    width = value.size(-1)
+    query, key, value = _of_one_width(query, key, value)
+    if on_cpu:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        result: tuple[Tensor, Tensor] = op(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
-        return result
-    if _has_cuda_kernel(query, mask):
-        operands = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        sizes = query.size(2), key.size(2)
-        out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            *operands, None, None, *sizes, 0.0, causal, False, scale=scale
-        )
-        return out.transpose(1, 2), lse
-    return plain_forward(query, key, value, causal, mask, scale)
+        out, lse = op(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
+        return out.narrow(-1, 0, width), lse
+    operands = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    sizes = query.size(2), key.size(2)
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        *operands, None, None, *sizes, 0.0, causal, False, scale=scale
+    )
+    return out.transpose(1, 2).narrow(-1, 0, width), lse
 
 
 def flash_backward(
@@ -145,22 +151,25 @@ def flash_backward(
     """Gradients of query, key and value of :func:`flash_forward`.
 
     Args:
-        grad_out: ``[b, n, s, d]``.
+        grad_out: ``[b, n, s, v]``.
         operands: query, key and value.
-        out: ``[b, n, s, d]``, that of all keys where these are only some of them.
+        out: ``[b, n, s, v]``, that of all keys where these are only some of them.
         lse: ``[b, n, s]``, of all keys likewise.
         causal: as in the forward pass.
         mask: as in the forward pass.
         scale: as in the forward pass.
     """
-    query, key, value = operands
-    if query.device.type == "cpu":
+    query, _, value = operands
+    on_cpu = query.device.type == "cpu"
+    if not on_cpu and not _has_cuda_kernel(query, value, mask):
+        return plain_backward(grad_out, operands, out, lse, causal, mask, scale)
+    widths = [tensor.size(-1) for tensor in operands]
+    query, key, value = _of_one_width(*operands)
+    grad_out, out = (_widened(tensor, query.size(-1)) for tensor in (grad_out, out))
+    if on_cpu:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        gradients: tuple[Tensor, Tensor, Tensor] = op(
-            grad_out, query, key, value, out, lse, 0.0, causal, attn_mask=mask, scale=scale
-        )
-        return gradients
-    if _has_cuda_kernel(query, mask):
+        grads = op(grad_out, query, key, value, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    else:
         tensors = (tensor.transpose(1, 2) for tensor in (grad_out, query, key, value, out))
         states = (torch.zeros(2, dtype=torch.uint64, device=query.device) for _ in range(2))
         sizes = query.size(2), key.size(2)
@@ -168,13 +177,26 @@ def flash_backward(
         grads = torch.ops.aten._flash_attention_backward(
             *tensors, lse.contiguous(), None, None, *sizes, 0.0, causal, *states, scale=scale
         )
-        return tuple(grad.transpose(1, 2) for grad in grads)
-    return plain_backward(grad_out, operands, out, lse, causal, mask, scale)
+        grads = tuple(grad.transpose(1, 2) for grad in grads)
+    grad_query, grad_key, grad_value = (
+        grad.narrow(-1, 0, width) for grad, width in zip(grads, widths, strict=True)
+    )
+    return grad_query, grad_key, grad_value
 
 
-def _has_cuda_kernel(query: Tensor, mask: Tensor | None) -> bool:
+def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The operands with zeros behind the narrower ones: the kernels want values as wide as keys."""
+    width = max(query.size(-1), value.size(-1))
+    return _widened(query, width), _widened(key, width), _widened(value, width)
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    return tensor if tensor.size(-1) == width else F.pad(tensor, (0, width - tensor.size(-1)))
+
+
+def _has_cuda_kernel(query: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     """Whether FlashAttention takes operands of this dtype and width of a head."""
-    width = query.size(-1)
+    width = max(query.size(-1), value.size(-1))
     return query.is_cuda and query.dtype in _HALF and mask is None and width % 8 == 0 and width <= 256
 
 

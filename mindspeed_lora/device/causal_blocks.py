@@ -6,7 +6,8 @@ some hundred positions (measured with heads of 64, forward and backward together
 3 groups 10 to 30% at 180 to 2048 positions, 32 in 8 groups 30 to 40% at 180 and 512), slower for short ones and for
 those whose weights leave the cache.
 
-Letters: g groups of m query heads that share a key/value head, s positions, d width of a head. The library computes
+Letters: g groups of m query heads that share a key/value head, s positions, d width of a head, v that of a
+value. The library computes
 a batch of products with one thread each, so that three groups would take two threads as long as four: queries of a
 group are dealt to c parts, position p to part p mod c, and g · c is a multiple of the threads. Each part has
 ``S = ⌈s / c⌉`` positions; those that are too many are zeros, which add nothing to any gradient. A block has the
@@ -44,15 +45,15 @@ def blocks_forward(query: Tensor, key: Tensor, value: Tensor, scale: float, out:
     Args:
         query: ``[b, n, s, d]``.
         key: ``[b, g, s, d]``, n a multiple of g.
-        value: ``[b, g, s, d]``.
+        value: ``[b, g, s, v]``.
         scale: of the scores.
-        out: ``[b, n, s, d]``.
+        out: ``[b, n, s, v]``.
     """
     sizes = _sizes(query, key)
     room = _room(query, sizes)
     for row in range(query.size(0)):
         q, k, v = sizes.deal(query[row]), sizes.repeat(key[row]), sizes.repeat(value[row])
-        result = torch.empty_like(q)
+        result = q.new_empty(*q.shape[:2], v.size(-1))
         for block in _blocks(sizes):
             weights = _weights(block.queries(q), block.keys(k), scale, block, block.place(room), sizes)
             block.queries(result).copy_(torch.bmm(weights, block.keys(v)))
@@ -71,9 +72,9 @@ def blocks_backward(
     With P the weights: ``dS = scale · P ∘ (dO vᵀ − Σ dO ∘ O)``, ``dq = dS k``, ``dk = dSᵀ q``, ``dv = Pᵀ dO``.
 
     Args:
-        grad_out: ``[b, n, s, d]``.
+        grad_out: ``[b, n, s, v]``.
         operands: query, key and value.
-        out: ``[b, n, s, d]``.
+        out: ``[b, n, s, v]``.
         scale: of the scores.
         grads: of the shapes of the operands.
     """
@@ -85,13 +86,14 @@ def blocks_backward(
         q, g, dealt_delta = (sizes.deal(tensor[row]) for tensor in (query, grad_out, delta))
         k, v = sizes.repeat(key[row]), sizes.repeat(value[row])
         grad_query = torch.empty_like(q)
-        grad_key, grad_value = (k.new_zeros(k.shape) for _ in range(2))
+        grad_key, grad_value = (tensor.new_zeros(tensor.shape) for tensor in (k, v))
         for block in _blocks(sizes):
             weights = _weights(block.queries(q), block.keys(k), scale, block, block.place(room), sizes)
             grad = block.queries(g)
             slopes = torch.bmm(grad, block.keys(v).transpose(1, 2), out=block.place(room_for_slopes))
             slopes.sub_(block.queries(dealt_delta)).mul_(weights)
-            block.queries(grad_query).copy_(_scaled(slopes, block.keys(k), scale, torch.empty_like(grad)))
+            rows = block.queries(grad_query)
+            rows.copy_(_scaled(slopes, block.keys(k), scale, torch.empty_like(rows)))
             block.keys(grad_key).add_(torch.bmm(slopes.transpose(1, 2), block.queries(q)), alpha=scale)
             block.keys(grad_value).add_(torch.bmm(weights.transpose(1, 2), grad))
         sizes.collect(grad_query, grads[0][row])

@@ -64,19 +64,17 @@ def _answers(session: InferenceSession, task: str, totals: _Totals) -> Iterator[
     for first in range(0, len(batches), groups.dp_size):
         started = time.perf_counter()
         turn = batches[first : first + groups.dp_size]
-        own: list[Answer] = []
-        if groups.dp_rank < len(turn):
-            requests = [prompt.request for prompt in turn[groups.dp_rank]]
-            own = session.generator.generate(requests, choice)
+        batch = turn[groups.dp_rank] if groups.dp_rank < len(turn) else ()
+        own = session.generator.generate([prompt.request for prompt in batch], choice)
         gathered = gather_objects((groups.dp_rank, own), groups)
         totals.seconds += time.perf_counter() - started
         if gathered is None:
             continue
         of_replica = dict(gathered)
-        for replica, batch in enumerate(turn):
-            totals.prompts += len(batch)
+        for replica, prompts in enumerate(turn):
+            totals.prompts += len(prompts)
             totals.tokens += sum(len(answer.tokens) for answer in of_replica[replica])
-            yield from zip(batch, of_replica[replica], strict=True)
+            yield from zip(prompts, of_replica[replica], strict=True)
 
 
 def _json_row(session: InferenceSession, prompt: Prompt, answer: Answer, task: str | None) -> str:

@@ -2,6 +2,9 @@
 
 Every rank runs the same loop. A stage receives the hidden states of the new tokens from the one before; the last
 one chooses, and its choice goes to all ranks of the replica, so that each of them knows when a row has ended.
+
+Replicas of a model whose experts are cut over more ranks than one replica has (expert parallelism beyond TP) meet in
+every layer: each goes on until all have ended, and one that has nothing to answer takes part with a stand-in.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from mindspeed_lora.inference.kv_cache import KeyValueCache
 from mindspeed_lora.inference.sampling import TokenChoice, uniform
 from mindspeed_lora.inference.stopping import StopRule
 from mindspeed_lora.models.gpt import GPTModel
-from mindspeed_lora.parallel.collectives import broadcast, receive, send
+from mindspeed_lora.parallel.collectives import all_reduce_max, broadcast, receive, send
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 Tensor = torch.Tensor
@@ -30,6 +33,10 @@ class Request:
     max_new_tokens: int
     stream: int = 0
     """Tells the random draws of one prompt from those of another."""
+
+
+_STAND_IN = Request((0,), 1)
+"""What a replica computes that has nothing to answer while others do."""
 
 
 @dataclass
@@ -60,21 +67,26 @@ class Generator:
         self.model = model.eval()
         self.groups = groups
         self.stop = stop
+        # Expert ranks are neighbours, as tensor-parallel ones are.
+        self.meets_others = groups.tp_size % groups.experts.size != 0
+        """Whether replicas share experts, so that all must take the same steps."""
 
     def generate(self, requests: Sequence[Request], choice: TokenChoice) -> list[Answer]:
-        """The whole answers, in the order of the requests."""
-        *_, answers = self.stream(requests, choice)
-        return answers
+        """The whole answers, in the order of the requests, of which a replica may have none."""
+        if not requests and not self.meets_others:
+            return []
+        *_, answers = self.stream(requests or [_STAND_IN], choice)
+        return answers if requests else []
 
     @torch.inference_mode()
     def stream(self, requests: Sequence[Request], choice: TokenChoice) -> Iterator[list[Answer]]:
         """Yields the answers, always the same objects, each time that those not done have one more token."""
         answers = [Answer(request) for request in requests]
         tokens, padding = _left_padded([request.tokens for request in requests])
-        capacity = tokens.size(1) + max(request.max_new_tokens for request in requests) - 1
-        cache = KeyValueCache(padding, capacity)
+        steps = self._most(max(request.max_new_tokens for request in requests))
+        cache = KeyValueCache(padding, capacity=tokens.size(1) + steps - 1)
         with cache.attached(self.model):
-            while not all(answer.done for answer in answers):
+            while self._most(not all(answer.done for answer in answers)):
                 logits = self._forward(tokens, cache.advance(tokens.size(1)))
                 chosen = self._choose(logits, answers, choice)
                 for answer, token in zip(answers, chosen.tolist(), strict=True):
@@ -83,6 +95,13 @@ class Generator:
                         answer.ending = self.stop.ending(answer.tokens)
                 yield answers
                 tokens = chosen.unsqueeze(1)
+
+    def _most(self, value: int) -> int:
+        """The value, or the largest among replicas that take the same steps."""
+        if not self.meets_others:
+            return value
+        most = torch.tensor([value], dtype=torch.int64, device=current_device())
+        return int(all_reduce_max(most, self.groups.dp_group))
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor | None:
         """Logits ``[b, v]`` after the last of ``tokens [b, s]`` on the last stage, None on the others."""

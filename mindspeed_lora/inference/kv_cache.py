@@ -68,7 +68,10 @@ class KeyValueCache:
 
 
 class LayerCache:
-    """The keys and values of one layer, ``[b, g, capacity, d]`` each."""
+    """The keys ``[b, g, capacity, d]`` and values ``[b, g, capacity, v]`` of one layer.
+
+    Of multi-latent attention these are the heads' own, not the latent vector: a decode step expands one token only.
+    """
 
     def __init__(self, batch: KeyValueCache, sliding_window: int | None) -> None:
         self.batch = batch
@@ -77,14 +80,14 @@ class LayerCache:
         self.values: Tensor | None = None
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Adds ``[s, b, g, d]``; see :class:`mindspeed_lora.models.attention.KeyValueCache`.
+        """Adds keys and values; see :class:`mindspeed_lora.models.attention.KeyValueCache`.
 
         One new token of a layer with a window of w gets the last w slots only.
         """
         batch = self.batch
         if self.keys is None or self.values is None:
-            size = (key.size(1), key.size(2), batch.capacity, key.size(3))
-            self.keys, self.values = key.new_empty(size), value.new_empty(size)
+            size = (key.size(1), key.size(2), batch.capacity)
+            self.keys, self.values = (tensor.new_empty(*size, tensor.size(3)) for tensor in (key, value))
         new = slice(batch.start, batch.stop)
         self.keys[:, :, new] = key.permute(1, 2, 0, 3)
         self.values[:, :, new] = value.permute(1, 2, 0, 3)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
-from mindspeed_lora.checkpoint.load_model import AdapterPlan
+from mindspeed_lora.adapters.inject_experts import check_expert_adapters
+from mindspeed_lora.checkpoint.loading.model import AdapterPlan
+from mindspeed_lora.checkpoint.peft.plan import plan_adapter
 from mindspeed_lora.checkpoint.source import Source, open_source
 from mindspeed_lora.config.checks import check_layout, reconcile
 from mindspeed_lora.config.inference import InferenceConfig
 from mindspeed_lora.config.jobs import InferenceJob
+from mindspeed_lora.config.moe import reconcile_experts
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
@@ -88,10 +90,14 @@ def plan_inference(job: InferenceJob) -> InferencePlan:
     notices: list[str] = []
     source = _source(job)
     shape = reconcile(job.model, source.shape, len(job.parallel.noop_slots))
+    shape, told = reconcile_experts(job.experts, shape)
+    notices += told
     job = dataclasses.replace(job, parallel=_without_interleaving(job.parallel, notices))
     placement = check_layout(shape, job.parallel)
     adapter = plan_adapter(job.lora, shape, job.inference.seed)
-    shape = shape if adapter is None else adapter.shape
+    if adapter is not None:
+        check_expert_adapters(adapter.spec, shape)
+        shape = adapter.shape
     tokenizer = _tokenizer(job, source, adapter)
     encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token)
     chat_encoder = _chat_encoder(job, encoder, notices)
@@ -139,7 +145,7 @@ def _source(job: InferenceJob) -> Source:
             "--load is missing: random weights have nothing to say; name a Hugging Face folder or a Megatron "
             "checkpoint"
         )
-    return open_source(job.checkpoint.load)
+    return open_source(job.checkpoint.load, checking=not job.checkpoint.no_checking)
 
 
 def _tokenizer(job: InferenceJob, source: Source, adapter: AdapterPlan | None) -> PreTrainedTokenizerBase:

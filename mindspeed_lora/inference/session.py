@@ -6,7 +6,8 @@ import dataclasses
 
 from mindspeed_lora.adapters.schedules import Family, SchedulePlan
 from mindspeed_lora.adapters.schedules.choice import Scheduler
-from mindspeed_lora.checkpoint.load_model import build_model
+from mindspeed_lora.checkpoint.loading.checking import check_share
+from mindspeed_lora.checkpoint.loading.model import build_model
 from mindspeed_lora.device import compute_dtype
 from mindspeed_lora.inference.generator import Answer, Generator
 from mindspeed_lora.inference.plan import InferencePlan
@@ -28,6 +29,7 @@ class InferenceSession:
         parallel = dataclasses.replace(job.parallel, sequence_parallel=False)
         config = transformer_config(plan.shape, parallel, groups, dtype)
         divisible_by = job.model.make_vocab_size_divisible_by or 1
+        together(groups, lambda: check_share(plan.source, groups))
         model, _ = together(
             groups,
             lambda: build_model(

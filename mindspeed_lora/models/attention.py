@@ -36,10 +36,11 @@ class KeyValueCache(Protocol):
     """What generation puts into :attr:`CoreAttention.cache` to keep the keys and values of earlier tokens."""
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Adds ``[s, b, g, d]`` keys and values.
+        """Adds keys ``[s, b, g, d]`` and values ``[s, b, g, v]``.
 
-        Returns the keys and values to attend to ``[t, b, g, d]``, and a boolean mask ``[b, 1, s, t]`` (True: may
-        be attended), or None for plain causal attention over ``s == t``, or of one token over all ``t``.
+        Returns the keys ``[t, b, g, d]`` and values ``[t, b, g, v]`` to attend to, and a boolean mask
+        ``[b, 1, s, t]`` (True: may be attended), or None for plain causal attention over ``s == t``, or of one token
+        over all ``t``.
         """
         ...
 
@@ -81,12 +82,12 @@ class CoreAttention(torch.nn.Module):
         packed_seq_params: ForwardContext | None = None,
         **_unused: Any,
     ) -> Tensor:
-        """Attention of ``query [s, b, n, d]`` over ``key, value [s, b, g, d]``, n a multiple of g.
+        """Attention of ``query [s, b, n, d]`` over ``key [s, b, g, d]`` and ``value [s, b, g, v]``, n a multiple of g.
 
         Under context parallelism the positions are those that this rank holds of each row.
 
         Returns:
-            ``[s, b, n · d]`` in the dtype of the query.
+            ``[s, b, n · v]`` in the dtype of the query.
         """
         if self.cache is not None:
             return self._attend_to_cache(query, key, value, self.cache)

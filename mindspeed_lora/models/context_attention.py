@@ -5,12 +5,12 @@ takes the result back. Ring attention (Liu et al. 2023, arXiv 2310.01889): keys 
 merges what its queries find in them. Both together: the ring's places are Ulysses groups.
 
 Letters: u ranks of the Ulysses group, r places of the ring, s positions that this rank holds, n query heads, g
-key/value heads, d their width.
+key/value heads, d the width of a query and key, v that of a value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,11 +38,11 @@ def heads_for_positions(
     Args:
         query: ``[s, b, n, d]``, n a multiple of u.
         key: ``[s, b, g, d]``, g a multiple of u, or u of g: each head then goes to u/g ranks.
-        value: ``[s, b, g, d]``.
+        value: ``[s, b, g, v]``.
         context: the ranks.
 
     Returns:
-        ``[u · s, b, n/u, d]`` and twice ``[u · s, b, max(g/u, 1), d]``.
+        ``[u · s, b, n/u, d]``, ``[u · s, b, max(g/u, 1), d]`` and ``[u · s, b, max(g/u, 1), v]``.
     """
     if context.ulysses_size == 1:
         return query, key, value
@@ -51,7 +51,7 @@ def heads_for_positions(
 
 
 def positions_for_heads(attended: Tensor, context: ContextParallel) -> Tensor:
-    """``[u · s, b, n/u · d]`` to ``[s, b, n · d]``: what :func:`heads_for_positions` did, taken back."""
+    """``[u · s, b, n/u · v]`` to ``[s, b, n · v]``: what :func:`heads_for_positions` did, taken back."""
     if context.ulysses_size == 1:
         return attended
     own: Tensor = _PositionsForHeads.apply(attended, context)
@@ -72,14 +72,14 @@ def ring_attention(
     Args:
         query: ``[s, b, n, d]``: the place's two chunks.
         key: ``[s, b, g, d]``, n a multiple of g.
-        value: ``[s, b, g, d]``.
+        value: ``[s, b, g, v]``.
         context: the ring.
         sub_rows: of each whole row the lengths of its sub-rows, which attention does not cross.
         window: position i sees positions i − window + 1 … i.
         scale: of the scores.
 
     Returns:
-        ``[s, b, n · d]``.
+        ``[s, b, n · v]``.
     """
     whole = query.size(0) * context.ring_size
     held = [context.chunks(whole, place) for place in range(context.ring_size)]
@@ -90,7 +90,7 @@ def ring_attention(
 
 
 class _HeadsForPositions(torch.autograd.Function):
-    """Forward: one all-to-all of query, key and value ``[u, s, b, n/u + 2 · max(g/u, 1), d]``; backward: its dual.
+    """Forward: one all-to-all of query, key and value, of each rank's heads one behind the other; backward: its dual.
 
     A head that went to several ranks gets the sum of their gradients. Nothing is saved.
     """
@@ -101,22 +101,22 @@ class _HeadsForPositions(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.context, ctx.groups = context, key.size(2)
         parts = [_shares(tensor, context.ulysses_size) for tensor in (query, key, value)]
-        ctx.widths = [part.size(3) for part in parts]
-        received = _exchange(torch.cat(parts, dim=3), context)
-        query, key, value = received.flatten(0, 1).split(ctx.widths, dim=2)
+        ctx.heads = [part.shape[3:] for part in parts]
+        received = _exchange(torch.cat([part.flatten(3) for part in parts], dim=3), context)
+        query, key, value = _of_heads(received.flatten(0, 1), ctx.heads)
         return query, key, value
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         size = ctx.context.ulysses_size
-        grads = torch.cat(grad_outputs, dim=2).unflatten(0, (size, -1))
-        query, key, value = _exchange(grads, ctx.context).split(ctx.widths, dim=3)
+        grads = torch.cat([grad.flatten(2) for grad in grad_outputs], dim=2).unflatten(0, (size, -1))
+        query, key, value = _of_heads(_exchange(grads, ctx.context), ctx.heads)
         key, value = (_sum_of_copies(grad, size // ctx.groups) for grad in (key, value))
         return _joined(query), _joined(key), _joined(value), None
 
 
 class _PositionsForHeads(torch.autograd.Function):
-    """Forward and backward: one all-to-all of ``[u, s, b, n/u · d]``. Nothing is saved."""
+    """Forward and backward: one all-to-all of ``[u, s, b, n/u · v]``. Nothing is saved."""
 
     @staticmethod
     def forward(ctx: Any, attended: Tensor, context: ContextParallel) -> Tensor:
@@ -140,6 +140,12 @@ def _shares(tensor: Tensor, size: int) -> Tensor:
     if heads < size:
         tensor = tensor.repeat_interleave(size // heads, dim=2)
     return tensor.unflatten(2, (size, -1)).movedim(2, 0)
+
+
+def _of_heads(joined: Tensor, heads: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """``[…, Σ n d]`` as one ``[…, n, d]`` after the other, for these numbers of heads and their widths."""
+    parts = joined.split([number * width for number, width in heads], dim=-1)
+    return [part.unflatten(-1, size) for part, size in zip(parts, heads, strict=True)]
 
 
 def _sum_of_copies(grads: Tensor, copies: int) -> Tensor:
@@ -171,9 +177,10 @@ class _RingAttention(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         ctx.context, ctx.tiles, ctx.scale = context, tiles, scale
-        result, lse = empty_result(query), empty_lse(query)
-        for place, block in _passing(torch.stack((key, value)), context):
-            operands = heads_first(query), heads_first(block[0]), heads_first(block[1])
+        result, lse = empty_result(query, value, accumulation_dtype(query)), empty_lse(query)
+        for place, block in _passing(_joint(key, value), context):
+            keys, values = _apart(block, key, value)
+            operands = heads_first(query), heads_first(keys), heads_first(values)
             attend(tiles[place], operands, heads_first(result), lse, scale)
         out = result.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
@@ -186,21 +193,33 @@ class _RingAttention(torch.autograd.Function):
         dtype = accumulation_dtype(query)
         grad_query = torch.zeros_like(query, dtype=dtype, memory_format=torch.contiguous_format)
         sums: RingPass | None = None
-        for place, block in _passing(torch.stack((key, value)), ctx.context):
+        for place, block in _passing(_joint(key, value), ctx.context):
             grads = torch.zeros_like(block, dtype=dtype)
-            operands = q, heads_first(block[0]), heads_first(block[1])
-            views = [heads_first(grad) for grad in (grad_query, grads[0], grads[1])]
+            keys, values = _apart(block, key, value)
+            operands = q, heads_first(keys), heads_first(values)
+            views = [heads_first(grad) for grad in (grad_query, *_apart(grads, key, value))]
             attend_backward(ctx.tiles[place], grad_out, operands, result, lse, views, ctx.scale)
             if sums is not None:
                 grads += sums.wait()
             sums = RingPass(grads, ctx.context.ring_group, tag=1)
         assert sums is not None
-        grad_key, grad_value = sums.wait().to(query.dtype)
+        grad_key, grad_value = _apart(sums.wait().to(query.dtype), key, value)
         return grad_query.to(query.dtype), grad_key, grad_value, None, None, None
 
 
+def _joint(key: Tensor, value: Tensor) -> Tensor:
+    """Keys ``[s, b, g, d]``, then values ``[s, b, g, v]``, in one piece of memory."""
+    return torch.cat((key.reshape(-1), value.reshape(-1)))
+
+
+def _apart(block: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """What :func:`_joint` put together, in these shapes."""
+    keys, values = block.split((key.numel(), value.numel()))
+    return keys.view(key.shape), values.view(value.shape)
+
+
 def _passing(own: Tensor, context: ContextParallel) -> Iterator[tuple[int, Tensor]]:
-    """Every place and its keys and values ``[2, s, b, g, d]``, this one first; the next come while one is used."""
+    """Every place and its keys and values (:func:`_joint`), this one first; the next come while one is used."""
     assert context.ring_group is not None
     block = own
     for step in range(context.ring_size):

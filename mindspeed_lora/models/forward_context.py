@@ -21,6 +21,8 @@ class ForwardContext:
     token_keys: torch.Tensor | None = None
     """``[s, b]`` int64, what names a token in any layout (sample of the run and position in it): the counter of
     the adapters' dropout. None: nothing is dropped."""
+    aux_loss_scale: torch.Tensor | float | None = None
+    """On the gradients of the routers' auxiliary losses of this micro-batch; None: they are not computed."""
     qkv_format: str = "sbhd"
     """megatron-core asks this: rows are a dimension of their own, packed or not."""
 

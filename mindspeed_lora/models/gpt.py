@@ -13,9 +13,12 @@ from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import ModelChunk
+from mindspeed_lora.config.unbuilt import refuse_unbuilt
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.layer_spec import block_spec
-from mindspeed_lora.models.rope import rotary_frequencies, rotary_tables
+from mindspeed_lora.models.layers_by_turns import decode_by_turns, goes_by_turns
+from mindspeed_lora.models.moe.settings import MoESettings
+from mindspeed_lora.models.rope import rotary_amplitude, rotary_frequencies, rotary_tables
 from mindspeed_lora.models.token_rows import TokenRows
 from mindspeed_lora.models.vocab_loss import vocab_parallel_loss
 from mindspeed_lora.parallel.groups import ParallelGroups
@@ -37,12 +40,14 @@ class GPTModel(MegatronGPTModel):
         groups: ParallelGroups,
         padded_vocab_size: int,
         chunk: ModelChunk | None = None,
+        experts: MoESettings | None = None,
     ) -> None:
+        refuse_unbuilt(shape)
         assert chunk is not None or groups.pp_size == 1, "a pipeline stage is told its layers"
         chunk = chunk or ModelChunk.whole(shape.num_layers)
         super().__init__(
             config=config,
-            transformer_layer_spec=block_spec(shape, chunk.slots, groups.context),
+            transformer_layer_spec=block_spec(shape, chunk.slots, groups, experts or MoESettings()),
             vocab_size=padded_vocab_size,
             max_sequence_length=shape.max_position_embeddings,
             pre_process=chunk.is_first,
@@ -61,6 +66,7 @@ class GPTModel(MegatronGPTModel):
         """Of the output layer, where some tokens have trained rows."""
         with torch.device("cpu"):
             self.rotary_frequencies = rotary_frequencies(shape)
+        self.rotary_amplitude = rotary_amplitude(shape.rope_scaling)
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Marks tied embeddings; both copies are read from the checkpoint, so nothing is exchanged here."""
@@ -101,12 +107,19 @@ class GPTModel(MegatronGPTModel):
         if positions is None:
             positions = torch.arange(tokens.size(1), device=tokens.device)
         self.rotary_frequencies = self.rotary_frequencies.to(tokens.device)
-        hidden = self.decoder(
-            hidden_states=hidden,
-            attention_mask=None,
-            rotary_pos_emb=rotary_tables(self.rotary_frequencies, positions, self.config.params_dtype),
-            packed_seq_params=context,
+        rotary = rotary_tables(
+            self.rotary_frequencies, positions, self.config.params_dtype, self.rotary_amplitude
         )
+        if goes_by_turns(self.decoder, tokens.size(0)):
+            entering: Tensor = self.decoder.input_tensor if hidden is None else hidden
+            hidden = decode_by_turns(self.decoder, entering, rotary, context)
+        else:
+            hidden = self.decoder(
+                hidden_states=hidden,
+                attention_mask=None,
+                rotary_pos_emb=rotary,
+                packed_seq_params=context,
+            )
         if not self.post_process:
             # The schedule runs backward from here, also where no parameter below is trained.
             return hidden.requires_grad_() if self.training and not hidden.requires_grad else hidden

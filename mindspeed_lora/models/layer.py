@@ -6,9 +6,7 @@ that are not here (cross attention, CUDA graphs, offloading), and cut, rotate an
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Generator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,39 +26,9 @@ from mindspeed_lora.models.linear import (
 )
 from mindspeed_lora.models.rotation import rotate, split_and_rotate
 from mindspeed_lora.models.swiglu import swiglu
+from mindspeed_lora.models.turns import Steps, by_turns, rows_by_turns, to_the_end
 
 Tensor = torch.Tensor
-T = TypeVar("T")
-Steps = Generator[None, None, T]
-"""A forward pass that pauses and in the end returns its output."""
-
-
-def to_the_end(steps: Steps[T]) -> T:
-    """What the steps return, without a pause."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as ended:
-            output: T = ended.value
-            return output
-
-
-def by_turns(first: Steps[T], second: Steps[T]) -> list[T]:
-    """What both return. The first is one step ahead: each computes while what the other has sent is on its way.
-
-    Autograd goes back in the opposite order, so that the same holds for the backward pass.
-    """
-    outputs: dict[Steps[T], T] = {}
-    turns = itertools.chain((first, second, first), itertools.cycle((first, second)))
-    for steps in turns:
-        if len(outputs) == 2:
-            break
-        if steps not in outputs:
-            try:
-                next(steps)
-            except StopIteration as ended:
-                outputs[steps] = ended.value
-    return [outputs[first], outputs[second]]
 
 
 def tokens_of_ranks(whole: Tensor, start: int, stop: int, ranks: int) -> Tensor:
@@ -84,7 +52,8 @@ class TransformerLayer(MegatronTransformerLayer):
 
     interleave: str | None = None
     """What goes through by turns, one half computed while the other travels: two halves of the rows (``rows``), or
-    behind attention two halves of the tokens (``tokens``); None: nothing."""
+    behind attention two halves of the tokens (``tokens``); None: nothing. A layer whose MLP
+    ``needs_whole_micro_batch`` never does."""
 
     def forward(
         self,
@@ -100,29 +69,17 @@ class TransformerLayer(MegatronTransformerLayer):
             rotary_pos_emb: cosine and sine of the positions, ``[2, s, b or 1, 1, d/2]``.
             packed_seq_params: the context of the micro-batch.
         """
-        if self.interleave == "rows" and hidden_states.size(1) > 1:
-            return self._rows_by_turns(hidden_states, rotary_pos_emb, packed_seq_params), None
+        if self.takes_rows_by_turns and hidden_states.size(1) > 1:
+            whole = hidden_states, rotary_pos_emb, packed_seq_params
+            return rows_by_turns(self.steps, *whole, self.only_experts_travel), None
         attended = to_the_end(
             self.self_attention.attend_steps(
                 self.input_layernorm(hidden_states), rotary_pos_emb, packed_seq_params
             )
         )
-        if self.interleave == "tokens" and hidden_states.size(0) > 1:
+        if self._turns == "tokens" and hidden_states.size(0) > 1:
             return self._tokens_by_turns(attended, hidden_states, packed_seq_params), None
         return to_the_end(self._steps_behind_attention(attended, hidden_states, packed_seq_params)), None
-
-    def _rows_by_turns(
-        self, hidden_states: Tensor, rotary_pos_emb: Tensor | None, context: ForwardContext | None
-    ) -> Tensor:
-        rows = hidden_states.size(1)
-        halves = []
-        for start, stop in ((0, rows // 2), (rows // 2, rows)):
-            rotation = rotary_pos_emb
-            if rotation is not None and rotation.size(2) > 1:
-                rotation = rotation[:, :, start:stop]
-            of_half = None if context is None else context.rows(start, stop)
-            halves.append(self._steps(hidden_states[:, start:stop].contiguous(), rotation, of_half))
-        return torch.cat(by_turns(*halves), dim=1)
 
     def _tokens_by_turns(
         self, attended: Tensor, hidden_states: Tensor, context: ForwardContext | None
@@ -137,15 +94,30 @@ class TransformerLayer(MegatronTransformerLayer):
                     tokens_of_ranks(attended, start, stop, ranks), hidden_states[start:stop], of_half
                 )
             )
-        return torch.cat(by_turns(*halves))
+        return torch.cat(by_turns(halves[0], halves[1], self.only_experts_travel))
 
-    def _steps(
+    @property
+    def _turns(self) -> str | None:
+        return None if getattr(self.mlp, "needs_whole_micro_batch", False) else self.interleave
+
+    @property
+    def takes_rows_by_turns(self) -> bool:
+        """Whether it takes two halves of the rows by turns."""
+        return self._turns == "rows"
+
+    @property
+    def only_experts_travel(self) -> bool:
+        """Whether nothing of a linear's travels, so that halves change at the pauses of experts alone."""
+        return bool(self.config.tensor_model_parallel_size == 1)
+
+    def steps(
         self, hidden_states: Tensor, rotary_pos_emb: Tensor | None, context: ForwardContext | None
     ) -> Steps[Tensor]:
+        """:meth:`forward` of all tokens of its rows, with its pauses."""
         attended = yield from self.self_attention.attend_steps(
             self.input_layernorm(hidden_states), rotary_pos_emb, context
         )
-        yield
+        yield None
         return (yield from self._steps_behind_attention(attended, hidden_states, context))
 
     def _steps_behind_attention(
@@ -174,9 +146,21 @@ class NoopLayer(torch.nn.Module):
         """Returns ``hidden_states [s, b, h]`` as they are."""
         return hidden_states, None
 
+    def steps(
+        self, hidden_states: Tensor, _rotary_pos_emb: Tensor | None, _context: ForwardContext | None
+    ) -> Steps[Tensor]:
+        """As :meth:`TransformerLayer.steps`, without a pause."""
+        yield from ()
+        return hidden_states
 
-class SelfAttention(MegatronSelfAttention):
-    """Fused projection, rotation, core attention, projection."""
+
+class AttentionSteps:
+    """The passes that every kind of self-attention has, beside what makes its query, key and value."""
+
+    core_attention: Any
+    linear_proj: Any
+    checkpoint_core_attention: bool
+    training: bool
 
     def forward(
         self,
@@ -194,24 +178,43 @@ class SelfAttention(MegatronSelfAttention):
         self, hidden_states: Tensor, rotary_pos_emb: Tensor | None, context: ForwardContext | None
     ) -> Steps[Tensor]:
         """What attention gives, ``[s, b, n · d]`` of this rank's heads, with a pause while the input travels."""
-        assert rotary_pos_emb is not None, "positions are rotary"
-        finish = self.linear_qkv.begin(hidden_states, context)
-        yield
-        qkv, _ = finish()
-        query, key, value = self._split(qkv, *rotary_pos_emb.unbind(0))
-        attend = (
-            self._recomputed_attention if self.checkpoint_core_attention and self.training else self._attend
-        )
-        return attend(query, key, value, context)
+        raise NotImplementedError
 
     def project_steps(
         self, attended: Tensor, context: ForwardContext | None
     ) -> Steps[tuple[Tensor, Tensor | None]]:
         """``linear_proj`` and the bias that is left to the caller, with a pause while its output travels."""
         finish = self.linear_proj.begin(attended, context)
-        yield
+        yield None
         output: tuple[Tensor, Tensor | None] = finish()
         return output
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext | None) -> Tensor:
+        """Core attention, recomputed in backward where that is asked for; ``[s, b, n, d]`` to ``[s, b, n · d]``."""
+        if not (self.checkpoint_core_attention and self.training):
+            return self._attend(query, key, value, context)
+        attended: Tensor = tensor_parallel.checkpoint(
+            lambda q, k, v: self._attend(q, k, v, context), False, query, key, value
+        )
+        return attended
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext | None) -> Tensor:
+        attended: Tensor = self.core_attention(query, key, value, None, packed_seq_params=context)
+        return attended
+
+
+class SelfAttention(AttentionSteps, MegatronSelfAttention):
+    """Fused projection, rotation, core attention, projection."""
+
+    def attend_steps(
+        self, hidden_states: Tensor, rotary_pos_emb: Tensor | None, context: ForwardContext | None
+    ) -> Steps[Tensor]:
+        """What attention gives, ``[s, b, n · d]`` of this rank's heads, with a pause while the input travels."""
+        assert rotary_pos_emb is not None, "positions are rotary"
+        finish = self.linear_qkv.begin(hidden_states, context)
+        yield None
+        qkv, _ = finish()
+        return self.attend(*self._split(qkv, *rotary_pos_emb.unbind(0)), context)
 
     def _split(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query ``[s, b, n, d]``, key and value ``[s, b, g, d]`` of ``qkv [s, b, (n + 2 g) · d]``, rotated."""
@@ -222,18 +225,6 @@ class SelfAttention(MegatronSelfAttention):
         query = qkv[:, :, :, :-2].reshape(*qkv.shape[:2], -1, width)
         query, key = self.q_layernorm(query), self.k_layernorm(qkv[:, :, :, -2])
         return rotate(query, cos, sin), rotate(key, cos, sin), qkv[:, :, :, -1]
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext | None) -> Tensor:
-        attended: Tensor = self.core_attention(query, key, value, None, packed_seq_params=context)
-        return attended
-
-    def _recomputed_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext | None
-    ) -> Tensor:
-        attended: Tensor = tensor_parallel.checkpoint(
-            lambda q, k, v: self._attend(q, k, v, context), False, query, key, value
-        )
-        return attended
 
 
 class MLP(MegatronMLP):
@@ -258,14 +249,14 @@ class MLP(MegatronMLP):
     ) -> Steps[tuple[Tensor, Tensor | None]]:
         """:meth:`forward`, with a pause while its input and while its output travels, and before its output does."""
         finish = self.linear_fc1.begin(hidden_states, context)
-        yield
+        yield None
         gate_up, bias = finish()
         if bias is not None:
             gate_up = gate_up + bias
         activated = swiglu(gate_up)
-        yield
+        yield None
         finish = self.linear_fc2.begin(activated, context)
-        yield
+        yield None
         output: tuple[Tensor, Tensor | None] = finish()
         return output
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -20,27 +22,54 @@ from mindspeed_lora.models.linear import (
     UnbiasedColumnParallelLinear,
     UnbiasedRowParallelLinear,
 )
+from mindspeed_lora.models.mla import MLASelfAttention
+from mindspeed_lora.models.moe.layer import MoELayer
+from mindspeed_lora.models.moe.settings import MoESettings
 from mindspeed_lora.models.norm import HeadRMSNorm, RMSNorm
 from mindspeed_lora.parallel.context import ContextParallel
+from mindspeed_lora.parallel.groups import ParallelGroups
 
 
-def block_spec(shape: ModelShape, slots: Slots, context: ContextParallel) -> TransformerBlockSubmodules:
+def block_spec(
+    shape: ModelShape, slots: Slots, groups: ParallelGroups, experts: MoESettings
+) -> TransformerBlockSubmodules:
     """The layers of one model chunk, and the final norm (built for the last chunk only).
 
     megatron-core knows one switch for the biases of ``linear_proj``, ``linear_fc1`` and ``linear_fc2``;
     checkpoints set them apart, so each linear is given with or without.
     """
-    layer, noop = _layer_spec(shape, context), ModuleSpec(module=NoopLayer)
-    return TransformerBlockSubmodules(
-        layer_specs=[noop if number is None else layer for number in slots], layer_norm=RMSNorm
+    noop = ModuleSpec(module=NoopLayer)
+    dense = _layer_spec(shape, groups.context, BiasedMLP if shape.add_mlp_bias else MLP)
+    sparse = dense
+    if shape.moe is not None:
+        # megatron-core warns of a ModuleSpec for an MLP that is not its own, and takes what looks like one.
+        mixture = SimpleNamespace(
+            module=MoELayer, params={"moe": shape.moe, "groups": groups, "settings": experts}
+        )
+        sparse = _layer_spec(shape, groups.context, mixture)
+    layers = [noop if n is None else sparse if shape.has_experts(n) else dense for n in slots]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
+
+
+def _layer_spec(shape: ModelShape, context: ContextParallel, mlp: Any) -> ModuleSpec:
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=_attention_spec(shape, context),
+            pre_mlp_layernorm=RMSNorm,
+            mlp=mlp,
+        ),
     )
 
 
-def _layer_spec(shape: ModelShape, context: ContextParallel) -> ModuleSpec:
+def _attention_spec(shape: ModelShape, context: ContextParallel) -> ModuleSpec:
+    if shape.mla is not None:
+        return ModuleSpec(module=MLASelfAttention, params={"shape": shape, "context_parallel": context})
     column: dict[bool, type] = {True: ColumnParallelLinear, False: UnbiasedColumnParallelLinear}
     row: dict[bool, type] = {True: RowParallelLinear, False: UnbiasedRowParallelLinear}
     head_norm = HeadRMSNorm if shape.qk_layernorm else None
-    attention = ModuleSpec(
+    return ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
@@ -51,14 +80,5 @@ def _layer_spec(shape: ModelShape, context: ContextParallel) -> ModuleSpec:
             linear_proj=row[shape.add_proj_bias],
             q_layernorm=head_norm,
             k_layernorm=head_norm,
-        ),
-    )
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
-            self_attention=attention,
-            pre_mlp_layernorm=RMSNorm,
-            mlp=BiasedMLP if shape.add_mlp_bias else MLP,
         ),
     )

@@ -1,4 +1,5 @@
-"""megatron-core's parallel linears, called with the context of the micro-batch like those that carry an adapter."""
+"""Parallel linears, called with the context of the micro-batch like those that carry an adapter: megatron-core's own,
+and one that is not cut."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear as MegatronColumnParallelLinear
 from megatron.core.tensor_parallel.layers import RowParallelLinear as MegatronRowParallelLinear
+from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.models.forward_context import ForwardContext
 
@@ -41,6 +44,25 @@ class RowParallelLinear(_BegunWhole, MegatronRowParallelLinear):
         """``[s, b, in/t]`` to ``[s, b, out]``, under SP ``[s/t, b, out]``, and the bias that is left to the caller."""
         output: tuple[Tensor, Tensor | None] = super().forward(x)
         return output
+
+
+class ReplicatedLinear(_BegunWhole, torch.nn.Module):
+    """A linear without bias that every TP rank holds whole: nothing travels.
+
+    Under SP each rank applies it to its own part of the sequence, and its gradient is a partial sum over TP.
+    """
+
+    bias = None
+    skip_bias_add = False
+
+    def __init__(self, in_features: int, out_features: int, config: TransformerConfig) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(out_features, in_features, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, None]:
+        """``[…, in]`` to ``[…, out]``."""
+        return F.linear(x, self.weight), None
 
 
 class UnbiasedColumnParallelLinear(ColumnParallelLinear):

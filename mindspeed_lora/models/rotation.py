@@ -31,14 +31,40 @@ def split_and_rotate(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     return query, key, value
 
 
-def _rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> None:
-    """Writes x ``[…, d]`` rotated by ``sign`` times the angle to ``out``, which is other memory."""
-    x1, x2 = x.chunk(2, dim=-1)
-    out1, out2 = out.chunk(2, dim=-1)
+def rotate_into(
+    out: Tensor,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    sign: float,
+    from_pairs: bool = False,
+    to_pairs: bool = False,
+) -> None:
+    """Writes x ``[…, d]`` rotated by ``sign`` times the angle to ``out``, which is other memory.
+
+    Where cosine and sine are of fewer features than half of the head, what lies behind those is left as it is.
+
+    The two features that are rotated together lie half of the width apart, or beside each other (``from_pairs`` in x,
+    ``to_pairs`` in ``out``).
+    """
+    width = 2 * cos.size(-1)
+    if width < x.size(-1):
+        out[..., width:].copy_(x[..., width:])
+        out, x = out[..., :width], x[..., :width]
+    x1, x2 = _both(x, from_pairs)
+    out1, out2 = _both(out, to_pairs)
     torch.mul(x1, cos, out=out1)
     out1.addcmul_(x2, sin, value=-sign)
     torch.mul(x2, cos, out=out2)
     out2.addcmul_(x1, sin, value=sign)
+
+
+def _both(x: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
+    """The first and the second of all the features that are rotated together."""
+    if pairs:
+        return x[..., 0::2], x[..., 1::2]
+    first, second = x.chunk(2, dim=-1)
+    return first, second
 
 
 class _Rotate(torch.autograd.Function):
@@ -48,14 +74,14 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        _rotate_into(out, x, cos, sin, 1.0)
+        rotate_into(out, x, cos, sin, 1.0)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         grad = torch.empty(grad_outputs[0].shape, dtype=grad_outputs[0].dtype, device=grad_outputs[0].device)
-        _rotate_into(grad, grad_outputs[0], cos, sin, -1.0)
+        rotate_into(grad, grad_outputs[0], cos, sin, -1.0)
         return grad, None, None
 
 
@@ -72,8 +98,8 @@ class _SplitAndRotate(torch.autograd.Function):
         ctx.save_for_backward(cos, sin)
         query = qkv.new_empty(s, b, groups, heads - 2, width)
         key = qkv.new_empty(s, b, groups, width)
-        _rotate_into(query, qkv[:, :, :, :-2], cos.unsqueeze(2), sin.unsqueeze(2), 1.0)
-        _rotate_into(key, qkv[:, :, :, -2], cos, sin, 1.0)
+        rotate_into(query, qkv[:, :, :, :-2], cos.unsqueeze(2), sin.unsqueeze(2), 1.0)
+        rotate_into(key, qkv[:, :, :, -2], cos, sin, 1.0)
         return query.view(s, b, groups * (heads - 2), width), key, qkv[:, :, :, -1].clone()
 
     @staticmethod
@@ -83,7 +109,7 @@ class _SplitAndRotate(torch.autograd.Function):
         s, b, groups, width = grad_key.shape
         grad = grad_key.new_empty(s, b, groups, grad_query.size(2) // groups + 2, width)
         grad_query = grad_query.reshape(s, b, groups, -1, width)
-        _rotate_into(grad[:, :, :, :-2], grad_query, cos.unsqueeze(2), sin.unsqueeze(2), -1.0)
-        _rotate_into(grad[:, :, :, -2], grad_key, cos, sin, -1.0)
+        rotate_into(grad[:, :, :, :-2], grad_query, cos.unsqueeze(2), sin.unsqueeze(2), -1.0)
+        rotate_into(grad[:, :, :, -2], grad_key, cos, sin, -1.0)
         grad[:, :, :, -1] = grad_value
         return grad, None, None

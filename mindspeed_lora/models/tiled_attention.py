@@ -25,7 +25,7 @@ _DENSE = torch.contiguous_format
 
 
 def tiled_attention(query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[Tile], scale: float) -> Tensor:
-    """Attention of ``query [s, b, n, d]`` over ``key, value [s, b, g, d]``; returns ``[s, b, n · d]``.
+    """Attention of ``query [s, b, n, d]`` over ``key [s, b, g, d]`` and ``value [s, b, g, v]``: ``[s, b, n · v]``.
 
     n is a multiple of g; the tiles are those of a whole row.
     """
@@ -39,7 +39,7 @@ def dropped_attention(
 ) -> Tensor:
     """:func:`tiled_attention` with dropout of the weights, where each query is in one tile only."""
     operands = tuple(map(heads_first, (query, key, value)))
-    out = torch.empty_like(query, memory_format=_DENSE)
+    out = empty_result(query, value, query.dtype)
     for tile in tiles:
         q, k, v = _cut(tile, operands)
         causal, mask = _visibility(tile, q)
@@ -60,7 +60,7 @@ class _SquareAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[Tile], scale: float
     ) -> Tensor:
         ctx.tiles, ctx.scale = tiles, scale
-        out, lse = torch.empty_like(query, memory_format=_DENSE), empty_lse(query)
+        out, lse = empty_result(query, value, query.dtype), empty_lse(query)
         operands, result = tuple(map(heads_first, (query, key, value))), heads_first(out)
         for tile in tiles:
             q, k, v = _cut(tile, operands)
@@ -102,7 +102,7 @@ class _MergedAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[Tile], scale: float
     ) -> Tensor:
         ctx.tiles, ctx.scale = tiles, scale
-        result, lse = empty_result(query), empty_lse(query)
+        result, lse = empty_result(query, value, accumulation_dtype(query)), empty_lse(query)
         operands = heads_first(query), heads_first(key), heads_first(value)
         attend(tiles, operands, heads_first(result), lse, scale)
         out = result.to(query.dtype)
@@ -138,9 +138,9 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def empty_result(query: Tensor) -> Tensor:
-    """Room for a merged result of ``query [s, b, n, d]``, of the same shape."""
-    return torch.empty_like(query, dtype=accumulation_dtype(query), memory_format=_DENSE)
+def empty_result(query: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for the result ``[s, b, n, v]`` of ``query [s, b, n, d]`` and ``value [t, b, g, v]``."""
+    return query.new_empty((*query.shape[:3], value.size(-1)), dtype=dtype)
 
 
 def empty_lse(query: Tensor) -> Tensor:
@@ -156,8 +156,8 @@ def attend(
 
     Args:
         tiles: of these operands.
-        operands: query ``[b, n, s, d]``, key and value ``[b, g, t, d]``.
-        out: ``[b, n, s, d]``.
+        operands: query ``[b, n, s, d]``, key ``[b, g, t, d]``, value ``[b, g, t, v]``.
+        out: ``[b, n, s, v]``.
         lse: ``[b, n, s]``.
         scale: of the scores.
     """
@@ -185,9 +185,9 @@ def attend_backward(
 
     Args:
         tiles: of these operands.
-        grad_out: ``[b, n, s, d]``.
-        operands: query ``[b, n, s, d]``, key and value ``[b, g, t, d]``.
-        out: ``[b, n, s, d]`` of all tiles of the queries, here or elsewhere.
+        grad_out: ``[b, n, s, v]``.
+        operands: query ``[b, n, s, d]``, key ``[b, g, t, d]``, value ``[b, g, t, v]``.
+        out: ``[b, n, s, v]`` of all tiles of the queries, here or elsewhere.
         lse: ``[b, n, s]`` likewise.
         grads: of the shapes of the operands.
         scale: of the scores.

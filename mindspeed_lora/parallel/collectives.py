@@ -6,7 +6,7 @@ megatron-core's ``tensor_parallel.mappings``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -136,6 +136,21 @@ def all_to_all(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     dist.all_to_all_single(received, tensor.contiguous(), group=group)
     return received
+
+
+def start_all_to_all(
+    tensor: torch.Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup
+) -> tuple[torch.Tensor, dist.Work]:
+    """Begins to send the next ``send[i]`` rows of ``[Σ send, …]`` to each rank i, and to receive ``receive[i]``.
+
+    Returns the tensor ``[Σ receive, …]`` that is being filled, by rank, and what to wait for.
+    """
+    received = tensor.new_empty(sum(receive), *tensor.shape[1:])
+    work = dist.all_to_all_single(
+        received, tensor.contiguous(), list(receive), list(send), group=group, async_op=True
+    )
+    assert work is not None
+    return received, work
 
 
 class RingPass:

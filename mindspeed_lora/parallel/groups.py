@@ -14,6 +14,7 @@ from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.device import bind_device, communication_backend
 from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.context import ContextParallel, context_parallel
+from mindspeed_lora.parallel.experts import ExpertParallel, expert_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,10 @@ class ParallelGroups:
     dp_cp_rank: int
     dp_cp_size: int
     context: ContextParallel
+    experts: ExpertParallel
     tp_group: dist.ProcessGroup
+    tp_cp_group: dist.ProcessGroup
+    """All ranks that hold tokens of the same rows, TP × CP."""
     pp_group: dist.ProcessGroup
     dp_group: dist.ProcessGroup
     """The ranks that compute other rows, at the same place in them."""
@@ -40,6 +44,8 @@ class ParallelGroups:
     """All ranks that hold the same part of the model, DP × CP: gradients are summed over it."""
     model_group: dist.ProcessGroup
     """All ranks that hold parts of the same replica: TP × PP."""
+    world_group: dist.ProcessGroup
+    """All ranks, on the device."""
     embedding_group: dist.ProcessGroup | None
     """First and last stage, where tied embeddings are held twice."""
     control_group: dist.ProcessGroup
@@ -79,6 +85,8 @@ def initialize_groups(parallel: ParallelConfig, seed: int) -> tuple[ParallelGrou
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
+        expert_model_parallel_size=parallel.expert_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_size,
         # megatron-core makes a timedelta of it, which takes a fraction; an int would make 0.5 a time-out of 0.
         distributed_timeout_minutes=parallel.distributed_timeout_minutes,
         create_gloo_process_groups=False,
@@ -116,6 +124,7 @@ def _join(backend: str, timeout: timedelta, device: torch.device) -> None:
 
 
 def _read_groups(control: dist.ProcessGroup, context: ContextParallel, timeout: timedelta) -> ParallelGroups:
+    assert dist.group.WORLD is not None
     return ParallelGroups(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -128,11 +137,14 @@ def _read_groups(control: dist.ProcessGroup, context: ContextParallel, timeout: 
         dp_cp_rank=parallel_state.get_data_parallel_rank(with_context_parallel=True),
         dp_cp_size=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
         context=context,
+        experts=expert_parallel(),
         tp_group=parallel_state.get_tensor_model_parallel_group(),
+        tp_cp_group=parallel_state.get_tensor_and_context_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
         dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         model_group=parallel_state.get_model_parallel_group(),
+        world_group=dist.group.WORLD,
         embedding_group=parallel_state.get_embedding_group(check_initialized=False),
         control_group=control,
         timeout=timeout,

@@ -32,7 +32,7 @@ def wrap_chunks(
 
     With one data-parallel rank there is nothing to cut and nothing to overlap.
     """
-    several = groups.dp_cp_size > 1
+    several = groups.dp_cp_size > 1 or groups.experts.edp_size > 1
     overlap = parallel.overlap_grad_reduce and several
     model = [
         ChunkDataParallel(
@@ -91,7 +91,7 @@ class ChunkDataParallel(DistributedDataParallel):
         heap where other operations run beside it (pytorch/pytorch#65231; seen with torch 2.13).
         """
         # Buckets stand in the order of the backward pass.
-        for group in reversed(self.bucket_groups):
+        for group in reversed([*self.bucket_groups, *self.expert_parallel_bucket_groups]):
             self._gathers[group] = [
                 self.start_gather(bucket.param_data, group.intra_distributed_optimizer_instance_group)
                 for bucket in group.buckets

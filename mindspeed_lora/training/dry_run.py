@@ -19,7 +19,8 @@ from mindspeed_lora.data.indexed_dataset import idx_path
 from mindspeed_lora.data.sft_dataset import packed_prefix
 from mindspeed_lora.device import compute_dtype, has_accelerator, resident_memory_bytes
 from mindspeed_lora.training.description import plan_rows
-from mindspeed_lora.training.memory import MemoryQuestion, predict_memory
+from mindspeed_lora.training.layer_memory import MemoryQuestion
+from mindspeed_lora.training.memory import predict_memory
 from mindspeed_lora.training.plan import TrainPlan, plan_training
 from mindspeed_lora.training.reporting import layout_lines
 
@@ -61,6 +62,8 @@ def memory_question(plan: TrainPlan, world_size: int, itemsize: int) -> MemoryQu
         tp=tp,
         cp=parallel.context_parallel_size,
         dp=parallel.data_parallel_size(world_size),
+        ep=parallel.expert_parallel_size,
+        etp=parallel.expert_tensor_size,
         sequence_parallel=parallel.sequence_parallel and tp > 1,
         distributed_optimizer=parallel.use_distributed_optimizer,
         seq_length=longest,

@@ -56,15 +56,27 @@ def interleaving(plan: TrainPlan, scheduler: Scheduler) -> str | None:
 
     Halves make smaller products, which costs some percent; a slow link, which chunks alone cannot hide, gives more.
     """
+    halves = "rows" if plan.job.training.micro_batch_size > 1 else "tokens"
+    return halves if _tokens_travel(plan) or _interleaves_linears(plan, scheduler) else None
+
+
+def _tokens_travel(plan: TrainPlan) -> bool:
+    """Whether tokens go to experts on other ranks, and are to be computed on meanwhile."""
+    job = plan.job
+    several = job.parallel.expert_parallel_size * job.parallel.expert_tensor_size > 1
+    return plan.shape.moe is not None and job.routing.overlaps and several
+
+
+def _interleaves_linears(plan: TrainPlan, scheduler: Scheduler) -> bool:
     job, request = plan.job, scheduler.request
     if request is None:
-        return None
+        return False
     if not job.lora.lora_fusion_interleave:
         is_free = request.family in (None, Family.ONE_COLLECTIVE) and request.chunks is None
         if not is_free or scheduler.link_share < WORTH_INTERLEAVING:
-            return None
+            return False
         scheduler.lines.append(
             "--lora-fusion: halves of a micro-batch go through each layer by turns, since the link takes "
             f"{scheduler.link_share:.2g} times as long as the products"
         )
-    return "rows" if job.training.micro_batch_size > 1 else "tokens"
+    return True

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 
-from mindspeed_lora.checkpoint.local_parameters import LocalParameter
+from mindspeed_lora.checkpoint.loading.local_parameters import LocalParameter
 from mindspeed_lora.parallel.collectives import all_reduce_sum
 from mindspeed_lora.parallel.groups import ParallelGroups
 
@@ -15,8 +16,9 @@ from mindspeed_lora.parallel.groups import ParallelGroups
 class GradientFinalizer:
     """Completes the fp32 gradients in ``param.main_grad`` after the last micro-batch of a step.
 
-    In this order: the sum over data-parallel ranks, the sum of both copies of a tied embedding, one sum over TP
-    of all gradients that are partial there, and the division by the step's normaliser.
+    In this order: the sum over data-parallel ranks (for an expert's parameters over the ranks that hold the same
+    part of the same expert), the sum of both copies of a tied embedding, one sum over TP of all gradients that are
+    partial there, the same over ETP and EP, and the division by the step's normaliser.
     """
 
     def __init__(
@@ -29,7 +31,13 @@ class GradientFinalizer:
         """This rank's chunks."""
         self.groups = groups
         self.shared = [p.param for p in parameters if p.shared_embedding]
-        self.partial = [p.param for p in parameters if p.partial_over_tp]
+        experts = groups.experts
+        self.partial = [
+            ([p.param for p in parameters if p.partial_over_tp], groups.tp_group),
+            ([p.param for p in parameters if p.partial_over_etp], experts.etp_group),
+            ([p.param for p in parameters if p.partial_over_ep], experts.ep_group),
+        ]
+        """Parameters whose gradients are partial sums, and the ranks that hold the other parts."""
         self.normaliser = 1.0
         """Loss-carrying tokens of the global batch; set by the step before its first micro-batch."""
 
@@ -39,16 +47,18 @@ class GradientFinalizer:
             chunk.finish_grad_sync()
         for param in self.shared:
             all_reduce_sum(param.main_grad, self.groups.embedding_group)  # type: ignore[attr-defined]
-        self._sum_partial()
+        for partial, group in self.partial:
+            _sum_partial(partial, group)
         for chunk in self.model:
             chunk.scale_gradients(1.0 / self.normaliser)
 
-    def _sum_partial(self) -> None:
-        """One all-reduce over TP for all gradients that are partial there."""
-        if not self.partial:
-            return
-        gradients = [param.main_grad for param in self.partial]  # type: ignore[attr-defined]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        all_reduce_sum(flat, self.groups.tp_group)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+
+def _sum_partial(parameters: Sequence[torch.nn.Parameter], group: dist.ProcessGroup | None) -> None:
+    """One all-reduce for all gradients that are partial over a group."""
+    if not parameters:
+        return
+    gradients = [param.main_grad for param in parameters]  # type: ignore[attr-defined]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    all_reduce_sum(flat, group)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -108,6 +108,7 @@ class TrainingLoop:
                 peak_memory_bytes=peak,
                 loss_scale=scale,
                 skipped=skipped,
+                router_losses=loss.router_losses,
             )
         )
         return stop_reason

@@ -1,19 +1,6 @@
 """What a rank will hold at the peak of a step, by part, told from sizes alone.
 
-Shapes: T tokens of a micro-batch on this rank (b · s / cp), of which SP leaves T/t to norms and residuals; t the TP
-size, n and g query and key/value heads of width d, f the width of the MLP, r the ranks of a linear's adapters.
-
-Per layer and token, what the forward pass keeps for the backward pass (``models/layer.py``, ``adapters/schedules/``):
-
-================================  ============================================================
-norms                             h/σ each, their inputs (σ = t under SP, else 1)
-``linear_qkv``, ``linear_fc1``    h/σ if something reads it for a weight or factor gradient, and Σ r
-attention                         q, k, v: (n + 2 g) d/t, its output n d/t, log-sum-exp n/t (float32)
-``linear_proj``                   its input is attention's output; Σ r
-SwiGLU                            2 f/t, its input
-``linear_fc2``                    f/t if something reads it, and Σ r
-dropout of the adapters           a byte for every element of every factor A's input
-================================  ============================================================
+What one layer keeps for the backward pass is in :mod:`mindspeed_lora.training.layer_memory`.
 """
 
 from __future__ import annotations
@@ -22,7 +9,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mindspeed_lora.adapters.spec import AdapterSpec
 from mindspeed_lora.checkpoint.canonical import (
     EMBEDDING,
     FINAL_LAYERNORM,
@@ -31,53 +17,15 @@ from mindspeed_lora.checkpoint.canonical import (
     layer_tensors,
     tensor_rule,
 )
-from mindspeed_lora.config.shape import ModelShape
-from mindspeed_lora.config.stages import LayerPlacement, ModelChunk
-from mindspeed_lora.config.training import TrainingConfig
+from mindspeed_lora.checkpoint.loading.local_parameters import is_of_experts
+from mindspeed_lora.config.stages import ModelChunk
 from mindspeed_lora.device import has_accelerator
 from mindspeed_lora.device.heap import KEPT_BYTES
 from mindspeed_lora.models.vocab_loss import logits_bytes
+from mindspeed_lora.training.layer_memory import FP32, MemoryQuestion, layer_bytes
 
-FP32 = 4
 _LIBRARIES = 50 << 20
 """What products take beside their outputs, measured; as much again for the connections of gloo."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryQuestion:
-    """A job, as far as its memory depends on it."""
-
-    shape: ModelShape
-    placement: LayerPlacement
-    adapter: AdapterSpec | None
-    """None: all parameters are trained."""
-    training: TrainingConfig
-    tp: int
-    cp: int
-    dp: int
-    sequence_parallel: bool
-    distributed_optimizer: bool
-    seq_length: int
-    """Positions of the longest row of a micro-batch."""
-    vocab_size: int
-    """Padded to the layout."""
-    itemsize: int
-    """Bytes of an element in the dtype that is computed in."""
-
-    @property
-    def tokens(self) -> int:
-        """T, of one micro-batch on one rank."""
-        return self.training.micro_batch_size * math.ceil(self.seq_length / self.cp)
-
-    @property
-    def residual_tokens(self) -> int:
-        """Tokens for which this rank computes norms and residuals."""
-        return math.ceil(self.tokens / self.tp) if self.sequence_parallel else self.tokens
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Of one rank in one step."""
-        return max(1, self.training.global_batch_size // (self.training.micro_batch_size * self.dp))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +75,7 @@ def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
         _local(name, size, question)
         for part in (adapter.parts if adapter is not None else ())
         for name, size in part.tensors.items()
-        if f"{part.module}.weight" in own
+        if part.weight in own
     )
     rows, besides = _trained_besides(question, own)
     factors += rows
@@ -163,56 +111,6 @@ def _trained_besides(question: MemoryQuestion, own: Mapping[str, tuple[int, ...]
         besides += _local(name, size, question) if tensor in names else 0
         rows += sum(len(one.tokens) * one.width for one in adapter.token_rows if one.tensor == tensor)
     return rows, besides
-
-
-def layer_bytes(question: MemoryQuestion, layer: int | None) -> int:
-    """What one layer keeps of one micro-batch without recomputation; a no-op keeps nothing."""
-    if layer is None:
-        return 0
-    shape, tp, tokens = question.shape, question.tp, question.tokens
-    heads, width = shape.num_attention_heads, shape.kv_channels
-    attention = (heads + 2 * shape.num_query_groups) * width // tp
-    selective = question.training.recompute_granularity == "selective"
-    ranks = _ranks(question, layer)
-    reads = (
-        dict.fromkeys(ranks, True) if question.adapter is None else {name: r > 0 for name, r in ranks.items()}
-    )
-    output_kept = reads["linear_proj"] or not selective
-    per_token = (
-        attention
-        + output_kept * heads * width // tp
-        + 2 * shape.ffn_hidden_size // tp
-        + reads["linear_fc2"] * shape.ffn_hidden_size // tp
-        + sum(ranks.values())
-    )
-    per_residual = shape.hidden_size * (2 + reads["linear_qkv"] + reads["linear_fc1"])
-    sums = 0 if selective else tokens * heads // tp * FP32
-    kept = (tokens * per_token + question.residual_tokens * per_residual) * question.itemsize
-    return kept + sums + _mask_bytes(question, layer)
-
-
-def _ranks(question: MemoryQuestion, layer: int) -> dict[str, int]:
-    """Σ r of the adapters on each of the layer's linears."""
-    ranks = dict.fromkeys(("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"), 0)
-    for part in question.adapter.parts if question.adapter is not None else ():
-        if part.module.startswith(f"decoder.layers.{layer}."):
-            ranks[part.linear] += part.rank
-    return ranks
-
-
-def _mask_bytes(question: MemoryQuestion, layer: int) -> int:
-    """Of the adapters' dropout masks, one for every factor A."""
-    adapter = question.adapter
-    if adapter is None or adapter.dropout == 0.0:
-        return 0
-    inputs = {
-        "linear_qkv": question.residual_tokens * question.shape.hidden_size,
-        "linear_proj": question.tokens * question.shape.proj_input_size // question.tp,
-        "linear_fc1": question.residual_tokens * question.shape.hidden_size,
-        "linear_fc2": question.tokens * question.shape.ffn_hidden_size // question.tp,
-    }
-    of_layer = (part for part in adapter.parts if part.module.startswith(f"decoder.layers.{layer}."))
-    return sum(inputs[part.linear] for part in of_layer)
 
 
 def _activations(question: MemoryQuestion, pp_rank: int) -> int:
@@ -276,6 +174,11 @@ def _buffers(question: MemoryQuestion, pp_rank: int) -> int:
     """The gradients of an MLP between its products, whole sequences under SP, and the stage's messages."""
     shape, tokens = question.shape, question.tokens
     mlp = 3 * shape.ffn_hidden_size // question.tp * tokens
+    if shape.moe is not None:
+        rows = math.ceil(tokens / question.tp) * shape.moe.topk * question.etp
+        experts = rows * 3 * (shape.moe.ffn_hidden_size // question.etp + shape.hidden_size)
+        shared = 3 * shape.moe.shared_ffn_hidden_size // question.tp * tokens
+        mlp = max(mlp if shape.moe.dense_layers else 0, experts + shared)
     residual = 3 * shape.hidden_size * question.residual_tokens
     gathered = shape.hidden_size * tokens if question.sequence_parallel and question.tp > 1 else 0
     messages = 2 * shape.hidden_size * question.residual_tokens if question.placement.pp_size > 1 else 0
@@ -309,5 +212,7 @@ def _tensors(chunk: ModelChunk, question: MemoryQuestion) -> dict[str, tuple[int
 
 
 def _local(name: str, size: tuple[int, ...], question: MemoryQuestion) -> int:
-    """Elements of a tensor on one TP rank."""
+    """Elements of a tensor on one rank; of an expert's on average over the EP ranks."""
+    if is_of_experts(name):
+        return math.prod(size) // (question.ep * (1 if tensor_rule(name).axis is None else question.etp))
     return math.prod(size) // (1 if tensor_rule(name).axis is None else question.tp)

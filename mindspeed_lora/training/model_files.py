@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mindspeed_lora.checkpoint.canonical import without_wrappers
-from mindspeed_lora.checkpoint.local_parameters import LocalParameter
-from mindspeed_lora.checkpoint.mcore_writer import open_rank_file, rank_folder
-from mindspeed_lora.checkpoint.megatron_args import args_from_shape
-from mindspeed_lora.checkpoint.model_files import keep_hf_config
+from mindspeed_lora.checkpoint.formats.mcore_experts import ExpertRanks
+from mindspeed_lora.checkpoint.formats.mcore_files import RANK_FILE
+from mindspeed_lora.checkpoint.formats.mcore_writer import model_keys, rank_folder, rank_layout
+from mindspeed_lora.checkpoint.formats.megatron_args import args_from_shape
+from mindspeed_lora.checkpoint.formats.model_files import keep_hf_config
+from mindspeed_lora.checkpoint.loading.local_parameters import LocalParameter
 from mindspeed_lora.checkpoint.source import Source
+from mindspeed_lora.checkpoint.storage.tensor_writer import TensorWriter
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
+from mindspeed_lora.parallel.collectives import all_gather_objects
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 
@@ -34,28 +40,57 @@ class ModelFiles:
     groups: ParallelGroups
 
     def write(self, folder: Path, iteration: int) -> None:
-        """Writes into an iteration's folder; one data-parallel rank does."""
-        groups = self.groups
+        """Writes this rank's file into an iteration's folder; for ranks that :meth:`is_writer` names."""
+        groups, experts = self.groups, self._experts()
         # Layer numbers in the file are local to the chunk.
-        chunks = [
-            {without_wrappers(p.local_name): p.param.detach() for p in parameters if not p.is_adapter}
-            for parameters in self.chunks
-        ]
+        chunks = [dict(_entries(parameters)) for parameters in self.chunks]
         args = args_from_shape(
             dataclasses.replace(self.shape, params_dtype=self.params_dtype),
             groups.tp_size,
             self.placement,
             self.padded_vocab_size,
             iteration,
+            experts,
         )
-        specs = [
-            {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-            for tensors in chunks
-        ]
-        target = rank_folder(folder, groups.tp_rank, groups.pp_rank, groups.pp_size)
-        with open_rank_file(target, args, iteration, specs) as writer:
-            for tensors in chunks:
-                for name, tensor in tensors.items():
-                    writer.write(name, tensor.cpu())
+        models = dict(zip(model_keys(len(chunks)), chunks, strict=True))
+        specs = {
+            key: {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+            for key, tensors in models.items()
+        }
+        target = rank_folder(
+            folder, groups.tp_rank, groups.pp_rank, groups.pp_size, groups.experts.ep_rank, experts.ep_size
+        )
+        target.mkdir(parents=True)
+        with TensorWriter(target / RANK_FILE, rank_layout(args, iteration, specs)) as writer:
+            for key, tensors in models.items():
+                for local_name, tensor in tensors.items():
+                    writer.write(f"{key}/{local_name}", tensor.cpu())
         if groups.is_main and self.source.config_dir is not None:
             keep_hf_config(Path(self.source.config_dir), self.source.origin, folder, self.shape)
+
+    def _experts(self) -> ExpertRanks:
+        """How the experts are cut over the files."""
+        tp_size, experts = self.groups.tp_size, self.groups.experts
+        if self.shape.moe is None:
+            return ExpertRanks(tp_size=tp_size, etp_size=tp_size)
+        return ExpertRanks(tp_size=tp_size, ep_size=experts.ep_size, etp_size=experts.etp_size)
+
+    def is_writer(self) -> bool:
+        """Whether this rank is the first of those whose file has one name; every rank calls it."""
+        groups = self.groups
+        name = groups.tp_rank, groups.pp_rank, groups.experts.ep_rank if self._experts().ep_size > 1 else 0
+        names: list[tuple[int, int, int]] = all_gather_objects(name, groups)
+        return names.index(name) == groups.rank
+
+
+def _entries(parameters: Sequence[LocalParameter]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names in a file, and tensors, of a chunk's parameters without its adapters; experts each alone."""
+    for parameter in parameters:
+        if parameter.is_adapter:
+            continue
+        name, tensor = without_wrappers(parameter.local_name), parameter.param.detach()
+        if not parameter.is_stack:
+            yield name, tensor
+            continue
+        for number, expert in enumerate(tensor):
+            yield name.replace(".experts.", f".experts.local_experts.{number}.", 1), expert

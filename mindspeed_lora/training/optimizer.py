@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mindspeed_lora.checkpoint.local_parameters import LocalParameter
+from mindspeed_lora.checkpoint.loading.local_parameters import LocalParameter
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.device import current_device
 from mindspeed_lora.parallel.collectives import all_reduce_sum
@@ -139,15 +139,19 @@ class AdamW:
         for chunk in self.model:
             chunk.finish_gather()
 
+    def written_slices(self) -> list[OwnedSlice]:
+        """The slices that this rank writes for all ranks that hold the same: every one has one writer."""
+        if self.distributed:
+            return self.slices
+        return [owned for owned in self.slices if owned.parameter.copy_rank == 0]
+
     def _gradient_norm(self) -> float:
         """L2 norm over all trainable parameters of the unsharded model, each counted once."""
-        gradients = [owned.gradient for owned in self.slices if owned.parameter.counted]
+        gradients = [owned.gradient for owned in self.written_slices() if owned.parameter.counted]
         total = torch.zeros(1, dtype=torch.float64, device=current_device())
         if gradients:
             total += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
-        all_reduce_sum(total, self.groups.model_group)
-        if self.distributed:
-            all_reduce_sum(total, self.groups.dp_cp_group)
+        all_reduce_sum(total, self.groups.world_group)
         return math.sqrt(float(total))
 
     def state_of(self, owned: OwnedSlice) -> dict[str, torch.Tensor]:
@@ -190,10 +194,17 @@ def _owned_ranges(
     model: Sequence[ChunkDataParallel], groups: ParallelGroups
 ) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
     """What the reduce-scatter of each bucket leaves on this data-parallel rank, per parameter."""
-    for buffer in (buffer for chunk in model for buffer in chunk.buffers):
+    experts = groups.experts
+    dense = [(buffer, groups.dp_cp_size, groups.dp_cp_rank) for chunk in model for buffer in chunk.buffers]
+    of_experts = [
+        (buffer, experts.edp_size, experts.edp_rank)
+        for chunk in model
+        for buffer in chunk.expert_parallel_buffers
+    ]
+    for buffer, size, rank in dense + of_experts:
         for bucket in buffer.buckets:
-            width = bucket.grad_data.numel() // groups.dp_cp_size
-            first = bucket.offset + groups.dp_cp_rank * width
+            width = bucket.grad_data.numel() // size
+            first = bucket.offset + rank * width
             for param in bucket.params_list:
                 start, stop, _ = buffer.param_index_map[param]
                 low, high = max(start, first), min(stop, first + width)

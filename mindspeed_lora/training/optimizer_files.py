@@ -28,14 +28,16 @@ _TABLE = "slices"
 
 def write_optimizer(folder: Path, optimizer: AdamW, groups: ParallelGroups) -> None:
     """Writes this rank's slices; without the distributed optimizer only one data-parallel rank has to."""
-    if groups.dp_cp_rank > 0 and not optimizer.distributed:
+    written = optimizer.written_slices()
+    if not written and (optimizer.slices or groups.dp_cp_rank > 0):
         return
     tensors, table = {}, {}
-    for owned in optimizer.slices:
-        piece = ShardSlice.of(owned.parameter, owned.start, owned.stop)
-        table[piece.name] = {key: value for key, value in vars(piece).items() if key != "name"}
-        for state, values in optimizer.state_of(owned).items():
-            tensors[f"{piece.name}|{state}"] = values.detach().cpu().contiguous()
+    for owned in written:
+        states = {key: values.detach().cpu() for key, values in optimizer.state_of(owned).items()}
+        for piece, first, last in ShardSlice.all_of(owned.parameter, owned.start, owned.stop):
+            table[piece.name] = {key: value for key, value in vars(piece).items() if key != "name"}
+            for state, values in states.items():
+                tensors[f"{piece.name}|{state}"] = values[first:last].contiguous()
     name = f"tp{groups.tp_rank:02d}_pp{groups.pp_rank:03d}_dp{groups.dp_cp_rank:03d}.safetensors"
     save_file(tensors, folder / name, metadata={_TABLE: json.dumps(table)})
 
@@ -54,8 +56,12 @@ def read_optimizer(folder: Path, optimizer: AdamW, updates_done: int) -> None:
             # Also where this rank owns nothing, as one without an adapter does.
             optimizer.updates_done = updates_done
             for owned in optimizer.slices:
-                wanted = ShardSlice.of(owned.parameter, owned.start, owned.stop)
-                state = {key: _read(pieces, wanted, key, folder) for key in STATES}
+                wanted = [
+                    piece for piece, _, _ in ShardSlice.all_of(owned.parameter, owned.start, owned.stop)
+                ]
+                state = {
+                    key: torch.cat([_read(pieces, piece, key, folder) for piece in wanted]) for key in STATES
+                }
                 optimizer.restore(owned, state, updates_done)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise Failed(

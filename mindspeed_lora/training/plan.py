@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspeed_lora.checkpoint.adapted import AdaptedSource
-from mindspeed_lora.checkpoint.adapter_plan import check_tokens, plan_adapter
-from mindspeed_lora.checkpoint.load_model import AdapterPlan
-from mindspeed_lora.checkpoint.random_weights import RandomSource
+from mindspeed_lora.adapters.inject_experts import check_expert_adapters
+from mindspeed_lora.checkpoint.loading.model import AdapterPlan
+from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
+from mindspeed_lora.checkpoint.peft.adapted import AdaptedSource
+from mindspeed_lora.checkpoint.peft.plan import check_tokens, plan_adapter
+from mindspeed_lora.checkpoint.peft.token_rows import with_vocabulary
 from mindspeed_lora.checkpoint.source import Source, open_source
-from mindspeed_lora.checkpoint.token_rows import with_vocabulary
 from mindspeed_lora.config.checks import (
+    check_expert_files,
     check_interleaving,
     check_layout,
     check_recompute,
@@ -27,6 +29,7 @@ from mindspeed_lora.config.checks import (
 )
 from mindspeed_lora.config.context import check_context, check_fixed_length, variable_multiple
 from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.config.moe import experts_from_flags, reconcile_experts
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.data.added_tokens import job_tokenizer, token_numbers
@@ -80,11 +83,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
     if not job.data.packing:  # which adds rows of padding where the schedule wants more
         check_interleaving(placement, job.training, dp_size)
     adapter, tokenizer = _adapter_and_tokenizer(job, start, source, shape, notices)
-    if adapter is not None:
-        shape = adapter.shape
-    elif job.tokenizer.add_tokens is not None:
-        shape = with_vocabulary(shape, token_numbers(job.tokenizer, tokenizer))
-        source = AdaptedSource(source, shape, None)
+    source, shape = _with_adapter(job, source, shape, adapter, tokenizer)
     seq_length = _seq_length(job, shape, notices)
     rows = (open_rows if job.data.data_path is not None else assumed_rows)(
         job, seq_length, shape.vocab_size, tokenizer
@@ -124,13 +123,34 @@ def _model(job: TrainJob, start: Start, notices: list[str]) -> tuple[Source, Mod
     if start.run is not None and not job.lora.enabled:
         path = str(start.run.folder)
     if path is None:
-        shape = shape_from_flags(job.model, num_noops)
+        shape = experts_from_flags(job.experts, shape_from_flags(job.model, num_noops))
         if not job.runtime.dry_run:
             notices.append("--load is left out: the model starts from random weights")
         std = job.model.init_method_std
         return RandomSource(shape, job.training.seed, 0.02 if std is None else std), shape
-    source = open_source(path)
-    return source, reconcile(job.model, source.shape, num_noops)
+    source = open_source(path, checking=not job.checkpoint.no_checking)
+    shape, told = reconcile_experts(job.experts, reconcile(job.model, source.shape, num_noops))
+    notices += told + (job.routing.notices if shape.moe is not None else [])
+    return source, shape
+
+
+def _with_adapter(
+    job: TrainJob,
+    source: Source,
+    shape: ModelShape,
+    adapter: AdapterPlan | None,
+    tokenizer: LazyTokenizer | None,
+) -> tuple[Source, ModelShape]:
+    """The model as it is trained: of its adapter's shape, or with the words that are added to it."""
+    if job.checkpoint.save is not None and (adapter is None or job.lora.lora_save_base):
+        check_expert_files(shape, job.parallel)
+    if adapter is not None:
+        check_expert_adapters(adapter.spec, shape)
+        return source, adapter.shape
+    if job.tokenizer.add_tokens is None:
+        return source, shape
+    shape = with_vocabulary(shape, token_numbers(job.tokenizer, tokenizer))
+    return AdaptedSource(source, shape, None), shape
 
 
 def _data_parallel_size(job: TrainJob) -> int:
@@ -160,6 +180,9 @@ def _adapter_and_tokenizer(
 
 def _seq_length(job: TrainJob, shape: ModelShape, notices: list[str]) -> int:
     longest = job.model.max_position_embeddings or shape.max_position_embeddings
+    if shape.rope_scaling is not None and shape.rope_scaling.rope_type == "dynamic":
+        # Beyond them the frequencies depend on the row's length, which is not built.
+        longest = min(longest, shape.max_position_embeddings)
     seq_length = job.data.seq_length
     if seq_length is None:
         seq_length = min(longest, LONGEST_DEFAULT)

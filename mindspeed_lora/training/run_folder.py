@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspeed_lora.checkpoint.iteration import LATEST_FILE, latest_iteration
+from mindspeed_lora.checkpoint.formats.iteration import LATEST_FILE, latest_iteration
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.reporting.metrics import METRICS_FILE
@@ -30,6 +30,8 @@ from mindspeed_lora.training.reporting.metrics import METRICS_FILE
 STATE_FILE = "run_state.json"
 ADAPTER_FOLDER = "adapter"
 BEST_FOLDER = "best"
+OPTIMIZER_FOLDER = "optimizer"
+RANDOM_FOLDER = "random"
 
 
 @dataclass(frozen=True)

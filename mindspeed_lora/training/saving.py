@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mindspeed_lora.atomic import StagedDirectory, atomic_link, atomic_text
-from mindspeed_lora.checkpoint.adapter import write_adapter
-from mindspeed_lora.checkpoint.iteration import LATEST_FILE, iteration_folder
-from mindspeed_lora.checkpoint.load_model import AdapterPlan
-from mindspeed_lora.checkpoint.model_files import HF_CONFIG_FOLDER
+from mindspeed_lora.checkpoint.formats.iteration import LATEST_FILE, iteration_folder
+from mindspeed_lora.checkpoint.formats.model_files import HF_CONFIG_FOLDER
+from mindspeed_lora.checkpoint.loading.model import AdapterPlan
+from mindspeed_lora.checkpoint.peft.source import write_adapter
 from mindspeed_lora.config.checkpoint import CheckpointConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.device import random_states, restore_random_states
@@ -28,11 +28,15 @@ from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.model_files import ModelFiles
 from mindspeed_lora.training.optimizer import AdamW
 from mindspeed_lora.training.optimizer_files import write_optimizer
-from mindspeed_lora.training.run_folder import ADAPTER_FOLDER, BEST_FOLDER, STATE_FILE, prune
+from mindspeed_lora.training.run_folder import (
+    ADAPTER_FOLDER,
+    BEST_FOLDER,
+    OPTIMIZER_FOLDER,
+    RANDOM_FOLDER,
+    STATE_FILE,
+    prune,
+)
 from mindspeed_lora.training.shard_slice import ShardSlice
-
-OPTIMIZER_FOLDER = "optimizer"
-RANDOM_FOLDER = "random"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +78,18 @@ class RunWriter:
         )
         folder = broadcast_object(staging.path if staging is not None else Path(), groups)
         try:
-            together(groups, lambda: self._write_own_files(folder, state["iteration"]))
+            together(groups, lambda: self._write_own_files(folder))
+            if self.model_files is not None:
+                model_files, iteration = self.model_files, state["iteration"]
+                writes = model_files.is_writer()
+                together(groups, lambda: model_files.write(folder, iteration) if writes else None)
             trained = self._gather_trained() if self.adapter is not None else None
             together(groups, lambda: self._finish(folder, state, trained, staging))
         finally:
             if staging is not None:
                 staging.discard()
 
-    def _write_own_files(self, folder: Path, iteration: int) -> None:
+    def _write_own_files(self, folder: Path) -> None:
         """What each rank writes by itself."""
         self.optimizer.finish_gather()
         if not self.checkpoint.no_save_optim:
@@ -90,8 +98,6 @@ class RunWriter:
         if not self.checkpoint.no_save_rng:
             (folder / RANDOM_FOLDER).mkdir(exist_ok=True)
             save_file(random_states(), folder / RANDOM_FOLDER / _random_file(self.groups.rank))
-        if self.model_files is not None and self.groups.dp_cp_rank == 0:
-            self.model_files.write(folder, iteration)
 
     def _finish(
         self,
@@ -133,14 +139,16 @@ class RunWriter:
 
         An adapter is small beside the model: r (in + out) numbers a matrix.
         """
-        groups, optimizer = self.groups, self.optimizer
-        mine = []
-        if groups.dp_cp_rank == 0 or optimizer.distributed:
-            for owned in optimizer.slices:
-                if owned.parameter.counted:
-                    piece = ShardSlice.of(owned.parameter, owned.start, owned.stop)
-                    mine.append((piece, owned.master.detach().cpu()))
-        gathered = gather_objects(mine, groups)
+        mine: list[tuple[ShardSlice, torch.Tensor]] = []
+        for owned in self.optimizer.written_slices():
+            if owned.parameter.counted:
+                values = owned.master.detach().cpu()
+                mine += [
+                    # A slice is sent with all of the memory that it lies in: each expert with the whole buffer.
+                    (piece, values[first:last].clone())
+                    for piece, first, last in ShardSlice.all_of(owned.parameter, owned.start, owned.stop)
+                ]
+        gathered = gather_objects(mine, self.groups)
         if gathered is None:
             return None
         trained: dict[str, torch.Tensor] = {}

@@ -10,8 +10,10 @@ import torch
 
 from mindspeed_lora import __version__
 from mindspeed_lora.checkpoint.canonical import padded_vocab_size
-from mindspeed_lora.checkpoint.load_model import build_model
-from mindspeed_lora.checkpoint.local_parameters import LocalParameter, trainable
+from mindspeed_lora.checkpoint.dtypes import FLAG_DTYPES
+from mindspeed_lora.checkpoint.loading.checking import check_share
+from mindspeed_lora.checkpoint.loading.local_parameters import LocalParameter, trainable
+from mindspeed_lora.checkpoint.loading.model import build_model
 from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.device import compute_dtype
 from mindspeed_lora.models.gpt import GPTModel
@@ -20,6 +22,7 @@ from mindspeed_lora.models.transformer_config import transformer_config
 from mindspeed_lora.parallel.collectives import all_gather_objects, all_reduce_sum, together
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.data_parallel import wrap_chunks
+from mindspeed_lora.training.experts import RouterLosses, expert_settings
 from mindspeed_lora.training.fusion import fusion_notices, fusion_scheduler, interleaving
 from mindspeed_lora.training.gradients import GradientFinalizer
 from mindspeed_lora.training.model_files import ModelFiles
@@ -27,10 +30,9 @@ from mindspeed_lora.training.optimizer import AdamW
 from mindspeed_lora.training.optimizer_files import read_optimizer
 from mindspeed_lora.training.plan import TrainPlan
 from mindspeed_lora.training.reporting import ParameterCounts
-from mindspeed_lora.training.saving import OPTIMIZER_FOLDER, RunWriter, load_random_states
+from mindspeed_lora.training.run_folder import OPTIMIZER_FOLDER
+from mindspeed_lora.training.saving import RunWriter, load_random_states
 from mindspeed_lora.training.step import StepRunner
-
-_SAVE_DTYPES = {None: torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingSession:
@@ -61,7 +63,12 @@ class TrainingSession:
         mean_of_micro_batches = job.training.loss_normalization == "micro-batch"
         drops = plan.adapter is not None and plan.adapter.spec.dropout > 0
         self.runner = StepRunner(
-            self.model, finalizer, groups, mean_of_micro_batches, job.training.seed if drops else None
+            self.model,
+            finalizer,
+            groups,
+            mean_of_micro_batches,
+            job.training.seed if drops else None,
+            RouterLosses(self.chunks, groups, expert_settings(job.routing)) if plan.shape.moe else None,
         )
         dealt = groups.dp_rank, groups.dp_size, plan.pad_to, plan.placement.micro_batch_multiple
         self.batches = plan.rows.train_batches(*dealt)
@@ -75,11 +82,21 @@ class TrainingSession:
         plan, groups = self.plan, self.groups
         scheduler = fusion_scheduler(plan, groups, self.dtype)
         divisible_by = plan.job.model.make_vocab_size_divisible_by or 1
+        settings = expert_settings(plan.job.routing)
+        together(groups, lambda: check_share(plan.source, groups))
         built = together(
             groups,
             lambda: [
                 build_model(
-                    plan.shape, self.config, groups, plan.source, plan.adapter, divisible_by, chunk, scheduler
+                    plan.shape,
+                    self.config,
+                    groups,
+                    plan.source,
+                    plan.adapter,
+                    divisible_by,
+                    chunk,
+                    scheduler,
+                    settings,
                 )
                 for chunk in plan.placement.rank_chunks(groups.pp_rank)
             ],
@@ -124,7 +141,7 @@ class TrainingSession:
             shape=plan.shape,
             optimizer=self.optimizer,
             adapter=plan.adapter,
-            adapter_dtype=_SAVE_DTYPES[job.lora.lora_save_dtype],
+            adapter_dtype=FLAG_DTYPES[job.lora.lora_save_dtype or "fp32"],
             base_model_name=plan.base_model_name,
             write_tokenizer=plan.rows.tokenizer_writer(plan.tokenizer, job.checkpoint.keep_chat_template),
             has_new_words=job.tokenizer.add_tokens is not None,
@@ -165,9 +182,9 @@ class TrainingSession:
 
     def parameter_counts(self) -> ParameterCounts:
         """Trained and all parameters of the unsharded model, each counted once, and what each rank holds."""
-        counted = [p for p in self.parameters if p.counted]
+        counted = [p for p in self.parameters if p.counted and p.copy_rank == 0]
         counts = torch.tensor([sum(p.param.numel() for p in counted), sum(p.num_trained for p in counted)])
         all_reduce_sum(counts, self.groups.control_group)
-        total, trained = (counts // self.groups.dp_cp_size).tolist()
+        total, trained = counts.tolist()
         held = all_gather_objects(sum(p.param.numel() for p in self.parameters), self.groups)
         return ParameterCounts(total=total, trainable=trained, per_rank=tuple(held))

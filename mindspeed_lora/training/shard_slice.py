@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import torch
 
-from mindspeed_lora.checkpoint.local_parameters import LocalParameter, is_vocabulary
+from mindspeed_lora.checkpoint.loading.local_parameters import LocalParameter, is_vocabulary
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,24 @@ class ShardSlice:
 
     @classmethod
     def of(cls, parameter: LocalParameter, start: int, stop: int) -> ShardSlice:
-        """The slice of a parameter of this rank."""
-        return cls(parameter.name, parameter.shape, parameter.axis, parameter.ranges, start, stop)
+        """The slice of a parameter of this rank that is one canonical tensor."""
+        ((piece, _, _),) = cls.all_of(parameter, start, stop)
+        return piece
+
+    @classmethod
+    def all_of(
+        cls, parameter: LocalParameter, start: int, stop: int
+    ) -> Iterator[tuple[ShardSlice, int, int]]:
+        """Elements ``[start, stop)`` of a flattened parameter by canonical tensor, and where each stands in them."""
+        size = parameter.param.numel() // len(parameter.members)
+        for number, name in enumerate(parameter.members):
+            low, high = max(start, number * size), min(stop, (number + 1) * size)
+            if low < high:
+                first = number * size
+                piece = cls(
+                    name, parameter.shape, parameter.axis, parameter.ranges, low - first, high - first
+                )
+                yield piece, low - start, high - start
 
     def is_of(self, other: ShardSlice) -> bool:
         """Whether both are of the same tensor; the vocabulary may be padded to another number of rows."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from mindspeed_lora.device import current_device, release_freed_memory
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.parallel.collectives import all_reduce_sum, broadcast
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.experts import RouterLosses
 from mindspeed_lora.training.gradients import GradientFinalizer
 from mindspeed_lora.training.pipeline import Pipeline
 
@@ -29,6 +30,8 @@ class StepLoss:
     loss_tokens: int
     tokens: int
     """Real tokens, without padding."""
+    router_losses: Mapping[str, float] = field(default_factory=dict)
+    """The routers' auxiliary losses by name."""
 
 
 class StepRunner:
@@ -41,6 +44,7 @@ class StepRunner:
         groups: ParallelGroups,
         mean_of_micro_batches: bool = False,
         dropout_seed: int | None = None,
+        router_losses: RouterLosses | None = None,
     ) -> None:
         self.model = model
         """This rank's chunks."""
@@ -50,6 +54,8 @@ class StepRunner:
         self.dropout_seed = dropout_seed
         """Of the adapters' dropout masks; None drops nothing."""
         self.pipeline = Pipeline(model, groups)
+        self.router_losses = router_losses
+        self._aux_loss_scale = 0.0
 
     def train(self, batches: Sequence[Batch], step: int) -> StepLoss:
         """Forward and backward of all micro-batches of step ``step``; leaves the complete gradient in the buffers.
@@ -61,10 +67,12 @@ class StepRunner:
             return StepLoss(0.0, 0, counts.tokens)
         normaliser = counts.micro_batches if self.mean_of_micro_batches else counts.loss_tokens
         self.finalizer.normaliser = float(normaliser)
+        self._aux_loss_scale = self._weight_of_aux_losses(normaliser, len(batches))
         for chunk in self.model:
             chunk.train()
         total = self._run(batches, self.mean_of_micro_batches, step)
-        return StepLoss(total / normaliser, counts.loss_tokens, counts.tokens)
+        routers = {} if self.router_losses is None else self.router_losses.take(len(batches))
+        return StepLoss(total / normaliser, counts.loss_tokens, counts.tokens, routers)
 
     def evaluate(self, batches: Sequence[Batch]) -> StepLoss:
         """Mean loss per loss-carrying token of one global batch of evaluation rows, without gradients."""
@@ -120,7 +128,17 @@ class StepRunner:
         if step is not None and self.dropout_seed is not None:
             samples, positions = batch.sample_ids.t(), batch.sample_positions.t()
             keys = token_keys(self.dropout_seed, step, samples, positions).to(current_device())
-        return ForwardContext(sub_rows=batch.sub_rows, token_keys=keys)
+        aux_loss_scale = None if step is None else self._aux_loss_scale
+        return ForwardContext(sub_rows=batch.sub_rows, token_keys=keys, aux_loss_scale=aux_loss_scale)
+
+    def _weight_of_aux_losses(self, normaliser: int, micro_batches: int) -> float:
+        """On the routers' losses, so that what is divided by the normaliser is their mean over all micro-batches.
+
+        That is megatron-core's weight too (``MoEAuxLossAutoScaler``).
+        """
+        scale = self.model[0].config.grad_scale_func
+        loss_scale = 1.0 if scale is None else float(scale(1.0))
+        return loss_scale * normaliser / (micro_batches * self.groups.dp_size)
 
     def _count(self, batches: Sequence[Batch]) -> _Counts:
         """Counts over the global batch: every stage sees the same rows, so only DP is summed."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mindspeed_lora.checkpoint.hf import shape_of
+from mindspeed_lora.checkpoint.formats.hf import shape_of
 from tests.gpu.rank import cuda_device
 from tests.support.adapters import new_adapter, write
 from tests.support.pool import WorkerPool

@@ -112,3 +112,29 @@ def world_of_one() -> tuple[str, str, str, list[float]]:
         return *backends, part.device.type, part.tolist()
     finally:
         destroy_groups()
+
+
+def grouped_lora(dtype: torch.dtype) -> list[Tensor]:
+    """Grouped linear with gate and up adapted apart, of ranks and rows that fill no 16 bytes, one expert idle."""
+    from mindspeed_lora.adapters.grouped import GroupedLora, GroupedLoraPart
+    from mindspeed_lora.adapters.side_branch import RowBlock
+    from mindspeed_lora.device import current_device
+    from mindspeed_lora.models.moe.experts import GroupedLinear
+
+    device = current_device()
+    base = GroupedLinear(3, 24, 32, dtype).to(device).requires_grad_(False)
+    blocks = RowBlock(0, 12), RowBlock(12, 24)
+    parts = [
+        GroupedLoraPart(r, 3, 32, rows, 0.5, dtype, device) for r, rows in zip((3, 8), blocks, strict=True)
+    ]
+    layer = GroupedLora(base, parts, 0.0, column=True)
+    with torch.no_grad():
+        for seed, parameter in enumerate(layer.parameters()):
+            parameter.copy_(drawn(*parameter.shape, seed=seed))
+    x = drawn(50, 32, seed=20).to(device, dtype).requires_grad_()
+    output = layer(x, torch.tensor([17, 17, 50], dtype=torch.int32, device=device))
+    output.backward(drawn(50, 24, seed=21).to(device, dtype))
+    trained = [x, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
+    grads = [tensor.grad for tensor in trained if tensor.grad is not None]
+    assert len(grads) == 5
+    return [tensor.float().cpu() for tensor in (output.detach(), *grads)]

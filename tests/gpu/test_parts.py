@@ -32,7 +32,7 @@ def test_dropout_masks_are_the_same_bits(device_pool: WorkerPool, workers: Worke
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("part", [rank.norm, rank.vocabulary_loss])
+@pytest.mark.parametrize("part", [rank.norm, rank.vocabulary_loss, rank.grouped_lora])
 def test_part(
     device_pool: WorkerPool,
     workers: WorkerPool,

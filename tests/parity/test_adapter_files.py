@@ -112,7 +112,7 @@ def test_peft_trains_on_from_our_start_as_we_do(fresh: FreshRuns, tmp_path: Path
 
 def test_merged_model_is_that_of_peft(fresh: FreshRuns, tmp_path: Path) -> None:
     """Both form W + (B·A)·s in fp32 and round once; only the order of a product's r terms may differ."""
-    from mindspeed_lora.checkpoint.convert import convert
+    from mindspeed_lora.checkpoint.conversion.convert import convert
     from mindspeed_lora.config.commands import parse
 
     _, save = fresh.run(Layout(tp=2, pp=2))

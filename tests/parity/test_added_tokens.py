@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
-from mindspeed_lora.checkpoint.convert import convert
-from mindspeed_lora.checkpoint.hf import shape_of
+from mindspeed_lora.checkpoint.conversion.convert import convert
+from mindspeed_lora.checkpoint.formats.hf import shape_of
+from mindspeed_lora.checkpoint.peft.plan import plan_adapter
 from mindspeed_lora.config.commands import parse
 from mindspeed_lora.config.lora import LoraConfig
 from tests.support.adapters import write

@@ -23,7 +23,8 @@ def forget_to_sum_partial_gradients(session: Any) -> None:
 
 def sum_shards_over_tp(session: Any) -> None:
     """Gradients of factors that are cut over TP are summed as if every rank held the same factor."""
-    session.runner.finalizer.partial += [p.param for p in session.trained if p.axis is not None]
+    over_tp, _ = session.runner.finalizer.partial[0]
+    over_tp += [p.param for p in session.trained if p.axis is not None]
 
 
 def forget_to_sum_over_data_parallel_ranks(session: Any) -> None:

@@ -8,11 +8,13 @@ import pytest
 
 from tests.support.differences import Differences
 from tests.support.layouts import Layout, all_layouts, covering
-from tests.support.models import MODELS
+from tests.support.models import EXPERTS, MODELS
 from tests.support.parity import Case, ParityBench
+from tests.support.reference import Recipe
 
-FAMILIES = [name for name in MODELS if name != "llama"]
-"""Plain Llama has every layout of ``test_layouts.py``."""
+FAMILIES = [name for name in MODELS if name not in ("llama", *EXPERTS) and not name.startswith("deepseek")]
+"""Plain Llama has every layout of ``test_layouts.py``, experts those of ``test_experts.py``, DeepSeek the linears of
+``test_latent_attention.py``."""
 DEFAULT = [
     Layout(tp=2, pp=2, sequence_parallel=True, recompute="block"),
     Layout(tp=2, dp=2, distributed_optimizer=True, recompute="selective"),
@@ -30,10 +32,15 @@ def test_windows_over_cut_rows(
 
 @pytest.mark.parametrize("model", FAMILIES)
 @pytest.mark.parametrize(
-    "layout", [*DEFAULT, *(pytest.param(layout, marks=pytest.mark.slow) for layout in OTHERS)], ids=str
+    ("layout", "steps"),
+    [
+        *((layout, 8) for layout in DEFAULT),
+        *(pytest.param(layout, 20, marks=pytest.mark.slow) for layout in [*DEFAULT, *OTHERS]),
+    ],
+    ids=str,
 )
 def test_family_is_exact(
-    model: str, layout: Layout, bench: ParityBench, within: Callable[[Differences], None]
+    model: str, layout: Layout, steps: int, bench: ParityBench, within: Callable[[Differences], None]
 ) -> None:
-    case = Case(model=model)
+    case = Case(model=model, recipe=Recipe(steps=steps))
     within(bench.compare(case, bench.train(case, layout)))

@@ -78,7 +78,8 @@ def real(smollm2: Assets, bench: ParityBench, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize(
     "layout",
     [
-        Layout(),
+        # Tensor parallelism over the padded heads is compared with the same reference.
+        pytest.param(Layout(), marks=pytest.mark.slow),
         Layout(tp=2, sequence_parallel=True, recompute="selective"),
         pytest.param(Layout(tp=2, pp=2), marks=pytest.mark.slow),
         pytest.param(Layout(tp=4), marks=pytest.mark.slow),

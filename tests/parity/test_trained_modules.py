@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mindspeed_lora.checkpoint.convert import convert
+from mindspeed_lora.checkpoint.conversion.convert import convert
 from mindspeed_lora.config.commands import parse
 from tests.support.differences import (
     LOGITS,

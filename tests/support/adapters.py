@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from mindspeed_lora.checkpoint.adapter import write_adapter
-from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
 from mindspeed_lora.checkpoint.canonical import LINEARS
-from mindspeed_lora.checkpoint.load_model import AdapterPlan
+from mindspeed_lora.checkpoint.loading.model import AdapterPlan
+from mindspeed_lora.checkpoint.peft.plan import plan_adapter
+from mindspeed_lora.checkpoint.peft.source import write_adapter
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.shape import ModelShape
 from tests.support.shards import Tensors

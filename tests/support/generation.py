@@ -53,8 +53,8 @@ def answers_on_rank(
 
 
 def _answers(case: Case, parallel: Any, groups: Any) -> list[Tokens]:
-    from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
-    from mindspeed_lora.checkpoint.load_model import build_model
+    from mindspeed_lora.checkpoint.loading.model import build_model
+    from mindspeed_lora.checkpoint.peft.plan import plan_adapter
     from mindspeed_lora.checkpoint.source import open_source
     from mindspeed_lora.config.lora import LoraConfig
     from mindspeed_lora.config.stages import LayerPlacement

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from mindspeed_lora.adapters.dropout import keep_mask, kept_share, stream_of, token_keys
+from tests.support.expert_factors import expert_factors, experts_of, split_weight
 from tests.support.rows import IGNORED, Row
 from tests.support.shards import Tensors
 
@@ -27,12 +28,27 @@ FUSED = {
     "self_attn.q_proj": "linear_qkv",
     "self_attn.k_proj": "linear_qkv",
     "self_attn.v_proj": "linear_qkv",
+    "self_attn.qkv_proj": "linear_qkv",
     "self_attn.o_proj": "linear_proj",
+    "self_attn.q_a_proj": "linear_q_down_proj",
+    "self_attn.q_b_proj": "linear_q_up_proj",
+    "self_attn.kv_a_proj_with_mqa": "linear_kv_down_proj",
+    "self_attn.kv_b_proj": "linear_kv_up_proj",
     "mlp.gate_proj": "linear_fc1",
     "mlp.up_proj": "linear_fc1",
+    "mlp.gate_up_proj": "linear_fc1",
     "mlp.down_proj": "linear_fc2",
+    **{
+        f"mlp.{name}.{linear}": f"shared_experts.{fused}"
+        for name in ("shared_expert", "shared_experts")
+        for linear, fused in (
+            ("gate_proj", "linear_fc1"),
+            ("up_proj", "linear_fc1"),
+            ("down_proj", "linear_fc2"),
+        )
+    },
 }
-"""Linear of a transformers layer → Megatron's linear that holds it."""
+"""Linear of a transformers layer → Megatron's linear that holds it; Phi-3 packs some of them."""
 DEFAULT_SEED = 1234
 """Of ``--seed``."""
 LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
@@ -111,6 +127,16 @@ class Reference:
         self.model: Any = self.base
         self.config = self.base.config
         self.tied = True
+        linears = {name for layer in self.base.model.layers for name, _ in layer.named_modules()}
+        self.fused = {name: linear for name, linear in FUSED.items() if name in linears}
+        self.targets: tuple[str, ...] = LINEARS
+        """Megatron's names of all linears, in a model without experts of a type that has them those of attention."""
+        if "self_attn.kv_b_proj" in linears:
+            if "self_attn.q_proj" in linears:
+                self.fused["self_attn.q_proj"] = "linear_q_proj"
+            # PEFT takes the names of the MLP's linears for the experts'.
+            others = LINEARS[2:] if experts_of(self.base, LINEARS) else ()
+            self.targets = (*(one for name, one in self.fused.items() if "attn" in name), *others)
 
     def resize(self, vocab_size: int, value: float | None = None) -> None:
         """More words, their rows random or of one value."""
@@ -124,13 +150,28 @@ class Reference:
                 if value is not None:
                     new.fill_(value)
 
-    def add_adapter(self, rank: int, alpha: int, targets: Sequence[str] = LINEARS, seed: int = 11) -> None:
+    def add_adapter(
+        self, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int = 11
+    ) -> None:
         """A new adapter with random A and B: with B = 0 the gradients of A would be zero."""
         from peft import LoraConfig, get_peft_model
 
-        names = [name.rpartition(".")[2] for name, linear in FUSED.items() if linear in targets]
+        wanted = self.targets if targets is None else targets
+        names = [
+            name.rpartition(".")[2]
+            for name, linear in self.fused.items()
+            if linear.rpartition(".")[2] in wanted
+        ]
+        experts = experts_of(self.base, wanted)
+        # Names like gate_proj would be read as an older form's of the experts, and make adapters of twice the rank.
+        expression = rf".*\.(self_attn|mlp|shared_experts?)\.({'|'.join(names)})"
         config = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, task_type="CAUSAL_LM"
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=names if experts is None else expression,
+            target_parameters=experts,
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
         )
         with _peft_quiet():
             self.model = get_peft_model(self.base, config)
@@ -241,7 +282,7 @@ class Reference:
             if hasattr(module, "lora_dropout"):
                 _, _, number, linear = name.split(".", 3)
                 place = "self_attention" if "attn" in linear else "mlp"
-                module_name = f"decoder.layers.{number}.{place}.{FUSED[linear]}"
+                module_name = f"decoder.layers.{number}.{place}.{self.fused[linear]}"
                 if not self.tied and self._parts(linear) != [linear]:
                     module_name += f".{linear.rpartition('.')[2]}"
                 factor = f"{module_name}.lora_a"
@@ -277,12 +318,19 @@ class Reference:
         """One A for q/k/v and one for gate/up: the contract's reference for a fused linear."""
         for layer in self.base.model.layers:
             for modules in (
-                [getattr(layer.self_attn, name) for name in ("q_proj", "k_proj", "v_proj")],
-                [getattr(layer.mlp, name) for name in ("gate_proj", "up_proj")],
+                [getattr(layer.self_attn, name, None) for name in ("q_proj", "k_proj", "v_proj")],
+                *(
+                    [getattr(mlp, name, None) for name in ("gate_proj", "up_proj")]
+                    for mlp in (
+                        layer.mlp,
+                        *(getattr(layer.mlp, name, None) for name in ("shared_expert", "shared_experts")),
+                    )
+                ),
             ):
-                for module in modules[1:]:
-                    if hasattr(module, "lora_A"):
-                        module.lora_A["default"].weight = modules[0].lora_A["default"].weight
+                first, *others = modules
+                for module in others:
+                    if first is not None and module is not None and hasattr(module, "lora_A"):
+                        module.lora_A["default"].weight = first.lora_A["default"].weight
 
     def _canonical(self, tensors: Tensors, frozen: Callable[[torch.Tensor], torch.Tensor]) -> Tensors:
         """The tensors by canonical names, fused. Tied copies of A stand once among them.
@@ -292,17 +340,25 @@ class Reference:
         by_name = {_plain(name): tensor.float() for name, tensor in tensors.items()}
         untrained = {_plain(name): frozen(p).float() for name, p in self.model.named_parameters()}
         canonical: Tensors = {}
+        factors = expert_factors(self.base)
         for name, tensor in by_name.items():
+            if name in factors:
+                canonical.update(factors[name].split(tensor))
+                continue
+            weights = split_weight(name, tensor)
+            if weights is not None:
+                canonical.update(weights)
+                continue
             if not name.startswith("model.layers."):
                 canonical[_OUTSIDE[name]] = tensor.clone()
                 continue
             _, _, number, rest = name.split(".", 3)
             linear, _, kind = rest.rpartition(".")
-            if linear not in FUSED:
+            if linear not in self.fused:
                 canonical[f"decoder.layers.{number}.{_NORMS[rest]}"] = tensor.clone()
                 continue
             place = "self_attention" if "attn" in linear else "mlp"
-            module = f"decoder.layers.{number}.{place}.{FUSED[linear]}"
+            module = f"decoder.layers.{number}.{place}.{self.fused[linear]}"
             if kind.startswith("lora_") and not self.tied and self._parts(linear) != [linear]:
                 canonical[f"{module}.{linear.rpartition('.')[2]}.{kind}"] = tensor.clone()
                 continue
@@ -315,17 +371,22 @@ class Reference:
 
     def _parts(self, linear: str) -> list[str]:
         """The linears of transformers that are fused with this one."""
-        return [name for name in FUSED if FUSED[name] == FUSED[linear]]
+        return [name for name in self.fused if self.fused[name] == self.fused[linear]]
 
     def _fuse(self, by_name: Tensors, layer: str, linear: str, kind: str) -> torch.Tensor:
         parts = self._parts(linear)
-        if kind == "lora_a" or len(parts) == 1:
+        packed = linear == "self_attn.qkv_proj"
+        if kind == "lora_a" or (len(parts) == 1 and not packed):
             return by_name[f"{layer}{linear}.{kind}"].clone()
         tensors = [by_name[f"{layer}{part}.{kind}"] for part in parts]
         if len(parts) == 2:
             return torch.cat(tensors)
         # Megatron's rows: per query group its query heads, its key head, its value head.
         groups = self.config.num_key_value_heads
+        if packed:
+            width = tensors[0].size(0) // (self.config.num_attention_heads + 2 * groups)
+            rows = [self.config.num_attention_heads * width, groups * width, groups * width]
+            tensors = list(tensors[0].split(rows))
         grouped = [tensor.reshape(groups, -1, *tensor.shape[1:]) for tensor in tensors]
         return torch.cat(grouped, dim=1).reshape(-1, *tensors[0].shape[1:])
 
@@ -360,6 +421,8 @@ _OUTSIDE = {
 _NORMS = {
     "input_layernorm.weight": "input_layernorm.weight",
     "post_attention_layernorm.weight": "pre_mlp_layernorm.weight",
+    "self_attn.q_a_layernorm.weight": "self_attention.q_layernorm.weight",
+    "self_attn.kv_a_layernorm.weight": "self_attention.kv_layernorm.weight",
     "self_attn.q_norm.weight": "self_attention.q_layernorm.weight",
     "self_attn.k_norm.weight": "self_attention.k_layernorm.weight",
 }
@@ -375,6 +438,8 @@ def _peft_quiet() -> Iterator[None]:
 
 def _plain(name: str) -> str:
     """A parameter's name without what PEFT puts around it."""
-    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    name = name.removeprefix("base_model.model.")
+    if ".mlp.experts." not in name:  # where one of two factors lies in the other's base
+        name = name.replace(".base_layer.", ".")
     name = name.replace(".modules_to_save.default.", ".")
     return name.replace(".lora_A.default.weight", ".lora_a").replace(".lora_B.default.weight", ".lora_b")

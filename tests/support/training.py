@@ -106,7 +106,9 @@ def train(argv: Sequence[str]) -> int:
 
 def parameter_shards(session: Any) -> list[Shard]:
     """Every trained parameter of this rank, replicas included."""
-    return [_shard(p, 0, p.param.numel(), p.param.detach().view(-1)) for p in session.trained]
+    return [
+        shard for p in session.trained for shard in _shards(p, 0, p.param.numel(), p.param.detach().view(-1))
+    ]
 
 
 def _record_first_gradients(session: Any, record: RankRecord) -> None:
@@ -115,19 +117,23 @@ def _record_first_gradients(session: Any, record: RankRecord) -> None:
     def step(lr: float) -> Any:
         if not record.gradients:
             record.gradients = [
-                _shard(owned.parameter, owned.start, owned.stop, owned.gradient)
+                shard
                 for owned in session.optimizer.slices
+                for shard in _shards(owned.parameter, owned.start, owned.stop, owned.gradient)
             ]
         return original(lr)
 
     session.optimizer.step = step
 
 
-def _shard(parameter: Any, start: int, stop: int, values: torch.Tensor) -> Shard:
+def _shards(parameter: Any, start: int, stop: int, values: torch.Tensor) -> list[Shard]:
     from mindspeed_lora.training.shard_slice import ShardSlice
 
-    positions = ShardSlice.of(parameter, start, stop).index()
-    return Shard(parameter.name, parameter.shape, positions, values.detach().float().cpu().clone())
+    values = values.detach().float().cpu()
+    return [
+        Shard(piece.name, piece.shape, piece.index(), values[first:last].clone())
+        for piece, first, last in ShardSlice.all_of(parameter, start, stop)
+    ]
 
 
 def logits(session: Any, tokens: torch.Tensor | None) -> torch.Tensor | None:

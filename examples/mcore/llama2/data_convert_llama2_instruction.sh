@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Turns instruction rows (JSON, JSONL, Parquet, CSV, or a folder of them) into the indexed data set of training.
 #
-#   INPUT=./dataset/alpaca.parquet TOKENIZER_PATH=./model_from_hf/llama-2-7b-hf OUTPUT_PREFIX=./finetune_dataset/alpaca \
+#   INPUT=./dataset/alpaca.parquet TOKENIZER_PATH=./model_from_hf/llama-2-7b-hf \
+#   OUTPUT_PREFIX=./finetune_dataset/alpaca \
 #       examples/mcore/llama2/data_convert_llama2_instruction.sh [more flags]
 #
 # Every line of the table is a flag, the variable that overrides it, and its value (../job.sh tells the rules).

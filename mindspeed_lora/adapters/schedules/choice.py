@@ -11,6 +11,7 @@ import torch
 
 from mindspeed_lora.adapters.schedules.cost import Device, LinearShape, best, candidates, linear_time
 from mindspeed_lora.adapters.schedules.plan import UNFUSED, Family, SchedulePlan
+from mindspeed_lora.device import synchronize
 from mindspeed_lora.parallel.collectives import broadcast_object, start_gather_first_dim
 from mindspeed_lora.parallel.groups import ParallelGroups
 
@@ -143,5 +144,5 @@ def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 3)
 
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
-        torch.cuda.current_stream().synchronize()
+        synchronize()
     return time.perf_counter()

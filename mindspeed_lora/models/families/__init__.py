@@ -1,4 +1,8 @@
-"""One file per Hugging Face model family: how its config.json is read and its table of tensor names."""
+"""Hugging Face model families: how a config.json is read, and the table of a family's tensor names.
+
+A family is one entry of :data:`FAMILIES`, made of a table of a few lines. A file of ``--family-file`` adds one more
+for the time of a command (:mod:`mindspeed_lora.models.families.family_file`).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,31 @@ from typing import Any
 
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.models.families import llama, mistral, qwen2, qwen3
+from mindspeed_lora.models.families import (
+    baichuan,
+    chatglm,
+    deepseek,
+    gemma,
+    glm,
+    glm_moe,
+    internlm2,
+    llama,
+    mistral,
+    mixtral,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen_moe,
+)
 from mindspeed_lora.models.families.family import Family
 from mindspeed_lora.models.families.mapping import Mapping
 
-FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in (llama, mistral, qwen2, qwen3)}
-
-LLAMA_LIKE = ("llama2",)
-"""Values of ``--model-type-hf`` with which people's scripts convert every model of Llama's kind."""
+_MODULES = (
+    *(llama, mistral, qwen2, qwen3, phi3, gemma, glm, internlm2, baichuan, chatglm),
+    *(mixtral, qwen_moe, glm_moe, deepseek),
+)
+FAMILIES: dict[str, Family] = {family.name: family for module in _MODULES for family in module.FAMILIES}
+"""By name; where several mean the same, Llama comes first."""
 
 __all__ = ["FAMILIES", "Family", "Mapping", "check_model_type_hf", "family_for", "shape_from_config"]
 
@@ -24,12 +45,15 @@ def family_for(config: dict[str, Any]) -> Family:
     family = next((one for one in FAMILIES.values() if one.model_type == model_type), None)
     if family is None:
         known = ", ".join(one.model_type for one in FAMILIES.values())
-        raise Refused(f"config.json: model_type '{model_type}' is not supported; supported are {known}.")
-    architectures = config.get("architectures") or [family.architecture]
-    if family.architecture not in architectures:
+        raise Refused(
+            f"config.json: model_type '{model_type}' is not supported; supported are {known}, and what "
+            "--family-file describes."
+        )
+    architectures = config.get("architectures") or family.architectures
+    if not set(architectures) & set(family.architectures):
         raise Refused(
             f"config.json: architectures {', '.join(architectures)} is not supported; "
-            f"expected {family.architecture}."
+            f"expected {' or '.join(family.architectures)}."
         )
     return family
 
@@ -37,15 +61,24 @@ def family_for(config: dict[str, Any]) -> Family:
 def shape_from_config(config: dict[str, Any]) -> ModelShape:
     """The resolved architecture that a parsed config.json describes."""
     try:
-        return family_for(config).from_config(config)
+        return family_for(config).shape(config)
     except (TypeError, ValueError, AttributeError) as error:
         raise Refused(f"config.json: a value has an unexpected type ({error}).") from error
 
 
 def check_model_type_hf(value: str | None, family: str) -> None:
     """Refuse a ``--model-type-hf`` that contradicts the family that was found."""
-    if value is None or value in LLAMA_LIKE or value in FAMILIES[family].aliases:
+    if value is None or value == family or value in FAMILIES[family].aliases:
         return
     raise Refused(
         f"--model-type-hf {value} contradicts the checkpoint, which is a {family} model; leave it out."
     )
+
+
+def check_w_pack(given: bool | None, family: str) -> None:
+    """Refuse a ``--w-pack`` for a model whose q, k and v are tensors of their own."""
+    if given and not FAMILIES[family].packs_qkv:
+        raise Refused(
+            f"--w-pack contradicts the checkpoint, which is a {family} model with q, k and v in tensors of their own; "
+            "leave it out."
+        )

@@ -1,7 +1,8 @@
 """Reading the fields of a Hugging Face ``config.json`` that all families share, in both of its styles.
 
 transformers 4 writes ``rope_theta``, ``rope_scaling`` and ``torch_dtype``; transformers 5 writes
-``rope_parameters`` and ``dtype``. What changes the model and is not built is refused by name.
+``rope_parameters`` and ``dtype``. What changes the computation and is not built is noted in the shape's ``unbuilt``,
+under Megatron's name; what changes the tensors and is not known is refused by name.
 """
 
 from __future__ import annotations
@@ -10,11 +11,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from mindspeed_lora.config.shape import RopeScaling
+from mindspeed_lora.config.unbuilt import unbuilt_of
 from mindspeed_lora.errors import Refused
 
 Config = Mapping[str, Any]
 
 DTYPES = ("float32", "bfloat16", "float16")
+_SILU = ("silu", "swish")
+_GELU = ("gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+_ROPE_FIELDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (),
+}
+"""Types of rotary scaling that are built, and what they must tell."""
+_YARN = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
+"""What YaRN need not tell; a 0 of these is as good as none."""
+_UNBUILT_ROPE = {"longrope": "longrope", "su": "longrope"}
 
 
 def required(config: Config, key: str) -> Any:
@@ -32,44 +46,70 @@ def dtype_name(config: Config) -> str:
     return name
 
 
-def rope(config: Config) -> tuple[float, RopeScaling | None]:
-    """The rotary base and the scaling of its frequencies."""
+def rope_parameters(config: Config) -> dict[str, Any]:
+    """The keys of ``rope_scaling`` and ``rope_parameters``; where layers differ, those of full attention."""
     parameters = dict(config.get("rope_scaling") or {})
-    parameters.update(config.get("rope_parameters") or {})
+    given = dict(config.get("rope_parameters") or {})
+    parameters.update(given.get("full_attention") or given)
+    return parameters
+
+
+def rope(config: Config) -> tuple[float, RopeScaling | None]:
+    """The rotary base and the scaling of its frequencies, if that is a built one."""
+    parameters = rope_parameters(config)
     base = float(parameters.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
-        raise Refused(f"config.json: partial_rotary_factor {partial} is not supported; only 1.0 is.")
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind == "default":
+    kind = _rope_type(parameters)
+    if kind not in _ROPE_FIELDS:
         return base, None
-    if kind not in ("llama3", "linear"):
-        raise Refused(
-            f"config.json: rope type '{kind}' is not supported; supported are default, linear and llama3."
-        )
-    fields = ["factor"]
-    if kind == "llama3":
-        fields += ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
-    missing = [field for field in fields if parameters.get(field) is None]
+    if kind == "yarn":
+        return base, _yarn(config, parameters)
+    missing = [field for field in _ROPE_FIELDS[kind] if parameters.get(field) is None]
     if missing:
         raise Refused(f"config.json: rope type '{kind}' lacks {', '.join(missing)}.")
-    values = {field: float(parameters[field]) for field in fields}
+    values: dict[str, Any] = {field: float(parameters[field]) for field in _ROPE_FIELDS[kind]}
     if "original_max_position_embeddings" in values:
-        return base, RopeScaling(
-            rope_type=kind,
-            factor=values["factor"],
-            low_freq_factor=values["low_freq_factor"],
-            high_freq_factor=values["high_freq_factor"],
-            original_max_position_embeddings=int(values["original_max_position_embeddings"]),
+        values["original_max_position_embeddings"] = int(values["original_max_position_embeddings"])
+    return base, RopeScaling(rope_type=kind, **values)
+
+
+def _yarn(config: Config, parameters: Config) -> RopeScaling:
+    """As transformers reads it: what is not given follows from the longest row that the model is for."""
+    longest = int(required(config, "max_position_embeddings"))
+    original = config.get("original_max_position_embeddings") or parameters.get(
+        "original_max_position_embeddings"
+    )
+    original = int(original or longest)
+    return RopeScaling(
+        rope_type="yarn",
+        factor=float(parameters.get("factor") or longest / original),
+        original_max_position_embeddings=original,
+        truncate=bool(parameters.get("truncate", True)),
+        **{field: float(parameters[field]) for field in _YARN if parameters.get(field)},
+    )
+
+
+def _rope_type(parameters: Config) -> str:
+    kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
+    if kind != "default" and kind not in (*_ROPE_FIELDS, *_UNBUILT_ROPE):
+        known = ", ".join(sorted({"default", *_ROPE_FIELDS, *_UNBUILT_ROPE}))
+        raise Refused(f"config.json: rope type '{kind}' is not supported; supported are {known}.")
+    return kind
+
+
+def rotary_share(config: Config) -> float:
+    """The share of a head that is rotated."""
+    share = rope_parameters(config).get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if share is None:
+        return 1.0
+    if not 0 < float(share) <= 1:
+        raise Refused(
+            f"config.json: partial_rotary_factor {share} is no share of a head; expected above 0, up to 1."
         )
-    return base, RopeScaling(rope_type=kind, factor=values["factor"])
+    return float(share)
 
 
-def refuse_unsupported(config: Config) -> None:
-    """Refuse what no family here computes: other activations, quantised weights, layers of several kinds."""
-    activation = config.get("hidden_act") or config.get("hidden_activation") or "silu"
-    if activation not in ("silu", "swish"):
-        raise Refused(f"config.json: hidden_act '{activation}' is not supported; only silu (SwiGLU) is.")
+def refuse_quantised(config: Config) -> None:
+    """Refuse quantised weights: their tensors are others."""
     quantization = config.get("quantization_config")
     if quantization:
         method = (
@@ -79,11 +119,49 @@ def refuse_unsupported(config: Config) -> None:
             f"config.json: quantization_config (quant_method '{method}') is not supported; "
             "give the unquantised checkpoint."
         )
-    kinds = sorted({str(kind) for kind in config.get("layer_types") or ()} - {"full_attention"})
-    if kinds and config.get("model_type") != "mistral":
+
+
+def unbuilt_features(config: Config, head_width: int, windowed: bool) -> dict[str, Any]:
+    """What config.json asks for beyond Llama's computation, under Megatron's names.
+
+    ``windowed`` families have one ``sliding_window`` for all layers.
+    """
+    parameters = rope_parameters(config)
+    kind = _rope_type(parameters)
+    scalar = config.get("query_pre_attn_scalar")
+    return {
+        "geglu": _activation(config) in _GELU,
+        "rope_scaling_type": _UNBUILT_ROPE.get(kind),
+        "interleave_sliding_window": None if windowed else _window_of_some(config),
+        "attn_logit_softcapping": config.get("attn_logit_softcapping"),
+        "output_logit_softcapping": config.get("final_logit_softcapping"),
+        "query_pre_attn_scalar": scalar if scalar != head_width else None,
+        "use_bidirectional_attention": config.get("use_bidirectional_attention"),
+    }
+
+
+def _activation(config: Config) -> str:
+    activation = str(config.get("hidden_act") or config.get("hidden_activation") or "silu")
+    if activation not in (*_SILU, *_GELU):
         raise Refused(
-            f"config.json: layer_types {', '.join(kinds)} is not supported; only full_attention is."
+            f"config.json: hidden_act '{activation}' is not supported; supported are "
+            f"{', '.join((*_SILU, *_GELU))}."
         )
+    return activation
+
+
+def _window_of_some(config: Config) -> int | bool:
+    """The window of the layers that have one; False where none has."""
+    kinds = set(map(str, config.get("layer_types") or ()))
+    foreign = sorted(kinds - {"full_attention", "sliding_attention"})
+    if foreign:
+        raise Refused(
+            f"config.json: layer_types {', '.join(foreign)} is not supported; only full_attention and "
+            "sliding_attention are."
+        )
+    if "sliding_attention" not in kinds and not config.get("use_sliding_window"):
+        return False
+    return int(config.get("sliding_window") or 0) or True
 
 
 def attention_sizes(config: Config, default_groups: int | None, default_head: int | None) -> dict[str, int]:
@@ -106,17 +184,42 @@ def attention_sizes(config: Config, default_groups: int | None, default_head: in
     }
 
 
+def sliding_window(config: Config) -> int | None:
+    """The window of every layer; null means none."""
+    window = config.get("sliding_window")
+    if window is not None and int(window) < 1:
+        raise Refused(
+            f"config.json: sliding_window {window} is not a window; expected a positive number or null."
+        )
+    return None if window is None else int(window)
+
+
 def shape_fields(
-    config: Config, *, default_groups: int | None = None, default_head: int | None = None
+    config: Config,
+    *,
+    default_groups: int | None = None,
+    default_head: int | None = None,
+    tied: bool = False,
+    windowed: bool = False,
+    features: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The fields of :class:`~mindspeed_lora.config.shape.ModelShape` that all families read alike.
 
-    ``tie_word_embeddings`` that is not given means untied for every family here, as in transformers.
+    Args:
+        config: under Llama's keys.
+        default_groups: ``num_key_value_heads`` where it is not given; None means one a query head.
+        default_head: ``head_dim`` where it is not given; None means ``hidden_size`` by heads.
+        tied: ``tie_word_embeddings`` where it is not given.
+        windowed: whether ``sliding_window`` is of every layer.
+        features: what the family computes beyond Llama, by the names of
+            :data:`~mindspeed_lora.config.unbuilt.UNBUILT`.
     """
-    refuse_unsupported(config)
+    refuse_quantised(config)
     base, scaling = rope(config)
+    sizes = attention_sizes(config, default_groups, default_head)
+    asked = {**unbuilt_features(config, sizes["kv_channels"], windowed), **(features or {})}
     return {
-        **attention_sizes(config, default_groups, default_head),
+        **sizes,
         "num_layers": int(required(config, "num_hidden_layers")),
         "ffn_hidden_size": int(required(config, "intermediate_size")),
         "vocab_size": int(required(config, "vocab_size")),
@@ -124,7 +227,10 @@ def shape_fields(
         "norm_epsilon": float(config.get("rms_norm_eps") or 1e-6),
         "rotary_base": base,
         "rope_scaling": scaling,
-        "untie_embeddings_and_output_weights": not config.get("tie_word_embeddings", False),
+        "rotary_percent": rotary_share(config),
+        "sliding_window": sliding_window(config) if windowed else None,
+        "untie_embeddings_and_output_weights": not config.get("tie_word_embeddings", tied),
         "attention_dropout": float(config.get("attention_dropout") or 0.0),
         "params_dtype": dtype_name(config),
+        "unbuilt": unbuilt_of(asked),
     }

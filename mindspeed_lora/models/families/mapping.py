@@ -6,12 +6,17 @@ make up the canonical rows. Both directions, biases and adapters follow from tha
 * :class:`Direct`: the same tensor under another name;
 * :class:`GateUp`: all rows of ``gate_proj``, then all of ``up_proj``;
 * :class:`QKV`: per query group ``[q_1 … q_rep | k | v]``, each ``kv_channels`` rows.
+
+A fused mapping with one Hugging Face tensor is a packed one: it holds the same parts stacked whole, ``[gate; up]`` or
+``[q; k; v]``. A packed tensor that lies in Megatron's order already is :class:`Direct`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 from mindspeed_lora.config.shape import ModelShape
@@ -57,14 +62,28 @@ def gather(
 
 @dataclass(frozen=True)
 class Mapping:
-    """One row of a family's table; ``{layer}`` stands for the global layer number in both name patterns."""
+    """One row of a family's table; in both name patterns ``{layer}`` stands for the global layer number.
+
+    ``{expert}`` stands for the global number of an expert.
+    """
 
     canonical: str
     hf: tuple[str, ...]
 
     def segments(self, shape: ModelShape, rows: int) -> list[Segment]:
         """Rows of the Hugging Face tensors in canonical order; ``rows`` is the canonical tensor's axis 0."""
+        parts = self.parts(shape, rows)
+        return parts if len(self.hf) > 1 else _stacked(parts)
+
+    def parts(self, shape: ModelShape, rows: int) -> list[Segment]:
+        """Rows of the matrices that are fused (gate and up; q, k and v) in canonical order."""
         raise NotImplementedError
+
+    def of_expert(self, expert: int) -> Mapping:
+        """The row of one expert."""
+        return dataclasses.replace(
+            self, hf=tuple(pattern.replace("{expert}", str(expert)) for pattern in self.hf)
+        )
 
     def names(self, layer: int | None) -> tuple[str, ...]:
         """Hugging Face tensor names of one layer."""
@@ -107,11 +126,12 @@ class Mapping:
 
     def join(self, shape: ModelShape, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Build the canonical tensor ``[rows, …]`` from its Hugging Face tensors."""
-        if len(parts) == 1:
-            return parts[0]
         rows = sum(part.shape[0] for part in parts)
+        segments = self.segments(shape, rows)
+        if len(segments) == 1:
+            return parts[0]
         whole = parts[0].new_empty((rows, *parts[0].shape[1:]))
-        for part, start, stop, at in pieces(self.segments(shape, rows), [(0, rows)]):
+        for part, start, stop, at in pieces(segments, [(0, rows)]):
             whole[at : at + stop - start] = parts[part][start:stop]
         return whole
 
@@ -120,7 +140,7 @@ class Mapping:
 class Direct(Mapping):
     """One Hugging Face tensor, unchanged."""
 
-    def segments(self, shape: ModelShape, rows: int) -> list[Segment]:
+    def parts(self, shape: ModelShape, rows: int) -> list[Segment]:
         """All rows in one run."""
         return [Segment(0, 0, rows)]
 
@@ -129,7 +149,7 @@ class Direct(Mapping):
 class GateUp(Mapping):
     """``linear_fc1`` of a gated MLP: gate above up. TP cuts each of the two stacked blocks by itself."""
 
-    def segments(self, shape: ModelShape, rows: int) -> list[Segment]:
+    def parts(self, shape: ModelShape, rows: int) -> list[Segment]:
         """All of gate, then all of up."""
         return [Segment(0, 0, rows // 2), Segment(1, 0, rows // 2)]
 
@@ -138,7 +158,7 @@ class GateUp(Mapping):
 class QKV(Mapping):
     """``linear_qkv``: Hugging Face's q, k and v interleaved by query group, as Megatron stores them."""
 
-    def segments(self, shape: ModelShape, rows: int) -> list[Segment]:
+    def parts(self, shape: ModelShape, rows: int) -> list[Segment]:
         """Per query group the rows of its query heads, then one head of k, then one of v."""
         head = shape.kv_channels
         queries = shape.num_attention_heads // shape.num_query_groups * head
@@ -151,3 +171,16 @@ class QKV(Mapping):
                 Segment(2, group * head, (group + 1) * head),
             )
         ]
+
+
+def _stacked(parts: Sequence[Segment]) -> list[Segment]:
+    """The same rows where the parts lie one below the other in a single tensor; runs that meet are joined."""
+    starts = [0, *accumulate(part_sizes(parts))]
+    runs: list[Segment] = []
+    for part, first, last in parts:
+        start, stop = starts[part] + first, starts[part] + last
+        if runs and runs[-1].stop == start:
+            runs[-1] = Segment(0, runs[-1].start, stop)
+        else:
+            runs.append(Segment(0, start, stop))
+    return runs

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from mindspeed_lora.config.shape import ModelShape
-from mindspeed_lora.errors import Refused
+from typing import Any
+
 from mindspeed_lora.models.families.config_json import Config, shape_fields
 from mindspeed_lora.models.families.family import Family
 from mindspeed_lora.models.families.llama import LLAMA_TABLE
 
 
-def from_config(config: Config) -> ModelShape:
+def fields(config: Config) -> dict[str, Any]:
     """Read a Mistral config.json; ``sliding_window`` applies to every layer, null means none."""
-    window = config.get("sliding_window")
-    if window is not None and int(window) < 1:
-        raise Refused(
-            f"config.json: sliding_window {window} is not a window; expected a positive number or null."
-        )
-    return ModelShape(
-        family="mistral",
-        **shape_fields(config, default_groups=8),
-        sliding_window=None if window is None else int(window),
-    )
+    return shape_fields(config, default_groups=8, windowed=True)
 
 
-FAMILY = Family(
-    name="mistral",
-    model_type="mistral",
-    architecture="MistralForCausalLM",
-    aliases=("mistral",),
-    from_config=from_config,
-    table=LLAMA_TABLE,
+FAMILIES = (
+    Family(
+        name="mistral",
+        model_type="mistral",
+        architectures=("MistralForCausalLM",),
+        aliases=("mistral", "llama2"),
+        fields=fields,
+        table=LLAMA_TABLE,
+    ),
 )

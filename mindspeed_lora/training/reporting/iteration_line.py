@@ -43,6 +43,8 @@ def iteration_line(
     fields.append(f"global batch size: {global_batch_size:5d}")
     if advanced:
         fields.append(f"lm loss: {math.fsum(advanced) / len(advanced):.6E}")
+    # Megatron's place for them.
+    fields += [f"{name}: {loss:.6E}" for name, loss in last.router_losses.items()]
     fields += [
         f"loss scale: {last.loss_scale:.1f}",
         f"grad norm: {last.grad_norm:.3f}",

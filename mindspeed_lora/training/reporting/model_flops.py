@@ -7,11 +7,11 @@ weights too); causal attention looks at half of the sequence on average.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mindspeed_lora.adapters.spec import AdapterSpec
-from mindspeed_lora.checkpoint.canonical import EMBEDDING, linear_shapes
+from mindspeed_lora.checkpoint.canonical import EMBEDDING, ROUTER, adapter_linears, expert_number
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.training.reporting.records import StepRecord
 
@@ -29,12 +29,12 @@ class ModelFlops:
     @classmethod
     def of(cls, shape: ModelShape, adapter: AdapterSpec | None) -> ModelFlops:
         """The cost for a model with an adapter; None trains all of its parameters."""
-        layer = float(sum(rows * columns for rows, columns in linear_shapes(shape).values()))
-        matrices = shape.num_layers * layer + shape.vocab_size * shape.hidden_size
+        linears = {**adapter_linears(shape), **_routers(shape)}
+        matrices = _active_weights(shape, linears) + shape.vocab_size * shape.hidden_size
         if adapter is None:
             cost = _TRAINED * matrices
         else:
-            factors = sum(rows * columns for rows, columns in adapter.tensors.values())
+            factors = _active_weights(shape, adapter.tensors)
             # The embedding is looked up; only where it is also the output layer is it a product.
             weights = [
                 t
@@ -45,12 +45,33 @@ class ModelFlops:
             cost = _FROZEN * matrices + _TRAINED * factors + (_TRAINED - _FROZEN) * trained
         # Two products, queries with keys and weights with values, over half of the row; backward costs twice
         # as much as forward.
-        attention = 3 * 2 * 2 * 0.5 * shape.num_layers * shape.proj_input_size
+        head = shape.kv_channels + shape.proj_input_size // shape.num_attention_heads
+        attention = 3 * 2 * 0.5 * shape.num_layers * shape.num_attention_heads * head
         return cls(per_token=cost, per_token_and_length=attention)
 
     def operations(self, tokens: int, samples: int) -> float:
         """Operations for so many real tokens in so many rows, taken to be of one length."""
         return tokens * (self.per_token + self.per_token_and_length * tokens / max(1, samples))
+
+
+def _active_weights(shape: ModelShape, matrices: Mapping[str, tuple[int, int]]) -> float:
+    """Weights that one token goes through: of the experts those that it takes, on average."""
+    share = 1.0 if shape.moe is None else shape.moe.topk / shape.moe.num_experts
+    return sum(
+        rows * columns * (1.0 if expert_number(name) is None else share)
+        for name, (rows, columns) in matrices.items()
+    )
+
+
+def _routers(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    if shape.moe is None:
+        return {}
+    size = shape.moe.num_experts, shape.hidden_size
+    return {
+        f"decoder.layers.{layer}.{ROUTER}": size
+        for layer in range(shape.num_layers)
+        if shape.has_experts(layer)
+    }
 
 
 def tflops_per_gpu(model: ModelFlops, steps: Sequence[StepRecord], samples: int, world_size: int) -> float:

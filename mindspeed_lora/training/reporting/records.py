@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -32,6 +33,8 @@ class StepRecord:
     loss_scale: float = 1.0
     skipped: bool = False
     """Whether the parameters were left as they are: an overflow, or a batch without a loss-carrying token."""
+    router_losses: Mapping[str, float] = field(default_factory=dict)
+    """The auxiliary losses of a mixture of experts by name, without their coefficients."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -39,7 +42,7 @@ class StepRecord:
         return 1000.0 * self.tokens / self.elapsed_ms if self.elapsed_ms > 0 else 0.0
 
     def metrics(self) -> dict[str, Any]:
-        """The line of ``metrics.jsonl``; ``skipped`` is there only when the step was."""
+        """The line of ``metrics.jsonl``; ``skipped`` is there only when the step was, losses of routers if any."""
         line = {
             "iteration": int(self.iteration),
             "lm_loss": _number(self.lm_loss),
@@ -51,6 +54,7 @@ class StepRecord:
             "elapsed_ms": _number(self.elapsed_ms),
             "peak_memory_bytes": int(self.peak_memory_bytes),
         }
+        line |= {name: _number(loss) for name, loss in self.router_losses.items()}
         return line | {"skipped": True} if self.skipped else line
 
 

@@ -13,8 +13,8 @@ from mindspeed_lora.adapters.inject import inject_adapters, local_rows
 from mindspeed_lora.adapters.lora import ColumnParallelLora, LoraPart, RowParallelLora
 from mindspeed_lora.adapters.side_branch import RowBlock
 from mindspeed_lora.adapters.spec import AdapterSpec
-from mindspeed_lora.checkpoint.load_model import build_model
-from mindspeed_lora.checkpoint.random_weights import RandomSource
+from mindspeed_lora.checkpoint.loading.model import build_model
+from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.gpt import GPTModel

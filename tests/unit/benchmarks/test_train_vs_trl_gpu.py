@@ -14,7 +14,13 @@ from comparison.shapes import SHAPES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 HAS_TRL = importlib.util.find_spec("trl") is not None
-PARAMETERS = {"llama-3.2-1b": 1_235_814_400, "llama-3-8b": 8_030_261_248, "qwen3-8b": 8_190_735_360}
+PARAMETERS = {
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3-8b": 8_030_261_248,
+    "qwen3-8b": 8_190_735_360,
+    # 30,532,122,624 of all 48 layers.
+    "qwen3-30b-a3b": 30_532_122_624 - 44 * 623_120_640,
+}
 
 
 @pytest.mark.slow
@@ -23,14 +29,15 @@ def test_all_of_it_at_a_tiny_shape(tmp_path: Path, capsys: pytest.CaptureFixture
     out = tmp_path / "out.json"
     status = train_vs_trl_gpu.main(
         [
-            *("--device", "cpu", "--shape", "tiny", "--seq-length", "512", "--rows-a-step", "2"),
+            *("--device", "cpu", "--shape", "tiny", "tiny-moe", "--seq-length", "512", "--rows-a-step", "2"),
             *("--steps", "2", "--warmup", "1", "--repeats", "1", "--threads", "1", "--json", str(out)),
             *([] if HAS_TRL else ["--alone"]),
         ]
     )
     assert status == 0, capsys.readouterr().err
     report = json.loads(out.read_text())
-    assert [result["rows"] for result in report["results"]] == ["demo", "full"]
+    assert [result["rows"] for result in report["results"]] == ["demo", "full"] * 2
+    assert [result["shape"] for result in report["results"]] == ["tiny"] * 2 + ["tiny-moe"] * 2
     assert {"machine", "versions", "commit", "command"} <= set(report)
     for result in report["results"]:
         assert result["first_losses_agree"]
@@ -39,9 +46,11 @@ def test_all_of_it_at_a_tiny_shape(tmp_path: Path, capsys: pytest.CaptureFixture
         assert len(result["sides"]) == 1 + HAS_TRL
         for side in result["sides"]:
             assert side["tflop_per_second"] > 0 and side["share_of_peak"] > 0
+            assert 0 < side["share_of_bandwidth"] < 1
     if HAS_TRL:
-        ours, theirs = report["results"][1]["sides"]
-        assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-3)
+        for full in report["results"][1::2]:
+            ours, theirs = full["sides"]
+            assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", list(PARAMETERS))

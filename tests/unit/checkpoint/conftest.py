@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mindspeed_lora.checkpoint.convert import convert
+from mindspeed_lora.checkpoint.conversion.convert import convert
 from mindspeed_lora.config.commands import parse
 
 SIZES = {
@@ -110,8 +110,8 @@ def own_model(tmp_path: Path) -> HfModel:
     return build("llama", tmp_path / "own")
 
 
-@pytest.fixture
-def run_convert() -> Callable[..., None]:
+@pytest.fixture(scope="session")
+def convert_words() -> Callable[..., None]:
     """Runs convert_ckpt.py's function on command-line words, flags as keywords."""
 
     def run(*words: object, **flags: object) -> None:
@@ -122,3 +122,9 @@ def run_convert() -> Callable[..., None]:
         convert(parse("convert", argv))
 
     return run
+
+
+@pytest.fixture
+def run_convert(convert_words: Callable[..., None]) -> Callable[..., None]:
+    """The same, under the name that most tests know."""
+    return convert_words

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from mindspeed_lora.checkpoint.canonical import (
     TensorRule,
-    adapter_modules,
+    adapter_linears,
     canonical_tensors,
+    expert_number,
     layer_number,
     padded_vocab_size,
     shard_ranges,
@@ -13,7 +16,7 @@ from mindspeed_lora.checkpoint.canonical import (
     to_canonical,
     to_local,
 )
-from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.shape import MLAShape, ModelShape, MoEShape
 
 SHAPE = ModelShape(
     family="qwen2",
@@ -102,10 +105,77 @@ def test_local_names():
     assert layer_number("output_layer.weight") is None
 
 
-def test_adapter_modules_and_factors():
-    modules = adapter_modules(2)
-    assert modules[:2] == [
+def test_linears_that_take_adapters():
+    linears = adapter_linears(SHAPE)
+    assert list(linears)[:2] == [
         "decoder.layers.0.self_attention.linear_qkv",
         "decoder.layers.0.self_attention.linear_proj",
     ]
-    assert len(modules) == 8
+    assert linears["decoder.layers.1.mlp.linear_fc1"] == (48, 16)
+    assert len(linears) == 8
+
+
+MOE = dataclasses.replace(
+    SHAPE,
+    add_qkv_bias=False,
+    qk_layernorm=False,
+    moe=MoEShape(
+        num_experts=3,
+        topk=2,
+        ffn_hidden_size=5,
+        dense_layers=(0,),
+        shared_ffn_hidden_size=10,
+        shared_expert_gate=True,
+        expert_bias=True,
+    ),
+    mla=MLAShape(q_lora_rank=6, kv_lora_rank=7, qk_head_dim=4, qk_pos_emb_head_dim=2, v_head_dim=3),
+)
+
+
+def test_names_and_shapes_of_experts_and_latent_attention():
+    tensors = canonical_tensors(MOE)
+    first, second = (
+        {name[17:]: size for name, size in tensors.items() if name.startswith(f"decoder.layers.{layer}.")}
+        for layer in (0, 1)
+    )
+    assert first["mlp.linear_fc1.weight"] == (48, 16)
+    assert not any("experts" in name or "router" in name for name in first)
+    assert "mlp.linear_fc1.weight" not in second
+    assert {name: size for name, size in second.items() if name.startswith("mlp.")} == {
+        "mlp.router.weight": (3, 16),
+        "mlp.router.expert_bias": (3,),
+        **{f"mlp.experts.local_experts.{expert}.linear_fc1.weight": (10, 16) for expert in range(3)},
+        **{f"mlp.experts.local_experts.{expert}.linear_fc2.weight": (16, 5) for expert in range(3)},
+        "mlp.shared_experts.linear_fc1.weight": (20, 16),
+        "mlp.shared_experts.linear_fc2.weight": (16, 10),
+        "mlp.shared_experts.gate_weight": (1, 16),
+    }
+    assert {name: size for name, size in second.items() if name.startswith("self_attention.")} == {
+        "self_attention.q_layernorm.weight": (6,),
+        "self_attention.kv_layernorm.weight": (7,),
+        "self_attention.linear_q_down_proj.weight": (6, 16),
+        "self_attention.linear_q_up_proj.weight": (4 * 6, 6),
+        "self_attention.linear_kv_down_proj.weight": (7 + 2, 16),
+        "self_attention.linear_kv_up_proj.weight": (4 * (4 + 3), 7),
+        "self_attention.linear_proj.weight": (16, 4 * 3),
+    }
+    for name in tensors:
+        tensor_rule(name)
+    assert expert_number("decoder.layers.1.mlp.experts.local_experts.2.linear_fc1.weight") == 2
+    assert expert_number("decoder.layers.1.mlp.linear_fc1.weight") is None
+
+
+@pytest.mark.parametrize(
+    "name, rule",
+    [
+        ("mlp.experts.local_experts.2.linear_fc1.weight", TensorRule(0, 2)),
+        ("mlp.experts.local_experts.2.linear_fc2.lora_a", TensorRule(1)),
+        ("mlp.experts.local_experts.2.linear_fc1.gate_proj.lora_b", TensorRule(0)),
+        ("mlp.shared_experts.gate_weight", TensorRule(None)),
+        ("self_attention.linear_q_down_proj.lora_b", TensorRule(None)),
+        ("self_attention.linear_kv_up_proj.lora_a", TensorRule(None)),
+        ("self_attention.linear_kv_up_proj.lora_b", TensorRule(0)),
+    ],
+)
+def test_rules_of_experts_and_latent_attention(name, rule):
+    assert tensor_rule(f"decoder.layers.1.{name}") == rule

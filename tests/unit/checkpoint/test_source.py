@@ -16,7 +16,7 @@ from mindspeed_lora.checkpoint.canonical import (
     shard_ranges,
     tensor_rule,
 )
-from mindspeed_lora.checkpoint.hf import HfSource
+from mindspeed_lora.checkpoint.formats.hf import HfSource
 from mindspeed_lora.checkpoint.source import Source, open_source
 from mindspeed_lora.errors import Refused
 

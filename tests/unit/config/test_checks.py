@@ -14,7 +14,7 @@ from mindspeed_lora.config.checks import (
 )
 from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.parallel import ParallelConfig
-from mindspeed_lora.config.shape import ModelShape, RopeScaling
+from mindspeed_lora.config.shape import MLAShape, ModelShape, RopeScaling
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused
@@ -232,3 +232,74 @@ def test_shapes_that_cannot_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(Refused) as error:
         shape_from_flags(ModelConfig(**{**NEEDED, **given}))
     assert message in str(error.value)
+
+
+MLA = MLAShape(q_lora_rank=1536, kv_lora_rank=512, qk_head_dim=128, qk_pos_emb_head_dim=64, v_head_dim=128)
+DEEPSEEK = dataclasses.replace(
+    SHAPE,
+    family="deepseek_v3",
+    num_query_groups=SHAPE.num_attention_heads,
+    kv_channels=192,
+    mla=MLA,
+    rope_scaling=RopeScaling(
+        rope_type="yarn", factor=40.0, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=1.0
+    ),
+)
+OF_LATENT: dict[str, Any] = {
+    "multi_latent_attention": True,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_head_dim": 128,
+    "qk_pos_emb_head_dim": 64,
+    "v_head_dim": 128,
+}
+OF_YARN: dict[str, Any] = {
+    "rope_scaling_type": "yarn",
+    "rope_scaling_factor": 40.0,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "rope_scaling_mscale": 1.0,
+    "rope_scaling_mscale_all_dim": 1.0,
+}
+
+
+def test_flags_of_latent_attention_that_agree() -> None:
+    """A script's --kv-channels and --qk-layernorm say nothing of such a model."""
+    given = ModelConfig(**OF_LATENT, **OF_YARN, kv_channels=128, qk_layernorm=True)
+    assert reconcile(given, DEEPSEEK) == DEEPSEEK
+
+
+@pytest.mark.parametrize(
+    ("given", "shape", "message"),
+    [
+        ({"q_lora_rank": 1024}, DEEPSEEK, "--q-lora-rank 1024 (checkpoint: 1536)"),
+        ({"v_head_dim": 64}, DEEPSEEK, "--v-head-dim 64 (checkpoint: 128)"),
+        ({"multi_latent_attention": True}, SHAPE, "--multi-latent-attention (checkpoint: off)"),
+        ({"kv_lora_rank": 512}, SHAPE, "--kv-lora-rank 512 (checkpoint: none)"),
+        ({"rope_scaling_mscale": 0.7}, DEEPSEEK, "--rope-scaling-mscale 0.7 (checkpoint: 1.0)"),
+        ({"beta_fast": 16.0}, SHAPE, "--beta-fast 16.0 (checkpoint: none)"),
+    ],
+)
+def test_flags_of_latent_attention_that_contradict(
+    given: dict[str, Any], shape: ModelShape, message: str
+) -> None:
+    with pytest.raises(Refused) as error:
+        reconcile(ModelConfig(**given), shape)
+    assert message in str(error.value)
+
+
+def test_a_shape_of_latent_attention_from_flags() -> None:
+    sizes = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 128}
+    given = ModelConfig(**sizes, vocab_size=50, **OF_LATENT, **OF_YARN)
+    shape = shape_from_flags(given)
+    assert shape.mla == MLA and shape.rope_scaling == DEEPSEEK.rope_scaling
+    assert (shape.family, shape.kv_channels, shape.num_query_groups) == ("deepseek_v3", 192, 4)
+    with pytest.raises(Refused, match="--kv-lora-rank 512 needs --multi-latent-attention"):
+        shape_from_flags(ModelConfig(**sizes, vocab_size=50, kv_lora_rank=512))
+
+
+def test_heads_of_latent_attention_divide() -> None:
+    check_layout(DEEPSEEK, ParallelConfig(tensor_model_parallel_size=3))
+    with pytest.raises(Refused, match="does not divide the model's 9 attention heads"):
+        check_layout(DEEPSEEK, ParallelConfig(tensor_model_parallel_size=2))

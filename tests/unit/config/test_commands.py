@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from mindspeed_lora.config.accepted import NO_EFFECT
-from mindspeed_lora.config.commands import COMMANDS, grammar, parse, sections
+from mindspeed_lora.config.commands import COMMANDS, chosen_command, grammar, parse, sections
 from mindspeed_lora.config.features import NOT_BUILT
 from mindspeed_lora.config.flags import options
 from mindspeed_lora.config.jobs import ConversionJob, InferenceJob, PreprocessJob, TrainJob
+from mindspeed_lora.errors import Refused
 
 TUNE = """
     --tensor-model-parallel-size 8 --pipeline-model-parallel-size 1 --sequence-parallel --num-layers 32
@@ -133,3 +134,27 @@ def test_the_configuration_imports_no_heavy_package() -> None:
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_word_chooses_the_command() -> None:
+    assert chosen_command("convert", ["inspect", "a"]) == ("inspect", ["a"])
+    assert chosen_command("convert", ["--load-dir", "inspect"]) == ("convert", ["--load-dir", "inspect"])
+    assert chosen_command("convert", []) == ("convert", [])
+    assert chosen_command("inference", ["verify"]) == ("inference", ["verify"])
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "message"),
+    [
+        ("inspect", "", "DIR is missing"),
+        ("verify", "", "A is missing"),
+        ("verify", "a --tolerance 1", "--tolerance is given with one checkpoint only"),
+        ("verify", "your_path", ""),
+    ],
+)
+def test_folders_of_inspect_and_verify(command: str, line: str, message: str) -> None:
+    if not message:
+        assert parse(command, line.split(), {}).verify.second is None
+        return
+    with pytest.raises(Refused, match=message):
+        parse(command, line.split(), {})

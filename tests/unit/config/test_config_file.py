@@ -16,6 +16,8 @@ LINES = {
     "posttrain": "--data-path p --lora-r 8 --lora-target-modules linear_qkv --bf16 --split 9,1 --save s",
     "pretrain": "--data-path p --train-iters 4 --lr 3e-4 --lr-warmup-iters 2",
     "convert": "--load-dir a --save-dir b --save-model-type mg --target-tensor-parallel-size 2",
+    "inspect": "folder --tensors",
+    "verify": "one other --tolerance 1e-3 --json",
     "preprocess": "--input i --output-prefix o --tokenizer-model t --json-keys text title",
     "inference": "--load m --prompt hello",
 }
@@ -87,13 +89,13 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lora-rank: 3", "unknown flag --lora-rank; did you mean --lora-r"),
+        ("lora-rank: 3", "or --lora-r?"),
         ("- lora-r", "expected flags as keys"),
         ("lora-r: [", "is not YAML"),
         ("lora: {r: 3}", "unknown flag --lora"),
         ("lora-r: {r: 3}", "lora-r has keys of its own"),
         ("lora-r: x", "--lora-r x: expected an integer"),
-        ("num-experts: 8", "mixture-of-experts"),
+        ("use-dora: true", "only plain LoRA"),
         ("config: other.yaml", "cannot name another"),
         ("bf16: 3", "--bf16 is a switch"),
     ],

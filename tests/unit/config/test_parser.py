@@ -42,7 +42,7 @@ def test_negative_and_dashed_values() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--lora-rank 3", "unknown flag --lora-rank; did you mean --lora-r"),
+        ("--lora-rank 3", "did you mean --q-lora-rank or --kv-lora-rank or --lora-r?"),
         ("--lora_alpha 3", "unknown flag --lora_alpha; did you mean --lora-alpha"),
         ("--num-expert 3", "did you mean --num-experts"),
         ("--zzzzzzzz", "unknown flag --zzzzzzzz; --help lists"),
@@ -95,23 +95,22 @@ def test_training_flags_have_no_effect_in_inference() -> None:
 
 
 def test_features_that_are_not_there_are_refused_by_name() -> None:
-    with pytest.raises(Refused, match="--num-experts 8, --moe-grouped-gemm: mixture-of-experts models"):
-        parse("--num-experts 8 --moe-grouped-gemm")
-    with pytest.raises(Refused, match="--expert-model-parallel-size 2: mixture-of-experts"):
-        parse("--expert-model-parallel-size 1 --expert-model-parallel-size 2")
+    with pytest.raises(Refused, match="--qlora, --quant-block-size 64: quantised base models"):
+        parse("--qlora --quant-block-size 64")
+    with pytest.raises(Refused, match="--mtp-num-layers 1: multi-token prediction"):
+        parse("--mtp-num-layers 0 --mtp-num-layers 1")
 
 
-def test_conversion_refuses_the_stages_that_only_training_has() -> None:
+def test_stages_are_flags_of_training_and_of_conversion() -> None:
     line = "--num-layer-list 3,1 --noop-layers 4"
-    assert parse(line).values == {"num_layer_list": "3,1", "noop_layers": "4"}
-    with pytest.raises(Refused, match="--num-layer-list 3,1, --noop-layers 4: convert_ckpt.py writes even"):
-        parse(line, "convert")
+    for command in ("posttrain", "convert"):
+        assert parse(line, command).values == {"num_layer_list": "3,1", "noop_layers": "4"}
     with pytest.raises(Refused, match="--schedules-method dualpipev: the only schedules are 1F1B"):
         parse("--schedules-method dualpipev")
 
 
 def test_values_that_leave_a_feature_off_are_fine() -> None:
-    parsed = parse("--target-expert-parallel-size 1 --expert-model-parallel-size 1 --ckpt-format torch")
+    parsed = parse("--mtp-num-layers 0 --ckpt-format torch")
     assert parsed == Parsed()
 
 
@@ -131,3 +130,30 @@ def test_every_flag_of_the_published_scripts_is_known(line: str) -> None:
         assert name in NOT_BUILT or line in ("--rope-scaling-type yarn",), str(error)
     else:
         assert parsed.values or parsed.without_effect or name in NOT_BUILT
+
+
+def test_words_fill_the_fields_that_take_them_in_order() -> None:
+    assert parse("--json a=b --tolerance 0 c", "verify").values == {
+        "first": "a=b",
+        "second": "c",
+        "tolerance": 0.0,
+        "json": True,
+    }
+    assert parse("--second c --first a", "verify").values == {"first": "a", "second": "c"}
+
+
+@pytest.mark.parametrize(
+    ("line", "command", "message"),
+    [
+        ("a b", "inspect", "unexpected word 'b' after a; beside its flags this command takes DIR"),
+        ("a b c", "verify", "unexpected word 'c' after b; beside its flags this command takes A and [B]"),
+        ("inspekt a", "convert", "unexpected word 'inspekt'; did you mean 'convert_ckpt.py inspect'?"),
+        ("--overwrite verify a b", "convert", "did you mean 'convert_ckpt.py verify'?"),
+        ("a --jsn", "inspect", "unknown flag --jsn; did you mean --json?"),
+        ("a b --tolerance -1", "verify", "--tolerance -1.0: expected a number of at least 0"),
+    ],
+)
+def test_words_that_cannot_be_read_are_refused(line: str, command: str, message: str) -> None:
+    with pytest.raises(Refused) as error:
+        parse(line, command)
+    assert message in str(error.value)

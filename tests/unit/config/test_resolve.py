@@ -48,7 +48,7 @@ def test_tasks_have_other_names(given: str, tasks: tuple[str, ...]) -> None:
         ("--exit-on-missing-checkpoint", "without --load"),
         ("--load your model directory path", "--load is still the placeholder"),
         ("--temperature 0", "--temperature 0.0: expected a number above 0"),
-        ("--dry-run", "only training has a dry run"),
+        ("--dry-run", "only training and convert_ckpt.py have a dry run"),
     ],
 )
 def test_refused_generations(line: str, message: str) -> None:
@@ -68,8 +68,8 @@ def test_refused_generations(line: str, message: str) -> None:
             "--target-pipeline-parallel-size 2: --save-model-type hf",
         ),
         (
-            "--load-dir a --save-dir b --save-model-type mg --target-expert-parallel-size 2",
-            "mixture-of-experts",
+            "--load-dir a --save-dir b --save-model-type hf --target-expert-parallel-size 2",
+            "--target-expert-parallel-size 2: --save-model-type hf",
         ),
         ("--load-dir a --save-dir b --save-model-type mg --qlora-nf4", "quantised base models"),
     ],

@@ -18,11 +18,12 @@ Tensor = torch.Tensor
 SCALE = 0.3
 
 
-def operands(s: int, t: int, n: int, g: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+def operands(
+    s: int, t: int, n: int, g: int, dtype: torch.dtype = torch.float64, value_width: int = 8
+) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(s * t * n * g)
-    make = [
-        torch.randn(2, heads, length, 8, generator=generator) for heads, length in ((n, s), (g, t), (g, t))
-    ]
+    sizes = ((n, s, 8), (g, t, 8), (g, t, value_width))
+    make = [torch.randn(2, heads, length, width, generator=generator) for heads, length, width in sizes]
     return tuple(tensor.to(dtype) for tensor in make)
 
 
@@ -60,13 +61,14 @@ def test_plain_steps(n: int, g: int, lengths: tuple[int, int], causal: bool, mas
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value_width", [8, 5, 13], ids=["one width", "narrower values", "wider values"])
 @pytest.mark.parametrize(("lengths", "causal", "masked"), CASES)
 def test_kernel_of_the_device(
-    lengths: tuple[int, int], causal: bool, masked: bool, dtype: torch.dtype
+    lengths: tuple[int, int], causal: bool, masked: bool, value_width: int, dtype: torch.dtype
 ) -> None:
     """On strided views, as attention gives them."""
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
-    three = operands(*lengths, 6, 2, dtype)
+    three = operands(*lengths, 6, 2, dtype, value_width)
     query, key, value = (t.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for t in three)
     mask = some_mask(*lengths).to(dtype) if masked else None
     out, lse = flash_forward(query, key, value, causal, mask, SCALE)

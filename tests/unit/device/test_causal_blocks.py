@@ -14,12 +14,13 @@ Tensor = torch.Tensor
 SCALE = 0.3
 
 
-def operands(b: int, s: int, n: int, g: int, dtype: torch.dtype) -> list[Tensor]:
+def operands(b: int, s: int, n: int, g: int, dtype: torch.dtype, value_width: int = 8) -> list[Tensor]:
     """Query, key, value and the gradient of the result, heads first, positions first in memory."""
     generator = torch.Generator().manual_seed(s * n * g)
-    sizes = (n, g, g, n)
+    sizes = ((n, 8), (g, 8), (g, value_width), (n, value_width))
     return [
-        torch.randn(s, b, heads, 8, generator=generator, dtype=dtype).permute(1, 2, 0, 3) for heads in sizes
+        torch.randn(s, b, heads, width, generator=generator, dtype=dtype).permute(1, 2, 0, 3)
+        for heads, width in sizes
     ]
 
 
@@ -34,14 +35,19 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(
-    ("b", "s", "n", "g"),
-    [(1, 181, 9, 3), (2, 130, 4, 4), (1, 64, 4, 1), (1, 1, 2, 1), (1, 769, 4, 2), (1, 1100, 16, 4)],
+    ("b", "s", "n", "g", "value_width"),
+    [
+        *((1, 181, 9, 3, 8), (2, 130, 4, 4, 8), (1, 64, 4, 1, 8), (1, 1, 2, 1, 8), (1, 769, 4, 2, 8)),
+        *((1, 1100, 16, 4, 8), (2, 181, 6, 3, 5), (1, 130, 4, 4, 11)),
+    ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)], ids=str)
-def test_values_and_gradients(b: int, s: int, n: int, g: int, dtype: torch.dtype, tolerance: float) -> None:
-    query, key, value, grad = operands(b, s, n, g, dtype)
+def test_values_and_gradients(
+    b: int, s: int, n: int, g: int, value_width: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    query, key, value, grad = operands(b, s, n, g, dtype, value_width)
     expected, lse = plain_forward(query, key, value, True, None, SCALE)
-    out = torch.empty_like(query)
+    out = torch.empty_like(grad)
     blocks_forward(query, key, value, SCALE, out)
     torch.testing.assert_close(out, expected, rtol=0, atol=tolerance)
     wanted = plain_backward(grad, (query, key, value), expected, lse, True, None, SCALE)

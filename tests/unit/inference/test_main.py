@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from mindspeed_lora.checkpoint.convert import convert
+from mindspeed_lora.checkpoint.conversion.convert import convert
 from mindspeed_lora.config.commands import parse
 from tests.support.generation import infer_on_rank, transformers_greedy
 from tests.support.pool import WorkerPool

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mindspeed_lora.checkpoint.load_model import AdapterPlan, build_model
+from mindspeed_lora.checkpoint.loading.model import AdapterPlan, build_model
 from mindspeed_lora.checkpoint.source import open_source
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.training import TrainingConfig

@@ -34,24 +34,30 @@ def attention(
     )
 
 
-def random_qkv(s: int = 7, b: int = 2, n: int = 4, g: int = 4, d: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+def random_qkv(
+    s: int = 7, b: int = 2, n: int = 4, g: int = 4, d: int = 8, value_width: int = 8
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(s * 100 + n * 10 + g)
-    make = [torch.randn(s, b, heads, d, generator=generator, dtype=torch.float64) for heads in (n, g, g)]
+    sizes = ((n, d), (g, d), (g, value_width))
+    make = [torch.randn(s, b, *size, generator=generator, dtype=torch.float64) for size in sizes]
     return make[0].requires_grad_(), make[1].requires_grad_(), make[2].requires_grad_()
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale: float | None = None) -> Tensor:
-    """``softmax(q kᵀ / √d) v`` for ``q [s, b, n, d]``, ``k, v [s, b, g, d]``; query head i reads head i·g/n."""
+    """``softmax(q kᵀ / √d) v`` for ``q [s, b, n, d]``, ``k [s, b, g, d]``, ``v [s, b, g, w]``.
+
+    Query head i reads head i·g/n.
+    """
     s, b, n, d = q.shape
     repeat = n // k.size(2)
-    out = torch.zeros(s, b, n, d, dtype=q.dtype)
+    out = torch.zeros(s, b, n, v.size(-1), dtype=q.dtype)
     for head in range(n):
         for i in range(s):
             first = 0 if window is None else max(0, i - window + 1)
             keys, values = k[first : i + 1, :, head // repeat], v[first : i + 1, :, head // repeat]
             scores = torch.einsum("bd,tbd->tb", q[i, :, head], keys) * (scale or 1 / math.sqrt(d))
             out[i, :, head] = torch.einsum("tb,tbd->bd", scores.softmax(dim=0), values)
-    return out.reshape(s, b, n * d)
+    return out.flatten(2)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4], ids=["one KV head", "grouped", "as many KV heads"])
@@ -64,6 +70,21 @@ def test_values_and_gradients(groups: int, window: int | None) -> None:
     found = attention(window)(*inputs)
     gradients = torch.autograd.grad((found * weights).sum(), inputs)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("value_width", [3, 11])
+@pytest.mark.parametrize(("s", "window"), [(7, None), (7, 3), (130, None)])
+def test_values_of_another_width(s: int, window: int | None, value_width: int) -> None:
+    """By one kernel call, by merged ones, and by blocks of queries."""
+    inputs = random_qkv(s=s, b=1, value_width=value_width)
+    expected = naive(*inputs, window=window)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted = torch.autograd.grad((expected * weights).sum(), inputs)
+    found = attention(window)(*inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad((found * weights).sum(), inputs)
     for gradient, want in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient, want, rtol=1e-10, atol=1e-12)
 

@@ -28,12 +28,14 @@ class Rows:
     sub_rows: tuple[tuple[int, ...], ...] | None = None
     window: int | None = None
     dtype: torch.dtype = torch.float64
+    value_width: int = 8
 
     def make(self) -> list[Tensor]:
         """Query, key, value and the gradient of the result."""
         generator = torch.Generator().manual_seed(self.s)
-        heads = (self.n, self.g, self.g, self.n)
-        return [torch.randn(self.s, 2, h, 8, generator=generator).to(self.dtype) for h in heads]
+        value = self.value_width
+        sizes = ((self.n, 8), (self.g, 8), (self.g, value), (self.n, value))
+        return [torch.randn(self.s, 2, *size, generator=generator).to(self.dtype) for size in sizes]
 
 
 def attend(rows: Rows, inputs: Sequence[Tensor], context: ContextParallel | None) -> list[Tensor]:
@@ -75,6 +77,8 @@ ROWS = [
     *(Rows(sub_rows=sub_rows) for sub_rows in PACKED),
     *(Rows(window=window) for window in (1, 5, 20, 47, 90)),
     Rows(sub_rows=PACKED[0], window=7),
+    Rows(n=4, g=4, value_width=5),
+    Rows(sub_rows=PACKED[1], value_width=11),
 ]
 ONE_HEAD = [Rows(g=1), Rows(g=1, sub_rows=PACKED[0])]
 ALGORITHMS = [

@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mindspeed_lora.adapters.dropout import token_keys
-from mindspeed_lora.checkpoint.hf import shape_of
+from mindspeed_lora.checkpoint.formats.hf import shape_of
 from mindspeed_lora.device import attention
 from mindspeed_lora.device.attention import flash_backward, flash_forward, rows_at_once
 from mindspeed_lora.models.forward_context import ForwardContext

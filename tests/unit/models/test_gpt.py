@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mindspeed_lora.checkpoint.hf import shape_of
+from mindspeed_lora.checkpoint.formats.hf import shape_of
 from mindspeed_lora.models.gpt import GPTModel
 from tests.support.adapters import new_adapter
 from tests.support.models import VOCAB_SIZE, make_model

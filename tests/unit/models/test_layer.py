@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from mindspeed_lora.models.forward_context import ForwardContext
-from mindspeed_lora.models.layer import Steps, by_turns, to_the_end, tokens_of_ranks
+from mindspeed_lora.models.layer import tokens_of_ranks
+from mindspeed_lora.models.turns import EXPERTS, Steps, by_turns, to_the_end
 
 
 def steps(name: str, pauses: int, told: list[str]) -> Steps[str]:
     for number in range(pauses):
         told.append(f"{name}{number}")
-        yield
+        yield EXPERTS if number % 2 else None
     told.append(f"{name} ends")
     return name
 
@@ -21,6 +22,12 @@ def test_the_first_is_a_step_ahead() -> None:
     told: list[str] = []
     assert by_turns(steps("a", 4, told), steps("b", 4, told)) == ["a", "b"]
     assert told == ["a0", "b0", "a1", "a2", "b1", "a3", "b2", "a ends", "b3", "b ends"]
+
+
+def test_where_only_experts_travel_they_change_when_tokens_have_set_out() -> None:
+    told: list[str] = []
+    assert by_turns(steps("a", 5, told), steps("b", 5, told), only_experts=True) == ["a", "b"]
+    assert told == ["a0", "a1", "b0", "b1", "a2", "a3", "b2", "b3", "a4", "a ends", "b4", "b ends"]
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 3), (3, 0), (0, 0), (5, 1)])

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from mindspeed_lora.checkpoint.hf import shape_of
+from mindspeed_lora.checkpoint.formats.hf import shape_of
 from mindspeed_lora.models.layer import NoopLayer
 from mindspeed_lora.models.layer_spec import block_spec
+from mindspeed_lora.models.moe.settings import MoESettings
 from mindspeed_lora.models.norm import RMSNorm
 from mindspeed_lora.parallel.groups import ParallelGroups
 from tests.unit.models.conftest import BuildGpt
@@ -87,7 +88,7 @@ def test_the_epsilon_of_every_norm_is_the_model_s(build_gpt: BuildGpt, tmp_path:
 
 def test_no_op_layers_do_nothing(groups: ParallelGroups, tmp_path: Path) -> None:
     save(folder := tmp_path / "model", "llama")
-    layers = block_spec(shape_of(folder), (None, 0, None), groups.context).layer_specs
+    layers = block_spec(shape_of(folder), (None, 0, None), groups, MoESettings()).layer_specs
     assert [spec.module is NoopLayer for spec in layers] == [True, False, True]
     hidden = torch.randn(3, 2, 4)
     output, context = NoopLayer(config=None, layer_number=1)(hidden, rotary_pos_emb=None)

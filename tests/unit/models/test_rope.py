@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from mindspeed_lora.config.shape import ModelShape, RopeScaling
-from mindspeed_lora.models.rope import rotary_frequencies, rotary_tables
+from mindspeed_lora.models.rope import rotary_amplitude, rotary_frequencies, rotary_tables
 
 LLAMA_3_1 = {
     "factor": 8.0,
@@ -20,6 +21,16 @@ LLAMA_3_1 = {
     "original_max_position_embeddings": 8192,
 }
 LLAMA_3_2 = {**LLAMA_3_1, "factor": 32.0}
+YARN: list[dict[str, Any]] = [
+    {"factor": 4.0, "original_max_position_embeddings": 32768},
+    {"factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0},
+    {"factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 0.707, "mscale_all_dim": 0.5},
+    {"factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False, "mscale": 0.7},
+    {"factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 8.0, "beta_slow": 2.0},
+    {"factor": 8.0, "original_max_position_embeddings": 2048, "attention_factor": 1.3},
+    {"factor": 0.5, "original_max_position_embeddings": 2048},
+]
+"""Qwen2.5, DeepSeek-V3, DeepSeek-V2, gpt-oss, one of few turns, and what is seldom given."""
 UNEVEN_BANDS = {**LLAMA_3_1, "low_freq_factor": 2.5, "high_freq_factor": 3.0}
 
 
@@ -74,6 +85,36 @@ def test_llama3_scaling(kv_channels: int, scaling: dict[str, Any]) -> None:
     plain = rotary_frequencies(shape(kv_channels, 5e5))
     assert torch.equal(found[0], plain[0]), "the fastest are kept"
     assert found[-1] == plain[-1] / scaling["factor"], "the slowest are stretched"
+
+
+@pytest.mark.parametrize("kv_channels", [64, 128])
+@pytest.mark.parametrize("scaling", YARN, ids=range(len(YARN)))
+def test_yarn(kv_channels: int, scaling: dict[str, Any]) -> None:
+    expected, attention = ROPE_INIT_FUNCTIONS["yarn"](config(kv_channels, 1e4, "yarn", **scaling), "cpu")
+    ours = RopeScaling(rope_type="yarn", **scaling)
+    found = rotary_frequencies(shape(kv_channels, 1e4, ours))
+    assert torch.equal(found, expected)
+    assert rotary_amplitude(ours) == pytest.approx(attention, rel=1e-15)
+    plain = rotary_frequencies(shape(kv_channels, 1e4))
+    assert torch.equal(found[0], plain[0]), "the fastest are kept"
+    torch.testing.assert_close(found[-1], plain[-1] / scaling["factor"], rtol=2e-7, atol=0)
+
+
+def test_yarn_enlarges_cosine_and_sine() -> None:
+    ours = RopeScaling(rope_type="yarn", **YARN[0])
+    given = config(16, 1e4, "yarn", **YARN[0])
+    positions = torch.tensor([0, 3, 900])
+    cos, sin = LlamaRotaryEmbedding(given)(torch.zeros(1), positions.unsqueeze(0))
+    frequencies = rotary_frequencies(shape(16, 1e4, ours))
+    tables = rotary_tables(frequencies, positions, torch.float32, rotary_amplitude(ours))
+    torch.testing.assert_close(
+        tables[:, :, 0, 0], torch.stack((cos[0, :, :8], sin[0, :, :8])), rtol=2e-7, atol=0
+    )
+    assert float(tables[0, 0].max()) == pytest.approx(0.1 * math.log(4) + 1)
+
+
+def test_without_yarn_nothing_is_enlarged() -> None:
+    assert rotary_amplitude(None) == rotary_amplitude(RopeScaling(rope_type="linear", factor=4.0)) == 1.0
 
 
 def test_tables_are_those_of_transformers() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
-from mindspeed_lora.checkpoint.hf import shape_of
+from mindspeed_lora.checkpoint.formats.hf import shape_of
+from mindspeed_lora.checkpoint.peft.plan import plan_adapter
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.models.token_rows import TokenRows
 from tests.support.models import VOCAB_SIZE, make_model

@@ -2,8 +2,8 @@
 
 import os
 import shlex
-import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,26 +82,9 @@ COMMAND_OF = {command.script: name for name, command in COMMANDS.items()}
 
 
 @pytest.fixture
-def arguments_of(tmp_path: Path):
-    """Runs a script with the programs replaced by one that tells its arguments, one a line."""
-    program = tmp_path / "tell"
-    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-
-    def run(script: str, *words: str, **variables: str) -> list[str]:
-        environment = {"PATH": os.environ["PATH"], "PYTHON": str(program), "TORCHRUN": str(program)}
-        result = subprocess.run(
-            [SCRIPTS / script, *words],
-            env=environment | variables,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        root = f"{SCRIPTS.parents[2]}/"
-        return [line.removeprefix(root) for line in result.stdout.splitlines()]
-
-    return run
+def arguments_of(script_arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """The command line of one of Llama 2's scripts."""
+    return lambda script, *words, **variables: script_arguments(f"llama2/{script}", *words, **variables)
 
 
 @pytest.mark.parametrize("script", PUBLISHED)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mindspeed_lora.checkpoint.adapter_plan import plan_adapter
+from mindspeed_lora.checkpoint.peft.plan import plan_adapter
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
@@ -17,8 +18,10 @@ from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.models.rope import rotary_tables
 from mindspeed_lora.parallel.groups import destroy_groups
 from mindspeed_lora.training.dry_run import memory_question
-from mindspeed_lora.training.memory import MemoryQuestion, RankMemory, layer_bytes, predict_memory
+from mindspeed_lora.training.layer_memory import MemoryQuestion, layer_bytes
+from mindspeed_lora.training.memory import RankMemory, predict_memory
 from tests.support.adapters import ALL, new_adapter
+from tests.support.models import make_model
 from tests.support.pool import WorkerPool
 from tests.support.tiny import Tiny, join, open_session
 
@@ -127,6 +130,26 @@ def test_layers_keep_what_is_predicted(
     for kept, expected in workers.run(tp, kept_by_layers, words, tp):
         # r of each norm, [s, b, 1], and what torch keeps of attention beside its tensors.
         assert kept == pytest.approx(expected, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "flags"),
+    [
+        ("deepseek-v3", 1, {"lora_dropout": 0.1}),
+        ("deepseek-v3", 1, {"lora_r": None}),
+        ("deepseek-v3", 2, {"sequence_parallel": True, "lora_target_modules": ("linear_q", "linear_kv")}),
+        ("deepseek-v2", 2, {"sequence_parallel": True}),
+    ],
+    ids=["v3 dropout", "v3 full", "v3 tp2 sp up", "v2 tp2 sp"],
+)
+def test_layers_of_latent_attention(
+    workers: WorkerPool, tiny: Tiny, tmp_path: Path, model: str, tp: int, flags: dict[str, Any]
+) -> None:
+    latent = dataclasses.replace(tiny, model=make_model(model, tmp_path / model))
+    words = latent.words(tensor_model_parallel_size=tp, **flags)
+    for kept, expected in workers.run(tp, kept_by_layers, words, tp):
+        # Heads of eight features make what torch keeps beside the tensors a larger share.
+        assert kept == pytest.approx(expected, rel=0.05)
 
 
 def test_the_parts_by_hand() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_lora.checkpoint.random_weights import RandomSource
+from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
 from mindspeed_lora.errors import Refused
 from tests.support.models import VOCAB_SIZE
 from tests.support.tiny import Tiny, plan

@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mindspeed_lora.config.shape import RopeScaling
+from mindspeed_lora.config.unbuilt import refuse_unbuilt
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.models.families import FAMILIES, check_model_type_hf, shape_from_config
+from mindspeed_lora.models.families import (
+    FAMILIES,
+    check_model_type_hf,
+    check_w_pack,
+    shape_from_config,
+)
+from mindspeed_lora.models.rope import rotary_amplitude, rotary_frequencies
 
 SIZES = {
     "hidden_size": 64,
@@ -30,15 +38,18 @@ LLAMA3 = {
 }
 
 
+CHATGLM = {"num_layers": 2, "ffn_hidden_size": 96, "padded_vocab_size": 100, "seq_length": 64}
+
+
 def config(family: str = "llama", **values: Any) -> dict[str, Any]:
     return {"model_type": family, **SIZES, **values}
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_what_transformers_writes(family: str, tmp_path: Path):
     import transformers
 
-    name = FAMILIES[family].architecture.removesuffix("ForCausalLM")
+    name = FAMILIES[family].architectures[0].removesuffix("ForCausalLM")
     getattr(transformers, f"{name}Config")(
         **SIZES, rms_norm_eps=1e-4, tie_word_embeddings=True
     ).save_pretrained(tmp_path)
@@ -119,27 +130,30 @@ def test_mistral_without_window_and_default_groups():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (config("gpt2"), "model_type 'gpt2' is not supported; supported are llama, mistral, qwen2, qwen3"),
+        (
+            config("gpt2"),
+            "model_type 'gpt2' is not supported; supported are llama, mistral, qwen2, qwen3, phi3",
+        ),
         ({}, "model_type 'None' is not supported"),
         (config(architectures=["LlamaForSequenceClassification"]), "expected LlamaForCausalLM"),
-        (config(hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
+        (config(hidden_act="relu"), "hidden_act 'relu' is not supported"),
         (
             config(quantization_config={"quant_method": "gptq"}),
             r"quantization_config \(quant_method 'gptq'\)",
         ),
-        (config(rope_scaling={"rope_type": "yarn", "factor": 4}), "rope type 'yarn' is not supported"),
-        (config(rope_parameters={"rope_type": "dynamic", "factor": 4}), "rope type 'dynamic'"),
+        (config(rope_parameters={"rope_type": "spiral"}), "rope type 'spiral' is not supported"),
+        (config(rope_parameters={"rope_type": "dynamic"}), "rope type 'dynamic' lacks factor"),
         (
             config(rope_scaling={"rope_type": "llama3", "factor": 4}),
             "rope type 'llama3' lacks low_freq_factor",
         ),
-        (config(partial_rotary_factor=0.5), "partial_rotary_factor 0.5"),
-        (config("qwen2", use_sliding_window=True), "use_sliding_window true is not supported"),
-        (config("qwen3", use_sliding_window=True), "use_sliding_window true is not supported"),
         (
-            config("qwen2", layer_types=["full_attention", "sliding_attention"]),
-            "layer_types sliding_attention",
+            config("qwen2", layer_types=["full_attention", "linear_attention"]),
+            "layer_types linear_attention",
         ),
+        (config("chatglm", **CHATGLM, rmsnorm=False), "rmsnorm False is not supported; expected True"),
+        (config("chatglm", **CHATGLM, quantization_bit=4), "quantization_bit 4 is not supported"),
+        (config("chatglm", **CHATGLM, pre_seq_len=128), "pre_seq_len 128 is not supported"),
         (config("mistral", sliding_window=0), "sliding_window 0 is not a window"),
         (config(num_key_value_heads=3), "num_attention_heads 8 is not a multiple of num_key_value_heads 3"),
         (config(hidden_size=65), "hidden_size 65 is not a multiple of num_attention_heads 8"),
@@ -152,6 +166,118 @@ def test_mistral_without_window_and_default_groups():
 def test_what_is_refused(values: dict[str, Any], message: str):
     with pytest.raises(Refused, match=f"config.json: .*{message}"):
         shape_from_config(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "feature"),
+    [
+        (config(hidden_act="gelu"), ("geglu", True)),
+        (config("phi3", rope_scaling={"type": "su"}), ("rope_scaling_type", "longrope")),
+        (
+            config("qwen2", use_sliding_window=True, sliding_window=32),
+            ("interleave_sliding_window", 32),
+        ),
+        (config("qwen3", use_sliding_window=True), ("interleave_sliding_window", True)),
+        (
+            config("qwen2", layer_types=["full_attention", "sliding_attention"], sliding_window=8),
+            ("interleave_sliding_window", 8),
+        ),
+        (config("phi3", embd_pdrop=0.1), ("embd_pdrop", 0.1)),
+        (
+            config("chatglm", **CHATGLM, apply_residual_connection_post_layernorm=True),
+            ("apply_residual_connection_post_layernorm", True),
+        ),
+    ],
+)
+def test_what_is_converted_but_not_built(values: dict[str, Any], feature: tuple[str, Any]):
+    shape = shape_from_config(values)
+    assert feature in shape.unbuilt
+    name, value = feature
+    with pytest.raises(
+        Refused, match=rf"^{shape.family}: .*\({name} {str(value).lower()}\).*neither trained"
+    ):
+        refuse_unbuilt(shape)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        (
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+            RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
+        ),
+        # Without them the factor is what the longest row is by the original one, and that the model's own.
+        (
+            {"rope_type": "yarn", "original_max_position_embeddings": 32, "beta_fast": 16, "mscale": 0},
+            RopeScaling(rope_type="yarn", factor=2.0, original_max_position_embeddings=32, beta_fast=16.0),
+        ),
+        (
+            {"rope_type": "yarn", "factor": 2, "truncate": False, "attention_factor": 1.5},
+            RopeScaling(
+                rope_type="yarn",
+                factor=2.0,
+                original_max_position_embeddings=64,
+                truncate=False,
+                attention_factor=1.5,
+            ),
+        ),
+    ],
+)
+def test_yarn_is_read_as_transformers_reads_it(scaling: dict[str, Any], expected: RopeScaling):
+    import transformers
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    values = config("qwen2", rope_scaling=scaling, max_position_embeddings=64)
+    shape = shape_from_config(values)
+    assert shape.rope_scaling == expected and not shape.unbuilt
+    rotary = {"rope_theta": 10000.0, "factor": None, **scaling}
+    theirs = transformers.Qwen2Config(
+        **{**SIZES, "max_position_embeddings": 64, "rope_parameters": {**rotary, "rope_type": "yarn"}}
+    )
+    embedding = Qwen2RotaryEmbedding(theirs)
+    assert torch.equal(rotary_frequencies(shape), embedding.inv_freq)
+    assert rotary_amplitude(shape.rope_scaling) == pytest.approx(embedding.attention_scaling, rel=1e-15)
+
+
+def test_dynamic_rope_is_plain_within_the_models_positions():
+    import transformers
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    shape = shape_from_config(config(rope_parameters=scaling))
+    assert shape.rope_scaling == RopeScaling(rope_type="dynamic", factor=2.0) and not shape.unbuilt
+    theirs = transformers.LlamaConfig(**SIZES, rope_parameters=scaling)
+    frequencies, factor = ROPE_INIT_FUNCTIONS["dynamic"](
+        theirs, "cpu", seq_len=SIZES["max_position_embeddings"]
+    )
+    assert factor == 1.0 and torch.allclose(rotary_frequencies(shape), frequencies, rtol=1e-6)
+
+
+def test_gemma_ties_and_counts_from_1_by_default():
+    shape = shape_from_config(config("gemma2", head_dim=16, query_pre_attn_scalar=16))
+    assert not shape.untie_embeddings_and_output_weights and shape.post_norm
+    assert {name for name, _ in shape.unbuilt} == {
+        *("interleave_sliding_window", "geglu", "add_rmsnorm_offset", "input_embeds_norm")
+    }
+    assert shape_from_config(config("gemma", hidden_act="gelu")).kv_channels == 256
+
+
+def test_w_pack():
+    check_w_pack(True, "baichuan")
+    check_w_pack(True, "internlm2")
+    check_w_pack(None, "llama")
+    with pytest.raises(Refused, match="--w-pack contradicts the checkpoint, which is a llama model"):
+        check_w_pack(True, "llama")
+
+
+def test_aliases_of_the_published_scripts():
+    for value, family in (
+        *(("baichuan2", "baichuan"), ("chatglm3", "chatglm"), ("gemma", "gemma"), ("gemma2", "gemma2")),
+        *(("internlm2", "internlm2"), ("glm4", "glm4"), ("phi3.5", "phi3"), ("llama2", "qwen3")),
+    ):
+        check_model_type_hf(value, family)
+    with pytest.raises(Refused, match="--model-type-hf llama2 contradicts the checkpoint, which is a gemma2"):
+        check_model_type_hf("llama2", "gemma2")
 
 
 def test_model_type_hf():

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from mindspeed_lora.adapters.spec import AdapterSpec
-from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.shape import MLAShape, ModelShape, MoEShape
 from mindspeed_lora.training.reporting import ModelFlops
 from mindspeed_lora.training.reporting.model_flops import tflops_per_gpu
 from tests.support.adapters import new_adapter
@@ -55,3 +56,17 @@ def test_rate_is_of_one_device_over_the_interval() -> None:
     flops = ModelFlops(per_token=1e9, per_token_and_length=0.0)
     steps = [step_record(1, tokens=1000, elapsed_ms=100.0), step_record(2, tokens=3000, elapsed_ms=300.0)]
     assert tflops_per_gpu(flops, steps, samples=16, world_size=4) == pytest.approx(2.5)
+
+
+def test_latent_attention_and_the_experts_that_a_token_takes() -> None:
+    mla = MLAShape(q_lora_rank=6, kv_lora_rank=5, qk_head_dim=3, qk_pos_emb_head_dim=2, v_head_dim=4)
+    moe = MoEShape(num_experts=8, topk=2, ffn_hidden_size=10, dense_layers=(0,), shared_ffn_hidden_size=7)
+    shape = dataclasses.replace(
+        SHAPE, family="deepseek_v3", num_query_groups=4, kv_channels=5, mla=mla, moe=moe
+    )
+    attention = 6 * 8 + 4 * 5 * 6 + (5 + 2) * 8 + 4 * (3 + 4) * 5 + 8 * 4 * 4
+    experts = 8 * 8 + 2 * 3 * 8 * 10 + 3 * 8 * 7
+    flops = ModelFlops.of(shape, None)
+    assert flops.per_token == 6 * (3 * attention + 3 * 8 * 20 + 2 * experts + 50 * 8)
+    # Half of a row is seen: queries with keys of width 5, weights with values of width 4, four heads, three layers.
+    assert flops.per_token_and_length == 3 * 2 * 0.5 * 3 * 4 * (5 + 4)

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Writes the LoRA adapter of a run of DeepSeek-V3 as a PEFT folder, <CKPT_SAVE_DIR>/mg2hf.
+#
+#   CKPT_LOAD_DIR=./ckpt/deepseek3_lora CKPT_SAVE_DIR=./model_from_hf/deepseek3-bf16/ \
+#       examples/mcore/deepseek3/ckpt_convert_deepseek3_lora2hf.sh [more flags]
+#
+# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_lora2hf "$@"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Turns a Megatron checkpoint of DeepSeek-V3, of any layout, into a Hugging Face folder, <CKPT_SAVE_DIR>/mg2hf.
+#
+#   CKPT_LOAD_DIR=./model_weights/deepseek3-mcore/ CKPT_SAVE_DIR=./model_from_hf/deepseek3-bf16/ \
+#       examples/mcore/deepseek3/ckpt_convert_deepseek3_mcore2hf.sh [more flags]
+#
+# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_mcore2hf "$@"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Turns a Megatron checkpoint of Mixtral-8x7B, of any layout, into a Hugging Face folder, <CKPT_SAVE_DIR>/mg2hf.
+#
+#   CKPT_LOAD_DIR=./model_weights/Mixtral-mcore/ CKPT_SAVE_DIR=./model_from_hf/Mixtral-8x7B/ \
+#       examples/mcore/mixtral/ckpt_convert_mixtral_mcore2hf.sh [more flags]
+#
+# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_mcore2hf "$@"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Merges a LoRA adapter into Mixtral-8x7B: a complete Hugging Face folder in <CKPT_SAVE_DIR>/mg2hf/.
+#
+#   CKPT_LOAD_DIR=./model_weights/Mixtral-mcore/ LORA_LOAD=./ckpt/mixtral-lora \
+#   CKPT_SAVE_DIR=./model_from_hf/Mixtral-8x7B/ \
+#       examples/mcore/mixtral/ckpt_convert_mixtral_mcore2hf_lora.sh [more flags]
+#
+# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_mcore2hf_lora "$@"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Writes the LoRA adapter of a run of Qwen2-57B-A14B as a PEFT folder, <CKPT_SAVE_DIR>/mg2hf.
+#
+#   CKPT_LOAD_DIR=./ckpt/qwen2_moe_lora CKPT_SAVE_DIR=./model_from_hf/qwen2_moe_hf/ \
+#       examples/mcore/qwen2_moe/ckpt_convert_qwen2_moe_lora2hf.sh [more flags]
+#
+# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_lora2hf "$@"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Turns a Megatron checkpoint of Qwen2-57B-A14B, of any layout, into a Hugging Face folder, <CKPT_SAVE_DIR>/mg2hf.
+#
+#   CKPT_LOAD_DIR=./model_weights/qwen2_moe_mcore/ CKPT_SAVE_DIR=./model_from_hf/qwen2_moe_hf/ \
+#       examples/mcore/qwen2_moe/ckpt_convert_qwen2_moe_mcore2hf.sh [more flags]
+#
+# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_mcore2hf "$@"

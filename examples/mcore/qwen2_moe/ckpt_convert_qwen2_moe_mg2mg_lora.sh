@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Merges a LoRA adapter into Qwen2-57B-A14B: a Megatron checkpoint of any TP x PP x EP.
+#
+#   CKPT_LOAD_DIR=./model_weights/qwen2_moe_mcore/ LORA_LOAD=./ckpt/qwen2_moe_lora \
+#   CKPT_SAVE_DIR=./model_weights/qwen2_moe_lora2mcore \
+#       examples/mcore/qwen2_moe/ckpt_convert_qwen2_moe_mg2mg_lora.sh [more flags]
+#
+# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+own TP 2
+own PP 4
+own EP 1
+
+convert_mg2mg_lora "$@"

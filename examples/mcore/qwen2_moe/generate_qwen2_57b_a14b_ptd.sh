@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Generates text with Qwen2-57B-A14B; LORA_LOAD adds an adapter, TASK is greedy, do_sample or chat.
+#
+#   CKPT_LOAD_DIR=./model_weights/qwen2_moe_mcore/ LORA_LOAD=./ckpt/qwen2_moe_lora \
+#   TOKENIZER_PATH=./model_from_hf/qwen2_moe_hf/ TASK=chat \
+#       examples/mcore/qwen2_moe/generate_qwen2_57b_a14b_ptd.sh [more flags]
+#
+# Flags, their variables and values: ../model_experts.sh, ../generate_experts.sh; the rules: ../job.sh.
+
+# shellcheck source=../generate_experts.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../generate_experts.sh"
+# shellcheck source=model.sh
+source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+
+own TP 2
+own PP 4
+own EP 1
+
+generate 6000 "$@"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Merges a LoRA adapter into Qwen3-30B-A3B: a complete Hugging Face folder in <CKPT_SAVE_DIR>/mg2hf/.
+#
+#   CKPT_LOAD_DIR=./model_weights/qwen3_moe_mcore/ LORA_LOAD=./ckpt/qwen3_moe_lora \
+#   CKPT_SAVE_DIR=./model_from_hf/qwen3_moe_hf/ \
+#       examples/mcore/qwen3_moe/ckpt_convert_qwen3_moe_mcore2hf_lora.sh [more flags]
+#
+# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_mcore2hf_lora "$@"

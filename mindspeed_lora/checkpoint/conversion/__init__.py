@@ -1,0 +1,1 @@
+"""``convert_ckpt.py``: a source, operations on the hub, a target."""

@@ -1,0 +1,1 @@
+"""One file per checkpoint format around the hub, reading or writing."""

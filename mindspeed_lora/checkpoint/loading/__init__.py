@@ -1,0 +1,1 @@
+"""From a checkpoint into the modules of a rank."""

@@ -1,0 +1,1 @@
+"""Bytes of tensors on disk: safetensors and torch.save files, read and written by ranges."""

@@ -1,0 +1,184 @@
+"""Scripts of models with experts: the published jobs but for what contradicts checkpoints; each line overridable."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mindspeed_lora.checkpoint.canonical import canonical_tensors
+from mindspeed_lora.config.accepted import NO_EFFECT
+from mindspeed_lora.config.checks import shape_from_flags
+from mindspeed_lora.config.commands import COMMANDS, grammar, parse
+from mindspeed_lora.config.moe import experts_from_flags
+
+Arguments = Callable[..., list[str]]
+FOLDER = Path(__file__).parents[3] / "examples" / "mcore"
+FAMILIES = ("mixtral", "qwen3_moe", "qwen2_moe", "deepseek3")
+SCRIPTS = [
+    f"{family}/{path.name}" for family in FAMILIES for path in sorted((FOLDER / family).glob("*_*.sh"))
+]
+TABLES = ("model", "tune", "generate", "convert")
+TARGETS = "linear_qkv linear_proj linear_fc1 linear_fc2"
+PATHS = ("CKPT_LOAD_DIR", "CKPT_SAVE_DIR", "DATA_PATH", "TOKENIZER_PATH", "LORA_LOAD", "HF_MODEL_PATH")
+COMMON = f"""
+    --nnodes 1 --node_rank 0 --master_addr localhost --nproc_per_node 8 --use-mcore-models --disable-bias-linear
+    --init-method-std 0.01 --attention-dropout 0.0 --hidden-dropout 0.0 --normalization RMSNorm
+    --position-embedding-type rope --swiglu --untie-embeddings-and-output-weights --no-masked-softmax-fusion
+    --use-fused-rotary-pos-emb --use-flash-attn --use-fused-swiglu --use-fused-rmsnorm
+    --make-vocab-size-divisible-by 1 --use-distributed-optimizer --tokenizer-type PretrainedFromHF
+    --tokenizer-name-or-path 'your tokenizer path' --clip-grad 1.0 --adam-beta1 0.9 --adam-beta2 0.95 --bf16
+    --no-gradient-accumulation-fusion --no-load-optim --no-load-rng --finetune --stage sft
+    --is-instruction-dataset --lora-fusion --lora-target-modules {TARGETS} --data-path 'your data path'
+    --split 100,0,0 --log-interval 1 --save-interval 2000 --eval-interval 2000 --distributed-backend nccl
+    --load 'your model ckpt path' --save 'your model save ckpt path' --moe-permutation-async-comm
+    --group-query-attention"""
+"""What the published tuning scripts of the first three families have in common."""
+PUBLISHED = {
+    "mixtral/tune_mixtral_8x7b_lora_ptd.sh": """
+        --master_port 6005 --num-experts 8 --expert-model-parallel-size 1 --moe-router-topk 1
+        --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.02
+        --moe-token-dispatcher-type alltoall --moe-router-pre-softmax --num-workers 16 --seq-length 32768
+        --max-position-embeddings 32768 --num-layers 32 --hidden-size 4096 --ffn-hidden-size 14336
+        --num-attention-heads 32 --num-query-groups 8 --vocab-size 32000 --rotary-base 1000000
+        --no-check-for-nan-in-loss-and-grad --overlap-grad-reduce --overlap-param-gather
+        --tensor-model-parallel-size 1 --pipeline-model-parallel-size 4 --sequence-parallel
+        --variable-seq-lengths --context-parallel-size 1 --context-parallel-algo megatron_cp_algo
+        --lr-warmup-fraction 0.01 --micro-batch-size 1 --global-batch-size 8 --lr 1e-5 --train-iters 10
+        --lr-decay-iters 1 --lr-decay-style constant --min-lr 1.0e-6 --weight-decay 0 --no-shared-storage
+        --prompt-type mixtral --lora-r 8 --lora-alpha 16 --eval-iters 1 --log-throughput""",
+    "qwen2_moe/tune_qwen2_57b_a14b_4k_lora.sh": """
+        --master_port 6000 --prompt-type qwen --padded-samples --variable-seq-lengths --lora-r 8
+        --lora-alpha 16 --num-experts 64 --moe-router-topk 8 --n-shared-experts 8 --shared-expert-gate
+        --moe-router-load-balancing-type softmax_topk --moe-intermediate-size 2560 --moe-grouped-gemm
+        --moe-token-dispatcher-type alltoall --moe-aux-loss-coeff 0.001 --use-rotary-position-embeddings
+        --micro-batch-size 1 --global-batch-size 8 --lr 7.75e-7 --lr-decay-style cosine --min-lr 7.75e-8
+        --weight-decay 1e-1 --lr-warmup-fraction 0.01 --initial-loss-scale 4096 --seed 42 --train-iters 2000
+        --seq-length 4096 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 4
+        --max-position-embeddings 4096 --num-layers 28 --hidden-size 3584 --ffn-hidden-size 18944
+        --num-attention-heads 28 --padded-vocab-size 151936 --rotary-base 1000000
+        --attention-softmax-in-fp32 --add-qkv-bias --num-query-groups 4 --eval-iters 0""",
+    "qwen3_moe/tune_qwen3_30b_a3b_4K_lora_ptd.sh": """
+        --master_port 6000 --num-experts 128 --moe-router-topk 8 --moe-ffn-hidden-size 768
+        --moe-grouped-gemm --moe-token-dispatcher-type alltoall_seq
+        --moe-router-load-balancing-type aux_loss --moe-layer-freq -1 --first-k-dense-replace -1
+        --moe-aux-loss-coeff 0.001 --sequence-parallel --use-rotary-position-embeddings --micro-batch-size 8
+        --global-batch-size 64 --lr 1.25e-5 --lr-decay-style cosine --min-lr 1.25e-7 --weight-decay 1e-1
+        --lr-warmup-fraction 0.01 --initial-loss-scale 4096 --seed 42 --train-iters 2000 --seq-length 4096
+        --no-shared-storage --tensor-model-parallel-size 4 --pipeline-model-parallel-size 1
+        --expert-model-parallel-size 1 --spec mindspeed_llm.tasks.models.spec.qwen3_spec layer_spec
+        --kv-channels 128 --qk-layernorm --norm-topk-prob --max-position-embeddings 4096 --num-layers 48
+        --hidden-size 2048 --ffn-hidden-size 6144 --num-attention-heads 32 --padded-vocab-size 151936
+        --rotary-base 1000000 --attention-softmax-in-fp32 --num-query-groups 4 --eval-iters 0
+        --tokenizer-not-use-fast --prompt-type qwen3 --no-pad-to-seq-lengths --lora-r 16 --lora-alpha 32""",
+}
+OTHERWISE = {
+    "--moe-router-topk 1": "the checkpoint's two",
+    "--moe-router-pre-softmax": "the checkpoint's weights sum to one",
+    "--variable-seq-lengths": "--no-pad-to-seq-lengths is its name since",
+    "--moe-intermediate-size 2560": "--moe-ffn-hidden-size is Megatron's name",
+}
+"""Published flags that are left out or named otherwise."""
+ADDED = {
+    "--moe-alltoall-overlap-comm", "--moe-grouped-gemm", "--no-pad-to-seq-lengths", "--moe-ffn-hidden-size 2560",
+    "--moe-router-topk 2", "--sequence-parallel", "--attention-softmax-in-fp32", "--context-parallel-size 1",
+    "--use-rotary-position-embeddings", "--context-parallel-algo megatron_cp_algo", "--log-throughput",
+    "--expert-model-parallel-size 1",
+}  # fmt: skip
+"""What ours say beside the published ones: defaults spelled out, overlap and grouped products, and SP with TP."""
+
+
+def options(words: list[str]) -> set[str]:
+    """Each flag with its values."""
+    found: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            found.append(word)
+        elif found:
+            found[-1] += f" {word}"
+    return set(found)
+
+
+def table_of(script: str) -> list[tuple[str, str, str]]:
+    """Kind, flag and variable of the lines of all tables that a script can read."""
+    family, _, name = script.partition("/")
+    kind = "tune" if name.startswith("tune") else "generate" if name.startswith("generate") else "convert"
+    files = [FOLDER / f"{kind}_experts.sh", *([] if kind == "convert" else [FOLDER / "model_experts.sh"])]
+    files += [FOLDER / family / "model.sh"] if kind != "convert" else []
+    lines = [line.split() for file in files for line in file.read_text().splitlines()]
+    rows = [(one[0], one[1], one[2]) for one in lines if one[:1] in (["flag"], ["words"], ["switch"])]
+    # Numbers are reckoned with in these two.
+    return [row for row in rows if row[2] not in ("TP", "PP")]
+
+
+def command_line(words: list[str]) -> tuple[str, list[str]]:
+    """The command and its own words."""
+    entry = next(word for word in words if word.endswith(".py"))
+    name = next(name for name, command in COMMANDS.items() if command.script == entry)
+    return name, words[words.index(entry) + 1 :]
+
+
+def world(script: str) -> dict[str, str]:
+    """The published number of devices."""
+    return {"WORLD_SIZE": "64" if "deepseek3" in script else "8"}
+
+
+@pytest.mark.parametrize("script", PUBLISHED)
+def test_unchanged_script_is_the_published_job(script_arguments: Arguments, script: str) -> None:
+    published = options(shlex.split(COMMON + PUBLISHED[script]))
+    found = {one.removesuffix(" posttrain_gpt.py") for one in options(script_arguments(script))}
+    assert published - found <= OTHERWISE.keys()
+    assert found - published <= ADDED
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_are_all_known_and_agree(script_arguments: Arguments, script: str) -> None:
+    command, words = command_line(script_arguments(script, **{path: f"some/{path}" for path in PATHS}))
+    job = parse(command, words, environ=world(script))
+    assert not [notice for notice in job.notices if "not known" in notice]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_line_of_the_table_is_a_known_flag(script_arguments: Arguments, script: str) -> None:
+    known = grammar(command_line(script_arguments(script))[0])
+    for _, name, _ in table_of(script):
+        assert name in known.options or name in known.ignored or name in NO_EFFECT, name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_line_of_the_table_is_overridable(script_arguments: Arguments, script: str) -> None:
+    usual = options(script_arguments(script, LORA_LOAD="some/adapter"))
+    table = table_of(script)
+    own = {variable: f"value-{number}" for number, (_, _, variable) in enumerate(table)}
+    found = options(script_arguments(script, **own))
+    for kind, name, _ in table:
+        if any(one.split()[0] == name for one in usual):
+            values = [f"{name} {own[variable]}" for _, other, variable in table if other == name]
+            assert found & ({name} if kind == "switch" else {*values}), name
+    none = options(script_arguments(script, **dict.fromkeys(own, "")))
+    assert not {name for _, name, _ in table} & {one.split()[0] for one in none}
+
+
+@pytest.mark.parametrize(
+    ("script", "parameters"),
+    [
+        ("mixtral/tune_mixtral_8x7b_lora_ptd.sh", 46.7e9),
+        ("qwen3_moe/tune_qwen3_30b_a3b_4K_lora_ptd.sh", 30.5e9),
+        ("qwen2_moe/tune_qwen2_57b_a14b_4k_lora.sh", 57.4e9),
+        ("deepseek3/tune_deepseek3_671b_4k_lora_ptd.sh", 671e9),
+    ],
+)
+def test_the_flags_alone_tell_the_published_model(
+    script_arguments: Arguments, script: str, parameters: float
+) -> None:
+    job: Any = parse(*command_line(script_arguments(script, "--dry-run")), world(script))
+    shape = experts_from_flags(job.experts, shape_from_flags(job.model))
+    assert shape.family == {"mixtral": "mixtral", "deepseek3": "deepseek_v3"}.get(
+        script.partition("/")[0], script.partition("/")[0]
+    )
+    found = sum(math.prod(size) for size in canonical_tensors(shape).values())
+    assert found == pytest.approx(parameters, rel=2e-3)
