@@ -14,8 +14,8 @@ setup:  ## make .venv with everything that the other targets need
 demo: setup  ## fine-tune a real model over two ranks on this machine, in minutes
 	@tools/demo.sh
 
-test: lint  ## lint, then all tests but the slow ones
-	@.venv/bin/python -m pytest
+test: lint  ## lint, then all tests but the slow ones, two files at a time
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: setup  ## ruff and mypy
 	@.venv/bin/ruff check .

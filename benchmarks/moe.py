@@ -37,10 +37,8 @@ _SIDES = (
     "dense:packed",
     "trl:8",
     "trl:packed",
-    "trl:8+kept",
+    "trl:packed+eager",
     "trl:packed+kept",
-    "trl:8+kept+eager",
-    "trl:packed+kept+eager",
 )
 
 
@@ -107,7 +105,7 @@ def _add(
         "experts": {"num_experts": options.experts, "topk": options.topk},
         "gflop_per_second": rates,
         "figures": {
-            name: {"value": value, "bar": BARS[name], "reached": is_reached(name, value)}
+            name: {"value": value, "bar": BARS.get(name), "reached": is_reached(name, value)}
             for name, value in found.items()
         },
     }

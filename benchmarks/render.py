@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison.charts import bar_chart
+from comparison.experts import told
 from comparison.table import table
 from convert import text as convert_text
 
@@ -49,6 +50,8 @@ def _section(path: Path, result: dict[str, Any]) -> str:
         "start_up": _start_up,
         "cclora": _cclora,
         "convert": _convert,
+        "moe": _moe,
+        "moe_overlap": _cclora,
     }
     machine, commit = result["machine"], result["commit"].get("sha", "unknown")[:12]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
@@ -137,8 +140,9 @@ def _convert(path: Path, result: dict[str, Any]) -> str:
 
 
 def _cclora(_path: Path, result: dict[str, Any]) -> str:
-    """Times as fast as unfused, and how much is hidden, by link rate; the last table is of memory."""
+    """Times as fast as the first way, and how much is hidden, by link rate; the last table is of memory."""
     rates = result["rates"]
+    plainest = next(iter(rates[0]["ways"]))
 
     def ratio(rate: dict[str, Any]) -> str:
         measured = rate["communication_seconds"] / rate["compute_seconds"]
@@ -147,7 +151,7 @@ def _cclora(_path: Path, result: dict[str, Any]) -> str:
     heading = ["communication / compute", *map(ratio, rates)]
     blocks = []
     for title, shown in (
-        ("Times as fast as unfused", lambda figures: f"{figures['speedup']:.2f}"),
+        (f"Times as fast as `{plainest}`", lambda figures: f"{figures['speedup']:.2f}"),
         ("Share of the communication that is hidden", lambda figures: f"{100 * figures['hidden']:.0f}%"),
         (
             "Step, by the longer of compute and communication alone",
@@ -155,12 +159,22 @@ def _cclora(_path: Path, result: dict[str, Any]) -> str:
         ),
     ):
         rows = [[name, *(shown(rate["ways"][name]) for rate in rates)] for name in rates[0]["ways"]]
-        blocks.append(f"{title}:\n\n{table(heading, rows)}")
+        if "hidden" in title and rates[-1]["ratio"] is None:
+            # There is next to nothing to hide.
+            rows = [row[:-1] for row in rows]
+        blocks.append(f"{title}:\n\n{table(heading[: len(rows[0])], rows)}")
     peaks = [
         [name, *(f"{rate['peak_bytes'][name] / 2**20:.0f}" for rate in rates)] for name in rates[0]["ways"]
     ]
     blocks.append(f"Peak of a step above what is there before it, MiB of a rank:\n\n{table(heading, peaks)}")
     return "\n\n".join(blocks)
+
+
+def _moe(path: Path, result: dict[str, Any]) -> str:
+    """Training as in train_vs_trl.py, then the figures that have bars."""
+    figures = {name: figure["value"] for name, figure in result["figures"].items()}
+    bars = "\n".join(f"- {line}" for line in told(figures).splitlines())
+    return f"{_train_vs_trl(path, result)}\n\n{bars}"
 
 
 def _start_up(_path: Path, result: dict[str, Any]) -> str:

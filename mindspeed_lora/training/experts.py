@@ -1,4 +1,4 @@
-"""Experts of a job: what its flags say of their computation, and what their routers' losses were."""
+"""Experts of a job: what its flags say of them, how long their tokens travel, what their routers' losses were."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from mindspeed_lora.adapters.schedules.choice import LARGEST_MESSAGE, measure, shortest_seconds
 from mindspeed_lora.config.moe import RoutingConfig
+from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.device import current_device
 from mindspeed_lora.models.moe.router import Router
 from mindspeed_lora.models.moe.settings import MoESettings
-from mindspeed_lora.parallel.collectives import all_reduce_sum
+from mindspeed_lora.parallel.collectives import all_reduce_sum, broadcast_object, start_all_to_all
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 
@@ -26,6 +28,39 @@ def expert_settings(routing: RoutingConfig) -> MoESettings:
         drop_policy=routing.moe_token_drop_policy,
         recompute_activation=routing.moe_zero_memory != "disable",
     )
+
+
+def exchange_share(
+    shape: ModelShape, tokens: int, flops_per_token: float, groups: ParallelGroups, dtype: torch.dtype
+) -> float:
+    """How long tokens travel to experts and back in a training step, by how long the products take; by measuring.
+
+    Of a rank's token each layer of experts sends ``4 · k · etp`` rows (there and back, forward and backward), of which
+    one in P stays with the rank.
+
+    Args:
+        shape: of a model with experts that several ranks share.
+        tokens: of a micro-batch, on this context-parallel rank.
+        flops_per_token: of a training step, all layers.
+        groups: all of whose ranks call it, and get the same.
+        dtype: of the hidden states.
+    """
+    moe, experts, device = shape.moe, groups.experts, current_device()
+    assert moe is not None and experts.group is not None
+    copies, group = moe.topk * experts.etp_size, experts.group
+    most = LARGEST_MESSAGE // (shape.hidden_size * dtype.itemsize)
+    rows = max(1, min(tokens // groups.tp_size * copies, most) // experts.size)
+    message = torch.zeros(rows * experts.size, shape.hidden_size, dtype=dtype, device=device)
+    counts = [rows] * experts.size
+
+    def exchange() -> None:
+        start_all_to_all(message, counts, counts, group)[1].wait()
+
+    took = broadcast_object(shortest_seconds(exchange, device), groups)
+    layers = sum(map(shape.has_experts, range(shape.num_layers)))
+    travelling = 4 * copies * layers * took / message.size(0)
+    speeds = measure(tokens, shape.hidden_size, dtype, device, groups)
+    return travelling * speeds.flops / flops_per_token
 
 
 class RouterLosses:

@@ -9,10 +9,15 @@ from mindspeed_lora.adapters.schedules.choice import FusionRequest, Scheduler, m
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.device import current_device
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.training.experts import exchange_share
 from mindspeed_lora.training.plan import TrainPlan
+from mindspeed_lora.training.reporting.model_flops import ModelFlops
 
 WORTH_INTERLEAVING = 1.0
 """Link by products, from where on halves by turns gain (``benchmarks/cclora.py``: a loss at 0.5, a gain at 1)."""
+WORTH_HALVING_TOKENS = 0.4
+"""Exchanges by products, from where on halves of one row's tokens gain (``benchmarks/moe_overlap.py``: a loss at 0.25,
+a gain at 0.5). Halves of the rows never lost."""
 
 
 def fusion_scheduler(plan: TrainPlan, groups: ParallelGroups, dtype: torch.dtype) -> Scheduler:
@@ -51,20 +56,31 @@ def fusion_notices(plan: TrainPlan) -> list[str]:
     return []
 
 
-def interleaving(plan: TrainPlan, scheduler: Scheduler) -> str | None:
+def interleaving(
+    plan: TrainPlan, scheduler: Scheduler, groups: ParallelGroups, dtype: torch.dtype
+) -> str | None:
     """What of a micro-batch the layers take in two halves by turns: where asked for, or where the link is slow.
 
     Halves make smaller products, which costs some percent; a slow link, which chunks alone cannot hide, gives more.
+    All ranks call it.
     """
     halves = "rows" if plan.job.training.micro_batch_size > 1 else "tokens"
-    return halves if _tokens_travel(plan) or _interleaves_linears(plan, scheduler) else None
-
-
-def _tokens_travel(plan: TrainPlan) -> bool:
-    """Whether tokens go to experts on other ranks, and are to be computed on meanwhile."""
-    job = plan.job
-    several = job.parallel.expert_parallel_size * job.parallel.expert_tensor_size > 1
-    return plan.shape.moe is not None and job.routing.overlaps and several
+    if _interleaves_linears(plan, scheduler):
+        return halves
+    if plan.shape.moe is None or not plan.job.routing.overlaps or groups.experts.group is None:
+        return None
+    if halves == "rows":
+        return halves
+    tokens = plan.seq_length // plan.job.parallel.context_parallel_size
+    adapter = None if plan.adapter is None else plan.adapter.spec
+    share = exchange_share(plan.shape, tokens, ModelFlops.of(plan.shape, adapter).per_token, groups, dtype)
+    if share >= WORTH_HALVING_TOKENS:
+        return halves
+    scheduler.lines.append(
+        "--moe-alltoall-overlap-comm: micro-batches of one row are not halved, since their exchanges are predicted "
+        f"to take {share:.2g} times as long as the products; --micro-batch-size 2 overlaps at any speed"
+    )
+    return None
 
 
 def _interleaves_linears(plan: TrainPlan, scheduler: Scheduler) -> bool:

@@ -101,7 +101,7 @@ class TrainingSession:
                 for chunk in plan.placement.rank_chunks(groups.pp_rank)
             ],
         )
-        by_turns = interleaving(plan, scheduler)
+        by_turns = interleaving(plan, scheduler, groups, self.dtype)
         for gpt, _ in built:
             interleave_layers(gpt, by_turns)
         self.notices += [*fusion_notices(plan), *scheduler.lines]

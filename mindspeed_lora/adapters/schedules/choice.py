@@ -16,7 +16,7 @@ from mindspeed_lora.parallel.collectives import broadcast_object, start_gather_f
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 Tensor = torch.Tensor
-_LARGEST_MESSAGE = 8 << 20
+LARGEST_MESSAGE = 8 << 20
 """Bytes that each rank sends to measure a link, which may be slow."""
 
 
@@ -111,17 +111,20 @@ def measure(
     rows = min(tokens, 1024)
     x = torch.zeros(rows, width, dtype=dtype, device=device)
     y, weight = torch.zeros_like(x), torch.zeros(width, width, dtype=dtype, device=device)
-    product = _seconds(lambda: torch.mm(x, weight, out=y), device)
-    added = _seconds(lambda: y.add_(x), device)
+    product = shortest_seconds(lambda: torch.mm(x, weight, out=y), device)
+    added = shortest_seconds(lambda: y.add_(x), device)
     link, latency = math.inf, 0.0
     if groups.tp_size > 1:
-        most = _LARGEST_MESSAGE // (width * x.element_size())
+        most = LARGEST_MESSAGE // (width * x.element_size())
         message = x.new_zeros(max(1, min(tokens // groups.tp_size, most)), width)
 
         def gather(some: Tensor) -> Callable[[], object]:
             return lambda: start_gather_first_dim(some, groups.tp_group)[1].wait()
 
-        latency, whole = _seconds(gather(message[:1]), device), _seconds(gather(message), device)
+        latency, whole = (
+            shortest_seconds(gather(message[:1]), device),
+            shortest_seconds(gather(message), device),
+        )
         sent = (groups.tp_size - 1) * message.numel() * message.element_size()
         link = sent / max(whole - latency, 1e-9)
     moved = 3.0 * y.numel() * y.element_size()
@@ -131,7 +134,7 @@ def measure(
     return broadcast_object(found, groups)
 
 
-def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+def shortest_seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
     """The shortest of some runs after one that does not count."""
     shortest = math.inf
     for turn in range(repeats + 1):
