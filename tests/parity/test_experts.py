@@ -7,39 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 
 from tests.support.differences import Differences
+from tests.support.expert_layouts import OVERLAP, ExpertLayout
 from tests.support.layouts import Layout
 from tests.support.models import EXPERTS
 from tests.support.parity import Case, Outcome, ParityBench
 from tests.support.reference import Recipe
 
-
-@dataclass(frozen=True)
-class ExpertLayout:
-    """A layout, and how the experts are cut."""
-
-    layout: Layout
-    ep: int = 1
-    etp: int | None = None
-    """Left out: TP."""
-    more: str = ""
-
-    @property
-    def flags(self) -> list[str]:
-        words = ["--expert-model-parallel-size", str(self.ep), "--moe-grouped-gemm"]
-        words += [] if self.etp is None else ["--expert-tensor-parallel-size", str(self.etp)]
-        return words + self.more.split()
-
-    def __str__(self) -> str:
-        words = [f"ep{self.ep}", *([] if self.etp is None else [f"etp{self.etp}"]), str(self.layout)]
-        return "-".join(words + [word.removeprefix("--") for word in self.more.split()])
-
-
-OVERLAP = "--moe-alltoall-overlap-comm"
 LAYOUTS = [
     ExpertLayout(Layout()),
     ExpertLayout(Layout(dp=2), ep=2),
@@ -58,8 +35,8 @@ LAYOUTS = [
     ExpertLayout(Layout(pp=2, vpp=2, dp=2, recompute="block"), ep=2, more=OVERLAP),
     ExpertLayout(Layout(cp=2, attention="ring"), ep=2),
     ExpertLayout(Layout(tp=2, pp=2, sequence_parallel=True, fusion="chunks"), ep=2, etp=1),
-    ExpertLayout(Layout(dp=2), ep=2, more="--moe-token-dispatcher-type allgather"),
-    ExpertLayout(Layout(tp=2, sequence_parallel=True), etp=2, more="--moe-token-dispatcher-type allgather"),
+    ExpertLayout(Layout(dp=2), ep=2, dispatcher="allgather"),
+    ExpertLayout(Layout(tp=2, sequence_parallel=True), etp=2, dispatcher="allgather"),
 ]
 FEW = [
     ExpertLayout(Layout(tp=2, sequence_parallel=True), ep=2, etp=1),
