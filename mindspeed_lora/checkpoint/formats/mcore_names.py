@@ -62,8 +62,7 @@ _PLACES = (
     (r"\.mlp\.experts\.(linear_fc[12])\.(weight)(\d+)$", r".mlp.experts.local_experts.\3.\1.\2"),
     (r"\.mlp\.shared_expert_gate\.weight$", ".mlp.shared_experts.gate_weight"),
     (r"\.mlp\.shared_expert\.", ".mlp.shared_experts."),
-    (r"\.self_attention\.linear_qb\.", ".self_attention.linear_q_up_proj."),
-    (r"\.self_attention\.linear_kvb\.", ".self_attention.linear_kv_up_proj."),
+    (r"\.self_attention\.linear_(q|kv)b(?=\.|$)", r".self_attention.linear_\1_up_proj"),
     (r"\.self_attention\.linear_(q|kv)_up_proj\.layer_norm_weight$", r".self_attention.\1_layernorm.weight"),
 )
 """Other names within a layer: grouped experts of Transformer Engine, its norms before the latent projections, and

@@ -14,7 +14,9 @@ from mindspeed_lora.checkpoint.engine import execute
 from mindspeed_lora.checkpoint.formats.mcore_experts import ExpertRanks
 from mindspeed_lora.checkpoint.formats.mcore_writer import plan_mcore
 from mindspeed_lora.checkpoint.formats.torch_dist_writer import plan_torch_dist
+from mindspeed_lora.checkpoint.peft.source import AdapterSource
 from mindspeed_lora.checkpoint.source import CheckpointSource, Source, open_source
+from mindspeed_lora.config.lora import LoraFlags
 from mindspeed_lora.config.shape import MLAShape, ModelShape, MoEShape
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.errors import Refused
@@ -157,3 +159,43 @@ def test_args_that_do_not_tell_latent_attention(tmp_path: Path):
         torch.save(content, file)
     with pytest.raises(Refused, match="args lacks kv_lora_rank of multi-latent attention"):
         open_source(folder)
+
+
+def test_packed_factors_of_mindspeed_llm(tmp_path: Path):
+    """An adapter on ``linear_qkv``, ``linear_qb`` and ``linear_kvb``: one A for both down projections."""
+    generator = torch.Generator().manual_seed(5)
+    width, heads = SHAPE.hidden_size, SHAPE.num_attention_heads
+
+    def draw(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator)
+
+    sizes = {
+        "linear_qkv": (width, 12 + 10 + 4),
+        "linear_qb": (12, heads * (6 + 4)),
+        "linear_kvb": (10, heads * (6 + 8)),
+    }
+    drawn = {name: (draw(3, columns), draw(rows, 3)) for name, (columns, rows) in sizes.items()}
+
+    def add(model: dict[str, torch.Tensor], rank: int) -> None:
+        for layer in range(2):
+            for name, (lora_a, lora_b) in drawn.items():
+                place = f"decoder.layers.{layer}.self_attention.{name}"
+                model[f"{place}.lora_A.default.weight"] = lora_a
+                own = lora_b if name == "linear_qkv" else lora_b.chunk(2)[rank]
+                model[f"{place}.lora_B.default.weight"] = own.clone()
+
+    folder = edited(Drawn(SHAPE), tmp_path, add)
+    adapter = AdapterSource(folder, SHAPE, None, LoraFlags(lora_alpha=6.0))
+    assert adapter.config.r == 3
+    expected = {
+        "q_a_proj": (drawn["linear_qkv"][0], drawn["linear_qkv"][1][:12]),
+        "kv_a_proj_with_mqa": (drawn["linear_qkv"][0], drawn["linear_qkv"][1][12:]),
+        "q_b_proj": drawn["linear_qb"],
+        "kv_b_proj": drawn["linear_kvb"],
+    }
+    assert {name.rpartition(".")[2] for name in adapter.hf_modules} == {*expected}
+    for layer in range(2):
+        for name, (lora_a, lora_b) in expected.items():
+            found = adapter.factors(f"model.layers.{layer}.self_attn.{name}")
+            assert torch.equal(found[0], lora_a) and torch.equal(found[1], lora_b), name
+            assert found[2] == 2.0
