@@ -119,6 +119,11 @@ class AdapterSpec:
         return {name: size for part in self.parts for name, size in part.tensors.items()}
 
     @property
+    def moe_shared(self) -> bool:
+        """Whether all experts of a layer have one pair of factors for each linear."""
+        return any(_OF_ALL_EXPERTS.search(part.module) for part in self.parts)
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """What carries it, by Megatron's names, or by Hugging Face's where a fused linear's matrices stand alone."""
         return tuple(dict.fromkeys(part.label or part.linear for part in self.parts))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,22 @@ def test_adapters_on_routers(
     peft = {"target_modules": ["o_proj"], "target_parameters": ["gate.weight", "experts.down_proj"]}
     case = Case(model="mixtral", peft=json.dumps(peft))
     within(bench.compare(case, bench.train(case, cut.layout, cut.flags)))
+
+
+def test_shared_factors_go_on_without_the_flag(bench: ParityBench, tmp_path: Path) -> None:
+    """The files tell that experts share factors: optimizer states fit, in another layout too, and nothing diverges."""
+    lora = ["--lora-r", "4", "--lora-alpha", "8", "--lora-target-modules", "linear_qkv", "linear_fc1"]
+    flags = [*bench.flags(Case(model="mixtral", recipe=Recipe(steps=6))), "--micro-batch-size", "1"]
+    whole = bench.run([*flags, *lora, "--lora-moe-shared"], Layout())
+    save = ["--save", str(tmp_path / "run"), "--lr-decay-iters", "6"]
+    first = [*flags, *save, *lora, "--lora-moe-shared", "--train-iters", "3"]
+    before = bench.run(first, Layout())
+    cut = ExpertLayout(Layout(dp=2), ep=2)
+    after = bench.run([*flags, *save, *lora, "--resume", "auto", *cut.flags], cut.layout)
+    assert [*before.losses, *after.losses] == pytest.approx(whole.losses, rel=1e-5)
+    assert after.end.keys() == whole.end.keys()
+    assert not any("local_experts" in name for name in after.end)
+    assert any("--lora-moe-shared" in notice for notice in after.ranks[0].notices)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 
 from mindspeed_lora.checkpoint.peft.trained_tensors import PREFIX
-from mindspeed_lora.checkpoint.storage.safetensors_file import TensorEntry
+from mindspeed_lora.checkpoint.storage.safetensors_file import SafetensorsFile, TensorEntry
 from mindspeed_lora.checkpoint.storage.tensor_file import TensorFile, open_tensor_file
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families.mapping import Region
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_WEIGHTS_FILE = "adapter_model.bin"
+
+MOE_SHARED = "lora_moe_shared"
+"""In the metadata of our files: the experts of a layer have one pair of factors (``--lora-moe-shared``)."""
 
 _FACTOR = re.compile(r"(.+\.lora_[AB])\.default\.weight")
 _OF_THE_MODEL = re.compile(r"(model\.|lm_head\.).+")
@@ -39,6 +42,11 @@ class AdapterFile:
                 )
             self._stored[name] = stored
         self.entries: dict[str, TensorEntry] = {name: file.entries[old] for name, old in self._stored.items()}
+
+    @property
+    def is_moe_shared(self) -> bool:
+        """Whether the file says that the experts of a layer have one pair of factors."""
+        return isinstance(self._file, SafetensorsFile) and self._file.metadata.get(MOE_SHARED) == "true"
 
     def read_into(self, out: torch.Tensor, name: str, region: Region) -> None:
         """Fill ``out`` with ``region`` of a tensor."""

@@ -78,6 +78,11 @@ def is_megatron_adapter(path: str | Path) -> bool:
     return _peft_folder(Path(path)) is None and holds_megatron_adapter(Path(path))
 
 
+def is_moe_shared(path: str | Path) -> bool:
+    """Whether the adapter that a path means was trained with ``--lora-moe-shared`` and saved by this program."""
+    return not is_megatron_adapter(path) and open_adapter_file(find_adapter(path)).is_moe_shared
+
+
 class PeftAdapter:
     """A PEFT folder, checked against the model that it is for.
 

@@ -12,6 +12,7 @@ from mindspeed_lora.checkpoint.peft.contradictions import refuse_contradictions
 from mindspeed_lora.checkpoint.peft.description import FUSED, describe_adapter, hf_linears
 from mindspeed_lora.checkpoint.peft.expert_names import installed_moe_format
 from mindspeed_lora.checkpoint.peft.flags import config_from_flags, shared_by_name
+from mindspeed_lora.checkpoint.peft.folder import is_moe_shared
 from mindspeed_lora.checkpoint.peft.source import AdapterSource
 from mindspeed_lora.checkpoint.peft.token_rows import new_token_indices, with_vocabulary
 from mindspeed_lora.checkpoint.peft.trained_tensors import model_shape
@@ -88,6 +89,10 @@ def _loaded(
     wanted = shared
     if shared is None and lora.lora_target_modules is not None:
         wanted = shared_by_name(lora.lora_target_modules, linears)
+    notices = []
+    if not lora.lora_moe_shared and is_moe_shared(path):
+        notices.append(f"{path}: the experts of a layer have one pair of factors, as by --lora-moe-shared")
+        lora = dataclasses.replace(lora, lora_moe_shared=True)
     source = AdapterSource(path, shape, wanted, lora)
     refuse_contradictions(lora, source.config, source.hf_modules, shape)
     dropout = source.config.dropout if lora.lora_dropout is None else lora.lora_dropout
@@ -98,7 +103,6 @@ def _loaded(
         if linear not in source.shared
         and len({part.label for part in spec.parts if linear_kind(part.module) == linear}) > 1
     ]
-    notices = []
     if apart:
         labels = dict.fromkeys(part.label for part in spec.parts if linear_kind(part.module) in apart)
         notices.append(

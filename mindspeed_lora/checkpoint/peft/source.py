@@ -14,7 +14,7 @@ import torch
 
 from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec, TrainedTensor
 from mindspeed_lora.checkpoint.canonical import canonical_tensors
-from mindspeed_lora.checkpoint.peft.adapter_file import WEIGHTS_FILE
+from mindspeed_lora.checkpoint.peft.adapter_file import MOE_SHARED, WEIGHTS_FILE
 from mindspeed_lora.checkpoint.peft.config import CONFIG_FILE, AdapterConfig
 from mindspeed_lora.checkpoint.peft.description import hf_linears
 from mindspeed_lora.checkpoint.peft.expert_names import FUSED
@@ -124,7 +124,9 @@ def write_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     get = tensors if callable(tensors) else tensors.__getitem__
     fused, unfused = _by_form(config, shape, spec)
-    with SafetensorsWriter(folder / WEIGHTS_FILE, adapter_specs(shape, config, spec, dtype)) as writer:
+    metadata = {MOE_SHARED: "true"} if spec.moe_shared else None
+    specs = adapter_specs(shape, config, spec, dtype)
+    with SafetensorsWriter(folder / WEIGHTS_FILE, specs, metadata) as writer:
         for part in unfused:
             lora_a, lora_b = (get(name).to(dtype) for name in part.tensors)
             parts = _split(part, shape, lora_b)

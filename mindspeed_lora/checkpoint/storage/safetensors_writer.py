@@ -13,10 +13,10 @@ from mindspeed_lora.checkpoint.storage.tensor_writer import FileLayout, TensorSp
 class SafetensorsLayout(FileLayout):
     """A safetensors file: a JSON header, then the tensors without gaps."""
 
-    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+    def __init__(self, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
         # Wide dtypes first, so that all are aligned.
         self.specs = dict(sorted(specs.items(), key=lambda item: -item[1][0].itemsize))
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        entries: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
         starts: dict[str, int] = {}
         position = 0
         for name, (dtype, shape) in self.specs.items():
@@ -42,5 +42,7 @@ class SafetensorsLayout(FileLayout):
 class SafetensorsWriter(TensorWriter):
     """A safetensors file being written; its tensors may come in any order, each exactly once."""
 
-    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
-        super().__init__(path, SafetensorsLayout(specs))
+    def __init__(
+        self, path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(path, SafetensorsLayout(specs, metadata))

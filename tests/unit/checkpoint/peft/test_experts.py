@@ -154,7 +154,12 @@ def test_one_pair_for_all_experts(moe_models: Models, tmp_path: Path):
         assert_peft_merges_alike(
             AdapterSource(written.folder, written.shape), written.base, tmp_path / f"m-{form}"
         )
+        loaded = plan_adapter(LoraConfig(lora_load=str(written.folder)), written.shape, 1)
+        assert loaded is not None and loaded.spec.parts == written.spec.parts
+        assert any("--lora-moe-shared" in notice for notice in loaded.notices)
     apart = Written(moe_models("mixtral"), tmp_path / "apart", flags(*EXPERTS))
+    loaded = plan_adapter(LoraConfig(lora_load=str(apart.folder)), apart.shape, 1)
+    assert loaded is not None and loaded.spec.parts == apart.spec.parts and not loaded.spec.moe_shared
     with pytest.raises(Refused, match=r"--lora-moe-shared: the factors of .*experts\.1\.w1"):
         AdapterSource(apart.folder, apart.shape, None, lora)
     with pytest.raises(Refused, match="only 1 of 4 get an adapter"):
