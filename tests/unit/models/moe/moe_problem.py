@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -89,12 +90,12 @@ class Result:
     factors: Values = field(default_factory=dict)
 
 
-def plain(problem: Problem) -> Result:
-    """By autograd, one expert and one token's choice after the other."""
+def plain(problem: Problem, routed: Callable[[Problem, Values, Tensor], Tensor] | None = None) -> Result:
+    """By autograd, one expert and one token's choice after the other, or ``routed`` of a replica's tokens."""
     values = problem.values()
     names = [f"{name}.{factor}" for name in problem.parts for factor in "ab"]
     leaves = {name: values[name].requires_grad_() for name in ["x", "router", *names]}
-    outputs = torch.stack([_plain_replica(problem, values, x) for x in values["x"]])
+    outputs = torch.stack([_plain_replica(problem, values, x, routed or _routed) for x in values["x"]])
     total = (outputs * values["grad"]).sum()
     for x in values["x"]:
         logits = x @ values["router"].t()
@@ -115,16 +116,29 @@ def plain_losses(logits: Tensor, settings: MoESettings, topk: int) -> Tensor:
     return loss + settings.seq_aux_loss_coeff * count * by_rows.mean()
 
 
-def _plain_replica(problem: Problem, values: Values, x: Tensor) -> Tensor:
-    tokens = x.reshape(-1, HIDDEN)
+def _routed(problem: Problem, values: Values, tokens: Tensor) -> Tensor:
+    """``[T, h]``, what the experts make of the tokens."""
     routing = route(tokens @ values["router"].t(), problem.moe)
     routing = within_capacity(routing, problem.moe.num_experts, problem.settings)
     output = torch.zeros_like(tokens)
     for expert in range(problem.moe.num_experts):
-        fc1, fc2 = (_adapted(problem, values, linear, expert) for linear in ("fc1", "fc2"))
-        gate, up = (tokens @ fc1.t()).chunk(2, dim=-1)
         weight = (routing.weights * (routing.experts == expert)).sum(dim=1, keepdim=True)
-        output = output + weight * ((F.silu(gate) * up) @ fc2.t())
+        output = output + weight * expert_output(problem, values, expert, tokens)
+    return output
+
+
+def expert_output(problem: Problem, values: Values, expert: int, tokens: Tensor) -> Tensor:
+    """``[T, h]``, what one expert with its adapters makes of the tokens."""
+    fc1, fc2 = (_adapted(problem, values, linear, expert) for linear in ("fc1", "fc2"))
+    gate, up = (tokens @ fc1.t()).chunk(2, dim=-1)
+    return (F.silu(gate) * up) @ fc2.t()
+
+
+def _plain_replica(
+    problem: Problem, values: Values, x: Tensor, routed: Callable[[Problem, Values, Tensor], Tensor]
+) -> Tensor:
+    tokens = x.reshape(-1, HIDDEN)
+    output = routed(problem, values, tokens)
     if problem.moe.shared_ffn_hidden_size:
         gate, up = (tokens @ values["shared_fc1"].t()).chunk(2, dim=-1)
         shared = (F.silu(gate) * up) @ values["shared_fc2"].t()

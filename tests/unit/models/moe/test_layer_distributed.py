@@ -8,14 +8,27 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.moe.moe_utils import apply_router_token_dropping
 
 from mindspeed_lora.adapters.dropout import token_keys
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.moe.exchange import Exchange
+from mindspeed_lora.models.moe.routing import route
 from mindspeed_lora.models.moe.settings import MoESettings
 from mindspeed_lora.parallel.groups import destroy_groups, initialize_groups
 from tests.support.pool import WorkerPool
-from tests.unit.models.moe.moe_problem import MOE, Layout, Problem, RankResult, Result, build, on_rank, plain
+from tests.unit.models.moe.moe_problem import (
+    MOE,
+    Layout,
+    Problem,
+    RankResult,
+    Result,
+    Values,
+    build,
+    expert_output,
+    on_rank,
+    plain,
+)
 
 EXACT = 1e-10
 """In float64, sums of up to a hundred terms."""
@@ -123,6 +136,36 @@ def test_tokens_over_the_capacity_are_dropped(workers: WorkerPool, layout: Layou
     problem = Problem(settings=capacity, replicas=layout.replicas)
     expected = plain(problem)
     assert (expected.output - plain(replace(problem, settings=MoESettings())).output).abs().max() > 0.1
+    check(workers.run(layout.world, on_rank, problem, layout, expected), expected, layout)
+
+
+def filled_to_capacity(problem: Problem, values: Values, tokens: torch.Tensor) -> torch.Tensor:
+    """The experts' outputs with megatron-core's ``--moe-pad-expert-input-to-capacity``: as many rows for each."""
+    routing, count = route(tokens @ values["router"].t(), problem.moe), problem.moe.num_experts
+    weights = torch.zeros(len(tokens), count, dtype=tokens.dtype).scatter(1, routing.experts, routing.weights)
+    factor = problem.settings.capacity_factor
+    assert factor is not None
+    padded, rows = apply_router_token_dropping(
+        weights, weights > 0, problem.moe.topk, factor, pad_to_capacity=True
+    )
+    (capacity,) = set(rows.sum(dim=0).tolist())
+    output = torch.zeros_like(tokens)
+    for expert in range(count):
+        taken = rows[:, expert].nonzero().flatten()
+        assert len(taken) == capacity
+        own = padded[taken, expert].unsqueeze(1) * expert_output(problem, values, expert, tokens[taken])
+        output = output.index_add(0, taken, own)
+    return output
+
+
+@pytest.mark.parametrize("layout", [Layout(world=1), Layout(ep=2, etp=2, world=4)], ids=str)
+@pytest.mark.parametrize("factor", [0.5, 1.5, 4.0])
+def test_filling_experts_up_to_their_capacity_changes_nothing(
+    workers: WorkerPool, layout: Layout, factor: float
+) -> None:
+    """Megatron fills with tokens of weight 0: outputs and all gradients are those without."""
+    problem = Problem(settings=MoESettings(capacity_factor=factor), replicas=layout.replicas)
+    expected = plain(problem, filled_to_capacity)
     check(workers.run(layout.world, on_rank, problem, layout, expected), expected, layout)
 
 
