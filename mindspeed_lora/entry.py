@@ -81,6 +81,11 @@ def _verify(job: Any) -> int:
 
 
 def _preprocess(job: Any) -> None:
+    if job.runtime.dry_run:
+        from mindspeed_lora.data.dry_run import dry_run
+
+        dry_run(job)
+        return
     from mindspeed_lora.data.preprocess import preprocess
 
     preprocess(job)

@@ -110,8 +110,12 @@ NOT_BUILT: dict[str, Feature] = {
         "handler-name=1 output-prefix=1 input=1 map-keys=1 pack",
     ),
     **_features(
-        "only training and convert_ckpt.py have a dry run in this version",
-        "dry-run world-size=1 nnodes=1 nproc_per_node=1 nproc-per-node=1",
+        "this command runs in one process, which needs no torchrun",
+        "world-size=1 nnodes=1 nproc_per_node=1 nproc-per-node=1",
+    ),
+    **_features(
+        "this command only reads: there is nothing to try without doing it",
+        "dry-run",
     ),
     **_features(
         "weights and biases and the like are not supported by this version; use --tensorboard-dir",

@@ -15,7 +15,7 @@ from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.moe import ExpertsConfig, RoutingConfig
 from mindspeed_lora.config.parallel import ParallelConfig, StagesConfig
 from mindspeed_lora.config.preprocess import PreprocessConfig
-from mindspeed_lora.config.runtime import ConversionRuntimeConfig, RuntimeConfig, TrainRuntimeConfig
+from mindspeed_lora.config.runtime import FileRuntimeConfig, LaunchedRuntimeConfig, RuntimeConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
 from mindspeed_lora.config.training import TrainingConfig
 
@@ -35,7 +35,7 @@ class Job:
 class TrainJob(Job):
     """``posttrain_gpt.py`` and ``pretrain_gpt.py``."""
 
-    runtime: TrainRuntimeConfig
+    runtime: LaunchedRuntimeConfig
     model: ModelConfig
     experts: ExpertsConfig
     routing: RoutingConfig
@@ -52,7 +52,7 @@ class TrainJob(Job):
 class ConversionJob(Job):
     """``convert_ckpt.py``."""
 
-    runtime: ConversionRuntimeConfig
+    runtime: FileRuntimeConfig
     conversion: ConversionConfig
     stages: StagesConfig
     lora: LoraFlags
@@ -78,6 +78,7 @@ class VerifyJob(Job):
 class PreprocessJob(Job):
     """``preprocess_data.py``."""
 
+    runtime: FileRuntimeConfig
     preprocess: PreprocessConfig
     tokenizer: TokenizerConfig
 
@@ -86,6 +87,7 @@ class PreprocessJob(Job):
 class InferenceJob(Job):
     """``inference.py``."""
 
+    runtime: LaunchedRuntimeConfig
     model: ModelConfig
     experts: ExpertsConfig
     parallel: ParallelConfig

@@ -45,10 +45,11 @@ def resolve_inference(job: InferenceJob, environ: Mapping[str, str]) -> Inferenc
         notices.append("--context-parallel-size has no effect on generation: its ranks answer other prompts")
     inference = dataclasses.replace(inference, task=tasks)
     if not job.runtime.print_config:
-        job.parallel.data_parallel_size(int(environ.get("WORLD_SIZE", "1")))
+        job.parallel.data_parallel_size(job.runtime.resolve_world_size(job.parallel, environ))
         if job.checkpoint.load is None and job.checkpoint.exit_on_missing_checkpoint:
             raise Refused("--exit-on-missing-checkpoint is given without --load; name the model")
-        refuse_placeholders(job)
+        if not job.runtime.dry_run:
+            refuse_placeholders(job)
     return dataclasses.replace(job, inference=inference, notices=tuple(notices))
 
 
@@ -136,7 +137,8 @@ def resolve_preprocess(job: PreprocessJob) -> PreprocessJob:
         require(job.preprocess, "input", "output_prefix")
         if job.tokenizer.tokenizer_model is None:
             require(job.tokenizer, "tokenizer_name_or_path")
-        refuse_placeholders(job)
+        if not job.runtime.dry_run:
+            refuse_placeholders(job)
     return job
 
 

@@ -27,15 +27,15 @@ class RuntimeConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConversionRuntimeConfig(RuntimeConfig):
-    """Switches of the conversion."""
+class FileRuntimeConfig(RuntimeConfig):
+    """Switches of the commands that write files in one process."""
 
     dry_run: bool = flag("check everything, tell what would be written, write nothing", False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRuntimeConfig(RuntimeConfig):
-    """Switches of the training commands."""
+class LaunchedRuntimeConfig(RuntimeConfig):
+    """Switches of the commands that torchrun starts."""
 
     dry_run: bool = flag("check everything, tell what would happen, write nothing", False)
     world_size: int | None = flag("number of processes that --dry-run plans for", check=AT_LEAST_ONE)

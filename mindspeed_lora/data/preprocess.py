@@ -96,18 +96,24 @@ def _batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
+def dataset_prefixes(prefix: str, preparation: Preparation) -> list[str]:
+    """The paths of the indexed data sets that a run writes, without their suffixes."""
+    keys = preparation.work.keys
+    if isinstance(preparation.work, InstructionWork):
+        return [packed_prefix(prefix, key) for key in keys]
+    return [f"{prefix}_{key}_document" for key in keys]
+
+
 class _Output:
     """The files of a run: one indexed data set a key, and the information on them."""
 
     def __init__(self, prefix: str, preparation: Preparation) -> None:
         self._info = preparation.info
         self._packing = preparation.packing
-        keys = preparation.work.keys
+        self.prefixes = dataset_prefixes(prefix, preparation)
         if isinstance(preparation.work, InstructionWork):
-            self.prefixes = [packed_prefix(prefix, key) for key in keys]
             self._info_paths = [info_path(prefix)]
         else:
-            self.prefixes = [f"{prefix}_{key}_document" for key in keys]
             self._info_paths = [text_info_path(path) for path in self.prefixes]
         spool = Path(f"{prefix}_packed_rows")
         remove_stale([*self._info_paths, spool])

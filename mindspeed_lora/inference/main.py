@@ -8,6 +8,7 @@ import sys
 from mindspeed_lora.config.jobs import InferenceJob
 from mindspeed_lora.inference.answers import answer_prompts, output_file
 from mindspeed_lora.inference.chat import chat
+from mindspeed_lora.inference.dry_run import dry_run
 from mindspeed_lora.inference.plan import CHAT, InferencePlan, plan_inference
 from mindspeed_lora.inference.session import InferenceSession
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
@@ -24,6 +25,9 @@ def infer(job: InferenceJob) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal may lack a character of the answer.
         sys.stdout.reconfigure(errors="replace")
+    if job.runtime.dry_run:
+        dry_run(job)
+        return 0
     plan = plan_inference(job)
     groups, notices = initialize_groups(job.parallel, job.inference.seed)
     try:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 from mindspeed_lora.adapters.inject_experts import check_expert_adapters
 from mindspeed_lora.checkpoint.loading.model import AdapterPlan
+from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
 from mindspeed_lora.checkpoint.peft.plan import plan_adapter
 from mindspeed_lora.checkpoint.source import Source, open_source
-from mindspeed_lora.config.checks import check_layout, reconcile
+from mindspeed_lora.config.checks import check_layout, reconcile, shape_from_flags
 from mindspeed_lora.config.inference import InferenceConfig
 from mindspeed_lora.config.jobs import InferenceJob
-from mindspeed_lora.config.moe import reconcile_experts
+from mindspeed_lora.config.moe import experts_from_flags, reconcile_experts
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
@@ -46,8 +47,8 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferencePlan:
-    """A job, resolved."""
+class ModelPlan:
+    """A job's model and how it is cut, without what needs a tokenizer."""
 
     job: InferenceJob
     shape: ModelShape
@@ -55,6 +56,13 @@ class InferencePlan:
     """The layers of each pipeline stage."""
     source: Source
     adapter: AdapterPlan | None
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferencePlan(ModelPlan):
+    """A job, resolved."""
+
     tokenizer: PreTrainedTokenizerBase
     encoder: PromptEncoder
     chat_encoder: PromptEncoder
@@ -63,7 +71,6 @@ class InferencePlan:
     defaults: GenerationDefaults
     prompts: tuple[Prompt, ...]
     """What greedy and do_sample answer."""
-    notices: tuple[str, ...]
 
     def choice(self, task: str) -> TokenChoice:
         """How the tokens of a task are chosen."""
@@ -87,24 +94,42 @@ def plan_inference(job: InferenceJob) -> InferencePlan:
     Raises:
         Refused: something contradicts, is missing or cannot be.
     """
+    return plan_texts(plan_model(job))
+
+
+def plan_model(job: InferenceJob) -> ModelPlan:
+    """Resolves model, layout and adapter.
+
+    Raises:
+        Refused: something contradicts, is missing or cannot be.
+    """
     notices: list[str] = []
-    source = _source(job)
-    shape = reconcile(job.model, source.shape, len(job.parallel.noop_slots))
-    shape, told = reconcile_experts(job.experts, shape)
-    notices += told
+    source, shape = _model(job, notices)
     job = dataclasses.replace(job, parallel=_without_interleaving(job.parallel, notices))
     placement = check_layout(shape, job.parallel)
     adapter = plan_adapter(job.lora, shape, job.inference.seed)
     if adapter is not None:
         check_expert_adapters(adapter.spec, shape)
         shape = adapter.shape
-    tokenizer = _tokenizer(job, source, adapter)
-    encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token)
-    chat_encoder = _chat_encoder(job, encoder, notices)
-    limit = LengthLimit.of(job.inference, shape.max_position_embeddings, job.given)
     _check_output_file(job.inference)
     if job.parallel.sequence_parallel:
         notices.append("--sequence-parallel has no effect on generation")
+    return ModelPlan(
+        job=job, shape=shape, placement=placement, source=source, adapter=adapter, notices=tuple(notices)
+    )
+
+
+def plan_texts(model: ModelPlan) -> InferencePlan:
+    """Adds the tokenizer and what is answered with it.
+
+    Raises:
+        Refused: there is no tokenizer, or a prompt is too long or cannot be read.
+    """
+    job, shape, source, notices = model.job, model.shape, model.source, [*model.notices]
+    tokenizer = _tokenizer(job, source, model.adapter)
+    encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token)
+    chat_encoder = _chat_encoder(job, encoder, notices)
+    limit = LengthLimit.of(job.inference, shape.max_position_embeddings, job.given)
     defaults = read_generation_defaults(source.config_dir)
     if defaults.not_applied:
         notices.append(f"generation_config.json: not applied: {', '.join(defaults.not_applied)}")
@@ -115,9 +140,9 @@ def plan_inference(job: InferenceJob) -> InferencePlan:
     return InferencePlan(
         job=job,
         shape=shape,
-        placement=placement,
+        placement=model.placement,
         source=source,
-        adapter=adapter,
+        adapter=model.adapter,
         tokenizer=tokenizer,
         encoder=encoder,
         chat_encoder=chat_encoder,
@@ -137,6 +162,18 @@ def _without_interleaving(parallel: ParallelConfig, notices: list[str]) -> Paral
     if plain != parallel:
         notices.append("virtual pipeline stages have no effect on generation")
     return plain
+
+
+def _model(job: InferenceJob, notices: list[str]) -> tuple[Source, ModelShape]:
+    """Where the weights come from; in a dry run without them, the shape that the flags tell."""
+    num_noops = len(job.parallel.noop_slots)
+    if job.checkpoint.load is None and job.runtime.dry_run:
+        shape = experts_from_flags(job.experts, shape_from_flags(job.model, num_noops))
+        return RandomSource(shape, job.inference.seed, 0.0), shape
+    source = _source(job)
+    shape, told = reconcile_experts(job.experts, reconcile(job.model, source.shape, num_noops))
+    notices += told
+    return source, shape
 
 
 def _source(job: InferenceJob) -> Source:

@@ -10,11 +10,10 @@ import dataclasses
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from mindspeed_lora.checkpoint.canonical import padded_vocab_size
 from mindspeed_lora.config.jobs import TrainJob
-from mindspeed_lora.config.resolve_training import DEFAULT_LORA_R, LORA_TARGETS
+from mindspeed_lora.config.missing_inputs import without_missing_inputs
 from mindspeed_lora.data.indexed_dataset import idx_path
 from mindspeed_lora.data.sft_dataset import packed_prefix
 from mindspeed_lora.device import compute_dtype, has_accelerator, resident_memory_bytes
@@ -33,7 +32,7 @@ def dry_run(job: TrainJob, environ: Mapping[str, str] = os.environ) -> None:
     Raises:
         Refused: the job cannot be.
     """
-    job, missing = _without_missing_inputs(job)
+    job, missing = _without_missing(job)
     plan = plan_training(job)
     if environ.get("RANK", "0") != "0":
         return
@@ -97,29 +96,14 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f}"
 
 
-def _without_missing_inputs(job: TrainJob) -> tuple[TrainJob, list[str]]:
-    """The job without the paths at which nothing is, and a notice for each."""
-    notices: list[str] = []
-    checkpoint, lora, tokenizer, data = job.checkpoint, job.lora, job.tokenizer, job.data
-    if checkpoint.load is not None and not Path(checkpoint.load).exists():
-        notices.append(f"--load {checkpoint.load} is not there: the model's shape is taken from the flags")
-        checkpoint = dataclasses.replace(checkpoint, load=None)
-    if lora.lora_load is not None and not Path(lora.lora_load).exists():
-        rank = lora.lora_r or DEFAULT_LORA_R
-        notices.append(f"--lora-load {lora.lora_load} is not there: an adapter of rank {rank} is assumed")
-        alpha = 2 * rank if lora.lora_alpha is None else lora.lora_alpha
-        targets = lora.lora_target_modules or LORA_TARGETS
-        lora = dataclasses.replace(
-            lora, lora_load=None, lora_r=rank, lora_alpha=alpha, lora_target_modules=targets
-        )
-    named = tokenizer.tokenizer_name_or_path or tokenizer.tokenizer_model
-    if named is not None and not Path(named).exists():
-        notices.append(f"the tokenizer {named} is not there")
-        tokenizer = dataclasses.replace(tokenizer, tokenizer_name_or_path=None, tokenizer_model=None)
+def _without_missing(job: TrainJob) -> tuple[TrainJob, list[str]]:
+    """The job without the paths at which nothing is, its data's among them, and a notice for each."""
+    job, notices = without_missing_inputs(job)
+    data = job.data
     if data.data_path is not None and not _is_prepared(data.data_path):
         notices.append(f"--data-path {data.data_path} is not there: full rows are assumed")
         data = dataclasses.replace(data, data_path=None, valid_data_path=None)
-    return dataclasses.replace(job, checkpoint=checkpoint, lora=lora, tokenizer=tokenizer, data=data), notices
+    return dataclasses.replace(job, data=data), notices
 
 
 def _is_prepared(prefix: str) -> bool:

@@ -143,6 +143,39 @@ def test_the_entry_files(script: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+SHAPE = [
+    *("--num-layers", "2", "--hidden-size", "64", "--num-attention-heads", "4", "--ffn-hidden-size", "96"),
+    *("--max-position-embeddings", "64", "--padded-vocab-size", "100", "--world-size", "2"),
+    *("--tensor-model-parallel-size", "2", "--load", "your model path"),
+]
+DRY_RUNS = {
+    "posttrain_gpt.py": [*SHAPE, "--data-path", "your data path", "--save", "run"],
+    "pretrain_gpt.py": [*SHAPE, "--data-path", "your data path", "--save", "run"],
+    "inference.py": [*SHAPE, "--lora-load", "your adapter path"],
+    "preprocess_data.py": [
+        *("--input", "your data path", "--output-prefix", "out/rows"),
+        *("--tokenizer-name-or-path", "your tokenizer path"),
+    ],
+    "convert_ckpt.py": [
+        *SHAPE[:12],
+        *("--load-dir", "none", "--save-dir", "out", "--save-model-type", "mg"),
+        *("--target-tensor-parallel-size", "2"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", DRY_RUNS)
+def test_a_dry_run_needs_no_inputs_and_writes_nothing(script: str, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    command = [sys.executable, str(ROOT / script), *DRY_RUNS[script], "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "is not there" in done.stderr
+    assert "nothing written" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -48,7 +48,7 @@ def test_tasks_have_other_names(given: str, tasks: tuple[str, ...]) -> None:
         ("--exit-on-missing-checkpoint", "without --load"),
         ("--load your model directory path", "--load is still the placeholder"),
         ("--temperature 0", "--temperature 0.0: expected a number above 0"),
-        ("--dry-run", "only training and convert_ckpt.py have a dry run"),
+        ("--dry-run --tensor-model-parallel-size 2 --world-size 3", "world size 3 is not divisible"),
     ],
 )
 def test_refused_generations(line: str, message: str) -> None:

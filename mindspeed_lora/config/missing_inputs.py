@@ -1,0 +1,34 @@
+"""What a dry run does without: models, adapters and tokenizers at whose paths nothing is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TypeVar
+
+from mindspeed_lora.config.jobs import InferenceJob, TrainJob
+from mindspeed_lora.config.resolve_training import DEFAULT_LORA_R, LORA_TARGETS
+
+AnyJob = TypeVar("AnyJob", TrainJob, InferenceJob)
+
+
+def without_missing_inputs(job: AnyJob) -> tuple[AnyJob, list[str]]:
+    """The job without the paths at which nothing is, and a notice for each."""
+    notices: list[str] = []
+    checkpoint, lora, tokenizer = job.checkpoint, job.lora, job.tokenizer
+    if checkpoint.load is not None and not Path(checkpoint.load).exists():
+        notices.append(f"--load {checkpoint.load} is not there: the model's shape is taken from the flags")
+        checkpoint = dataclasses.replace(checkpoint, load=None)
+    if lora.lora_load is not None and not Path(lora.lora_load).exists():
+        rank = lora.lora_r or DEFAULT_LORA_R
+        notices.append(f"--lora-load {lora.lora_load} is not there: an adapter of rank {rank} is assumed")
+        alpha = 2 * rank if lora.lora_alpha is None else lora.lora_alpha
+        targets = lora.lora_target_modules or LORA_TARGETS
+        lora = dataclasses.replace(
+            lora, lora_load=None, lora_r=rank, lora_alpha=alpha, lora_target_modules=targets
+        )
+    named = tokenizer.tokenizer_name_or_path or tokenizer.tokenizer_model
+    if named is not None and not Path(named).exists():
+        notices.append(f"the tokenizer {named} is not there")
+        tokenizer = dataclasses.replace(tokenizer, tokenizer_name_or_path=None, tokenizer_model=None)
+    return dataclasses.replace(job, checkpoint=checkpoint, lora=lora, tokenizer=tokenizer), notices

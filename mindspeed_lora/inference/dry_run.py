@@ -1,0 +1,76 @@
+"""``--dry-run``: the job is resolved as for generation, without weights and without peers, and told.
+
+What a flag names and cannot be found is taken from the other flags, and told. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from mindspeed_lora.config.jobs import InferenceJob
+from mindspeed_lora.config.missing_inputs import without_missing_inputs
+from mindspeed_lora.device import compute_dtype, has_accelerator
+from mindspeed_lora.inference.plan import InferencePlan, ModelPlan, plan_model, plan_texts
+from mindspeed_lora.training.reporting import layout_lines
+
+
+def dry_run(job: InferenceJob, environ: Mapping[str, str] = os.environ) -> None:
+    """Checks everything and prints, on rank 0, the layout, the model and what would be answered.
+
+    Raises:
+        Refused: the job cannot be.
+    """
+    job, missing = without_missing_inputs(job)
+    prompt_file = job.inference.prompt_file
+    if prompt_file is not None and not Path(prompt_file).exists():
+        missing.append(f"--prompt-file {prompt_file} is not there: no prompt is checked")
+        job = dataclasses.replace(job, inference=dataclasses.replace(job.inference, prompt_file=None))
+    plan = plan_model(job)
+    named = job.tokenizer.tokenizer_name_or_path or job.tokenizer.tokenizer_model
+    if named is not None or plan.source.config_dir is not None or not missing:
+        plan = plan_texts(plan)
+    else:
+        missing.append("there is no tokenizer: prompts and their lengths are not checked")
+    if environ.get("RANK", "0") != "0":
+        return
+    dtype, notice = compute_dtype(job.inference.bf16, job.inference.fp16)
+    for text in (*missing, *plan.notices, *([notice] if notice else [])):
+        print(f"notice: {text}", file=sys.stderr)
+    world_size = job.runtime.resolve_world_size(job.parallel, environ)
+    print("\n".join(layout_lines(_rows(plan, world_size, str(dtype).removeprefix("torch.")), None)))
+    print("dry run: everything checked, nothing written")
+
+
+def _rows(plan: ModelPlan, world_size: int, dtype: str) -> list[tuple[str, str]]:
+    """Names and values of the table."""
+    job, parallel, shape = plan.job, plan.job.parallel, plan.shape
+    rows = [
+        ("world size", f"{world_size} ({'cuda' if has_accelerator() else 'cpu'})"),
+        ("tensor parallel", str(parallel.tensor_model_parallel_size)),
+        ("pipeline parallel", str(parallel.pipeline_model_parallel_size)),
+        ("replicas", str(parallel.data_parallel_size(world_size))),
+    ]
+    if shape.moe is not None:
+        experts = f"{parallel.expert_parallel_size}, each over {parallel.expert_tensor_size}"
+        rows.append(("expert parallel", experts))
+    rows += [
+        ("dtype", dtype),
+        ("model", f"{shape.family}, {shape.num_layers} layers, hidden {shape.hidden_size}"),
+        ("weights", str(plan.source.path) if job.checkpoint.load is not None else "not there"),
+        ("layers by stage", plan.placement.describe()),
+    ]
+    if plan.adapter is not None:
+        rows.append(("adapter", plan.adapter.spec.describe()))
+    rows.append(("task", " ".join(job.inference.task)))
+    if isinstance(plan, InferencePlan) and plan.prompts:
+        longest = max(len(prompt.request.tokens) for prompt in plan.prompts)
+        rows.append(("prompts", f"{len(plan.prompts)}, of at most {longest} tokens"))
+        room = max(prompt.request.max_new_tokens for prompt in plan.prompts)
+        rows.append(("answers", f"of at most {room} tokens"))
+    if job.inference.output_file is not None:
+        rows.append(("output file", job.inference.output_file))
+    return rows
