@@ -46,11 +46,6 @@ NOT_BUILT: dict[str, Feature] = {
     **_features("the only schedules are 1F1B and interleaved 1F1B", "schedules-method=1"),
     **_features("rows longer than --seq-length are cut or dropped as --overlong says", "no-cut-token"),
     **_features(
-        "quantised base models are not supported by this version",
-        """qlora qlora-nf4 qlora-save-dequantize quant-type=1 quant-block-size=1 quant-double
-        quant-skip-modules=+ merge-dequantized paged-optimizer""",
-    ),
-    **_features(
         "only plain LoRA is supported by this version",
         "lu-lora-final-layer-index=1 lu-lora-lr=1 lu-lora-lr-ratio=1 use-dora",
     ),

@@ -15,6 +15,7 @@ from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.moe import ExpertsConfig, RoutingConfig
 from mindspeed_lora.config.parallel import ParallelConfig, StagesConfig
 from mindspeed_lora.config.preprocess import PreprocessConfig
+from mindspeed_lora.config.quantization import ConversionQuantFlags, QuantFlags, TrainQuantFlags
 from mindspeed_lora.config.runtime import FileRuntimeConfig, LaunchedRuntimeConfig, RuntimeConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
 from mindspeed_lora.config.training import TrainingConfig
@@ -41,6 +42,7 @@ class TrainJob(Job):
     routing: RoutingConfig
     parallel: ParallelConfig
     lora: LoraConfig
+    quantization: TrainQuantFlags
     data: DataConfig
     tokenizer: TokenizerConfig
     training: TrainingConfig
@@ -56,6 +58,7 @@ class ConversionJob(Job):
     conversion: ConversionConfig
     stages: StagesConfig
     lora: LoraFlags
+    quantization: ConversionQuantFlags
     model: ModelConfig
     experts: ExpertsConfig
 
@@ -92,6 +95,7 @@ class InferenceJob(Job):
     experts: ExpertsConfig
     parallel: ParallelConfig
     lora: LoraConfig
+    quantization: QuantFlags
     tokenizer: TokenizerConfig
     checkpoint: LoadConfig
     inference: InferenceConfig

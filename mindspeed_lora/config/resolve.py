@@ -13,6 +13,7 @@ from mindspeed_lora.config.inference import BEAM_SEARCH, TASKS, InferenceConfig
 from mindspeed_lora.config.jobs import ConversionJob, InferenceJob, InspectJob, Job, PreprocessJob, VerifyJob
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.parallel import StagesConfig
+from mindspeed_lora.config.resolve_quantization import check_conversion_quantization, check_quantization
 from mindspeed_lora.config.tokenizer import TokenizerConfig
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused
@@ -24,6 +25,7 @@ def resolve_inference(job: InferenceJob, environ: Mapping[str, str]) -> Inferenc
     """Check an inference job; several replicas of the model are fine, they all generate the same."""
     check_precision(job.inference)
     check_template(job.tokenizer)
+    check_quantization(job.quantization)
     inference = job.inference
     notices = list(job.notices)
     if inference.prompt is not None and inference.prompt_file is not None:
@@ -82,6 +84,9 @@ def resolve_conversion(job: ConversionJob) -> ConversionJob:
             raise Refused(
                 f"{name} {size}: --save-model-type {conversion.save_model_type} is not cut over ranks; use 1"
             )
+    check_conversion_quantization(
+        job.quantization, conversion.save_model_type, conversion.lora_load is not None
+    )
     if conversion.moe_tp_extend_ep and conversion.expert_tensor_parallel_size not in (None, 1):
         raise Refused(
             "--moe-tp-extend-ep leaves each expert whole, but --expert-tensor-parallel-size is "

@@ -15,6 +15,7 @@ from mindspeed_lora.config.resolve import (
     refuse_placeholders,
     require,
 )
+from mindspeed_lora.config.resolve_quantization import check_quantization
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused
 
@@ -38,6 +39,7 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
     check_precision(training)
     check_template(job.tokenizer)
     _check_schedule(job)
+    check_quantization(job.quantization)
     _check_fusion(lora)
     _check_recompute(training)
     if job.parallel.overlap_param_gather and not job.parallel.use_distributed_optimizer:
@@ -59,9 +61,12 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
 
 
 def _fill_lora(job: TrainJob) -> tuple[LoraConfig, list[str]]:
-    """A new adapter's rank, alpha and targets; those of ``--lora-load`` are left to the adapter's files."""
+    """A new adapter's rank, alpha and targets; those of ``--lora-load`` are left to the adapter's files.
+
+    Quantised weights are frozen, so ``--qlora`` alone asks for an adapter too.
+    """
     lora = job.lora
-    if not given_lora(job) or lora.lora_load is not None:
+    if not (given_lora(job) or job.quantization.quantises) or lora.lora_load is not None:
         return lora, []
     rank = DEFAULT_LORA_R if lora.lora_r is None else lora.lora_r
     defaults: dict[str, Any] = {"lora_r": rank, "lora_alpha": 2 * rank, "lora_target_modules": LORA_TARGETS}

@@ -60,6 +60,10 @@ class TrainingConfig(Section):
         "steps without overflow before the loss scale doubles", 1000, check=AT_LEAST_ONE
     )
     hysteresis: int = flag("overflows before the loss scale is halved", 2, check=AT_LEAST_ONE)
+    paged_optimizer: bool = flag(
+        "keep the optimizer's state in host memory (on the CPU in a file) and page it in as it is needed",
+        False,
+    )
     loss_normalization: str = flag(
         "mean over all loss-carrying tokens of the global batch, or mean of micro-batch means",
         "token",

@@ -95,8 +95,8 @@ def test_training_flags_have_no_effect_in_inference() -> None:
 
 
 def test_features_that_are_not_there_are_refused_by_name() -> None:
-    with pytest.raises(Refused, match="--qlora, --quant-block-size 64: quantised base models"):
-        parse("--qlora --quant-block-size 64")
+    with pytest.raises(Refused, match="--use-dora: only plain LoRA"):
+        parse("--use-dora")
     with pytest.raises(Refused, match="--mtp-num-layers 1: multi-token prediction"):
         parse("--mtp-num-layers 0 --mtp-num-layers 1")
 

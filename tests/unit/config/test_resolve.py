@@ -71,7 +71,18 @@ def test_refused_generations(line: str, message: str) -> None:
             "--load-dir a --save-dir b --save-model-type hf --target-expert-parallel-size 2",
             "--target-expert-parallel-size 2: --save-model-type hf",
         ),
-        ("--load-dir a --save-dir b --save-model-type mg --qlora-nf4", "quantised base models"),
+        (
+            "--load-dir a --save-dir b --save-model-type peft --qlora-nf4",
+            "--qlora-nf4 quantises a model, but --save-model-type peft writes an adapter",
+        ),
+        (
+            "--load-dir a --save-dir b --save-model-type mg --merge-dequantized --qlora",
+            "--merge-dequantized is given without --lora-load",
+        ),
+        (
+            "--load-dir a --save-dir b --save-model-type mg --qlora --qlora-save-dequantize",
+            "--qlora writes quantised weights and --qlora-save-dequantize plain ones",
+        ),
     ],
 )
 def test_refused_conversions(line: str, message: str) -> None:

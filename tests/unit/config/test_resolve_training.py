@@ -198,3 +198,25 @@ def test_evaluation_without_a_validation_part_is_told() -> None:
     assert any("no evaluation" in notice for notice in job("--eval-iters 2").notices)
     assert not any("no evaluation" in notice for notice in job("--eval-iters 2 --split 9,1").notices)
     assert not any("no evaluation" in notice for notice in job("--eval-iters 2 --valid-data-path v").notices)
+
+
+def test_quantised_weights_take_an_adapter() -> None:
+    resolved = job("--load m --data-path p --qlora --quant-type fp4 --quant-block-size 128")
+    assert resolved.lora.lora_r == 16
+    assert str(resolved.quantization.settings()) == "fp4, blocks of 128"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--quant-type nf4", "--quant-type nf4 says how --qlora quantises, which is not given"),
+        ("--quant-double", "--quant-double says how --qlora quantises, which is not given"),
+        ("--qlora --quant-block-size 48", "--quant-block-size 48: expected one of 32, 64, 128"),
+        ("--qlora --quant-type int8 --quant-double", "--quant-double: --quant-type int8 has one unquantised"),
+        ("--qlora --quant-type int8 --quant-block-size 64", "--quant-block-size 64: --quant-type int8"),
+        ("--qlora-nf4 --quant-type int8", "--qlora-nf4 asks for nf4, but --quant-type is int8"),
+        ("--qlora --quant-type int4", "--quant-type int4: expected one of nf4, fp4, int8"),
+    ],
+)
+def test_what_quantisation_flags_contradict(line: str, words: str) -> None:
+    assert words in refusal(f"--load m --data-path p {line}")
