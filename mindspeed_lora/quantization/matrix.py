@@ -50,6 +50,8 @@ class QuantizedMatrix:
     absmax: Tensor
     """float32 ``[blocks]``, nested: uint8 ``[blocks]``; of int8: float32 ``[out]`` (bitsandbytes' ``SCB``)."""
     nested: Nested | None = None
+    dtype: torch.dtype = torch.float32
+    """What its numbers are rounded to before anything else: of four bits that of the matrix that was quantised."""
 
     def statistics(self) -> Tensor:
         """The largest magnitudes, decoded: float32 ``[blocks]`` or ``[out]``."""
@@ -76,16 +78,19 @@ def quantize(matrix: Tensor, settings: QuantSettings, name: str) -> QuantizedMat
     if not torch.isfinite(absmax).all():
         raise Refused(f"{name} holds NaN or infinite values, which cannot be quantised: {_where(matrix)}")
     if settings.kind == "int8" or not settings.double:
-        return QuantizedMatrix(settings, shape, packed, absmax)
+        return QuantizedMatrix(settings, shape, packed, absmax, dtype=_rounding(matrix, settings))
     codes, nested = encode_statistics(absmax)
-    return QuantizedMatrix(settings, shape, packed, codes, nested)
+    return QuantizedMatrix(settings, shape, packed, codes, nested, matrix.dtype)
 
 
 def dequantize(matrix: QuantizedMatrix, dtype: torch.dtype) -> Tensor:
-    """The numbers that a quantised matrix stands for: ``[out, in]``, computed in float32 and rounded once."""
-    out = torch.empty(matrix.shape, dtype=dtype, device=matrix.packed.device)
+    """The numbers ``[out, in]`` that a quantised matrix stands for.
+
+    Computed in float32 and rounded to the matrix's own dtype, then to ``dtype``: bitsandbytes and transformers do both.
+    """
+    out = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.packed.device)
     decode(matrix.packed, matrix.statistics(), matrix.settings, out)
-    return out
+    return out.to(dtype)
 
 
 def encode_statistics(absmax: Tensor) -> tuple[Tensor, Nested]:
@@ -110,6 +115,11 @@ def decode_statistics(codes: Tensor, nested: Nested) -> Tensor:
     values = dynamic_values(codes.device).index_select(0, codes.int())
     scales = nested.absmax.repeat_interleave(NESTED_BLOCK)[: codes.numel()]
     return values.mul_(scales).add_(nested.offset)
+
+
+def _rounding(matrix: Tensor, settings: QuantSettings) -> torch.dtype:
+    """The dtype that the dequantised numbers are rounded to first; int8 rows have none of their own."""
+    return torch.float32 if settings.kind == "int8" else matrix.dtype
 
 
 def _where(matrix: Tensor) -> str:

@@ -6,6 +6,7 @@ The reference is bitsandbytes' CPU implementation, called as it is: ``functional
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import bitsandbytes.functional as bnb
@@ -66,10 +67,11 @@ def check_four_bits(weight: torch.Tensor, kind: str, block_size: int, double: bo
     for dtype in DTYPES:
         expected = reference_values(found, state, dtype)
         # bitsandbytes' kernels make minus zero of FP4's code 8; its way for rows of odd length makes zero.
+        decoded = dequantize(dataclasses.replace(found, dtype=dtype), dtype)
         if weight.size(1) % 2 and kind == "fp4":
-            assert torch.equal(dequantize(found, dtype), expected)
+            assert torch.equal(decoded, expected)
         else:
-            assert_same_bits(dequantize(found, dtype), expected)
+            assert_same_bits(decoded, expected)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -149,6 +151,16 @@ def test_offset_does_not_depend_on_threads():
     finally:
         torch.set_num_threads(threads)
     assert len(set(offsets)) == 1
+
+
+def test_numbers_are_rounded_to_the_quantised_dtype_first():
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    found = dequantize(quantize(weight, QuantSettings("nf4"), "weight"), torch.float32)
+    assert_same_bits(found, bnb.dequantize_4bit(packed, state).float())
+    assert not torch.equal(
+        found, dequantize(quantize(weight.float(), QuantSettings("nf4"), "weight"), torch.float32)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
