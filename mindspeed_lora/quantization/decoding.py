@@ -1,26 +1,87 @@
-"""Codes to numbers."""
+"""Codes to numbers: each code's value times its block's magnitude, in float32, rounded at the end.
+
+A table of bytes gives two numbers at once. Work goes tile by tile, so that what is between the codes and the numbers
+stays in the cache; there are no other buffers than those of a tile.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
+
 import torch
 
-from mindspeed_lora.config.quantization import QuantSettings
 from mindspeed_lora.quantization.codebooks import four_bit_values
 
 Tensor = torch.Tensor
+
+_TILE = 1 << 16
+"""Bytes of codes that are decoded at a time, a multiple of every block's."""
 
 _INT8_UNIT = 7.874015718698502e-3
 """bitsandbytes' 1 / 127."""
 
 
-def decode(packed: Tensor, statistics: Tensor, settings: QuantSettings, out: Tensor) -> None:
-    """Writes the numbers of ``packed`` (of one whole matrix) into ``out [out, in]``."""
-    if settings.kind == "int8":
-        out.copy_(packed * statistics.view(-1, 1) * _INT8_UNIT)
-        return
-    values = four_bit_values(settings.kind, packed.device)
-    codes = packed.view(-1)
-    numbers = torch.stack([values[(codes >> 4).int()], values[(codes & 15).int()]], dim=1).view(-1)
-    scales = statistics.repeat_interleave(settings.block_size)
-    n = out.numel()
-    out.copy_((numbers[:n] * scales[:n]).view(out.shape))
+@cache
+def _pairs(kind: str, device: torch.device) -> Tensor:
+    """``int64 [256]``: the two float32 values of each byte's codes, the high half's first in memory."""
+    values = four_bit_values(kind, device)
+    byte = torch.arange(256, device=device)
+    return torch.stack([values[byte >> 4], values[byte & 15]], dim=1).view(torch.int64).view(-1)
+
+
+def decode_blocks(
+    codes: Tensor, scales: Tensor, block_size: int, kind: str, rounding: torch.dtype, out: Tensor
+) -> None:
+    """Numbers of whole blocks.
+
+    Args:
+        codes: uint8 ``[n / 2]``, from the beginning of a block.
+        scales: float32 ``[ceil(n / block)]``.
+        rounding: what the numbers are rounded to, before ``out`` takes them.
+        out: ``[n]``, contiguous, of any floating dtype; n may end within the last block.
+    """
+    for first, values in _tiles(codes, kind, out.numel()):
+        some = scales[first // block_size : (first + values.numel() + block_size - 1) // block_size]
+        whole = values.numel() // block_size
+        values[: whole * block_size].view(whole, block_size).mul_(some[:whole].unsqueeze(1))
+        if some.numel() > whole:
+            values[whole * block_size :].mul_(some[whole])
+        _store(values, rounding, out[first : first + values.numel()])
+
+
+def decode_counts(
+    codes: Tensor, scales: Tensor, counts: Tensor, kind: str, rounding: torch.dtype, out: Tensor
+) -> None:
+    """Numbers of parts of blocks: ``counts [m]`` of them by each of ``scales [m]``; else :func:`decode_blocks`."""
+    each = scales.repeat_interleave(counts, output_size=out.numel())
+    for first, values in _tiles(codes, kind, out.numel()):
+        some = slice(first, first + values.numel())
+        _store(values.mul_(each[some]), rounding, out[some])
+
+
+def decode_rows(codes: Tensor, magnitudes: Tensor, rounding: torch.dtype, out: Tensor) -> None:
+    """``out [rows, columns]`` of int8 ``codes`` and float32 ``magnitudes [rows]``."""
+    step = max(1, 2 * _TILE // max(1, out.size(1)))
+    for first in range(0, out.size(0), step):
+        some = slice(first, first + step)
+        _store((codes[some] * magnitudes[some].unsqueeze(1)).mul_(_INT8_UNIT), rounding, out[some])
+
+
+def _tiles(codes: Tensor, kind: str, size: int) -> Iterator[tuple[int, Tensor]]:
+    """The first ``size`` values of ``codes``, float32 before they are scaled, tile by tile, and where each begins.
+
+    A tile is valid until the next one.
+    """
+    table = _pairs(kind, codes.device)
+    index = torch.empty(min(_TILE, codes.numel()), dtype=torch.int32, device=codes.device)
+    buffer = torch.empty(index.numel(), dtype=torch.int64, device=codes.device)
+    for first in range(0, codes.numel(), _TILE):
+        some = codes[first : first + _TILE]
+        torch.index_select(table, 0, index[: some.numel()].copy_(some), out=buffer[: some.numel()])
+        values = buffer[: some.numel()].view(torch.float32)
+        yield 2 * first, values[: size - 2 * first]
+
+
+def _store(values: Tensor, rounding: torch.dtype, out: Tensor) -> None:
+    out.copy_(values if rounding in (torch.float32, out.dtype) else values.to(rounding))

@@ -18,13 +18,11 @@ import torch
 from mindspeed_lora.config.quantization import QuantSettings
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.quantization.codebooks import dynamic_lookup, dynamic_values
-from mindspeed_lora.quantization.decoding import decode
+from mindspeed_lora.quantization.decoding import decode_blocks, decode_rows
 from mindspeed_lora.quantization.encoding import encode_four_bits, encode_rows
+from mindspeed_lora.quantization.runs import NESTED_BLOCK
 
 Tensor = torch.Tensor
-
-NESTED_BLOCK = 256
-"""How many magnitudes share one of the nested statistics."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -88,9 +86,13 @@ def dequantize(matrix: QuantizedMatrix, dtype: torch.dtype) -> Tensor:
 
     Computed in float32 and rounded to the matrix's own dtype, then to ``dtype``: bitsandbytes and transformers do both.
     """
-    out = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.packed.device)
-    decode(matrix.packed, matrix.statistics(), matrix.settings, out)
-    return out.to(dtype)
+    settings, out = matrix.settings, torch.empty(matrix.shape, dtype=dtype, device=matrix.packed.device)
+    if settings.kind == "int8":
+        decode_rows(matrix.packed, matrix.absmax, matrix.dtype, out)
+    else:
+        codes, scales = matrix.packed.view(-1), matrix.statistics()
+        decode_blocks(codes, scales, settings.block_size, settings.kind, matrix.dtype, out.view(-1))
+    return out
 
 
 def encode_statistics(absmax: Tensor) -> tuple[Tensor, Nested]:
