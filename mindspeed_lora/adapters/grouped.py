@@ -27,7 +27,14 @@ import torch
 from mindspeed_lora.adapters.dropout import keep_mask, kept_share
 from mindspeed_lora.adapters.side_branch import RowBlock
 from mindspeed_lora.models.moe.experts import Again, GroupedLinear
-from mindspeed_lora.models.moe.grouped_product import add_grouped_rows, grouped_outer, grouped_rows
+from mindspeed_lora.models.moe.grouped_product import (
+    add_grouped_rows,
+    expert_input_products,
+    expert_products,
+    grouped_outer,
+    grouped_rows,
+)
+from mindspeed_lora.quantization.product import Frozen
 
 Tensor = torch.Tensor
 
@@ -204,30 +211,30 @@ class _Products(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, token: Tensor, call: _Call) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Frozen, token: Tensor, call: _Call) -> Tensor:
         offsets = call.offsets
         assert offsets is not None
-        output = grouped_rows(x, weight.transpose(1, 2), offsets)
+        output = expert_products(x, weight, offsets)
         inner = []
         for part, rows in enumerate(call.rows):
             lora_a, lora_b = call.factors[2 * part : 2 * part + 2]
             v = _rows(call.kept(part, x), lora_a.mT, offsets)
             _add_rows(output[:, rows.start : rows.stop], v, lora_b.mT, offsets, call.scaling(part))
             inner.append(v)
-        ctx.call = call
-        ctx.save_for_backward(weight, offsets, x if call.again is None else None, *inner)
+        ctx.call, ctx.weight = call, weight
+        ctx.save_for_backward(offsets, x if call.again is None else None, *inner)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
-        weight, offsets, x, *inner = ctx.saved_tensors
+        offsets, x, *inner = ctx.saved_tensors
         grad = grad_outputs[0].contiguous()
         grads = [grad[:, rows.start : rows.stop] for rows in call.rows]
         outer = [_rows(part, call.factors[2 * i + 1], offsets) for i, part in enumerate(grads)]
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grouped_rows(grad, weight, offsets)
+            grad_x = expert_input_products(grad, ctx.weight, offsets)
             for i, u in enumerate(outer):
                 _add_input_gradient(grad_x, u, call, i)
 

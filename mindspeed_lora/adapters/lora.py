@@ -36,9 +36,10 @@ from mindspeed_lora.adapters.schedules.plan import UNFUSED
 from mindspeed_lora.adapters.side_branch import Parts, RowBlock, SideBranch
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.parallel.overlap import TokenAxis
+from mindspeed_lora.quantization.product import Frozen
 
 Tensor = torch.Tensor
-Schedule = Callable[[Tensor, Tensor, SideBranch, TokenAxis, bool], Callable[[], Tensor]]
+Schedule = Callable[[Tensor, Frozen, SideBranch, TokenAxis, bool], Callable[[], Tensor]]
 """Input, frozen weight, side branch, tokens, whether to merge: starts a linear, and returns what ends it."""
 
 
@@ -126,7 +127,8 @@ class ParallelLoraLinear(torch.nn.Module):
             [factor for part in parts for factor in (part.lora_a, part.lora_b)],
             masks,
         )
-        merge = masks is None and self.plan.merges(self._num_tokens(x))
+        may_merge = masks is None and isinstance(base.weight, Tensor)
+        merge = may_merge and self.plan.merges(self._num_tokens(x))
         finish = self._begin(x, base.weight, branch, self.axis, merge)
 
         def finish_with_bias() -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mindspeed_lora.quantization.product import Frozen, ready
+
 Tensor = torch.Tensor
 
 
@@ -123,6 +125,13 @@ class SideBranch:
                 added = (lora_a.t() @ lora_b.t()).unflatten(-1, (rows.repeats, -1))
                 rows.of(whole.t()).add_(added, alpha=self._scaling(part))
         return whole
+
+    def multiplied(self, weight: Frozen, merge: bool) -> Frozen:
+        """What the tokens of one pass are multiplied by: the merged weight, or W, dequantised as ``ready`` says."""
+        if merge:
+            assert isinstance(weight, Tensor), "a quantised weight is never merged"
+            return self.merged(weight)
+        return ready(weight)
 
     def in_order(self, grad_a: Sequence[Tensor], grad_b: Sequence[Tensor]) -> list[Tensor]:
         """dA₁ dB₁ dA₂ dB₂ …: the order of the factors."""

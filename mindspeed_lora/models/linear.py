@@ -1,5 +1,8 @@
 """Parallel linears, called with the context of the micro-batch like those that carry an adapter: megatron-core's own,
-and one that is not cut."""
+and one that is not cut.
+
+Their weight may be quantised, a module in place of the parameter; megatron-core's own forward pass does not know it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,30 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear as MegatronColumnParallelLinear
 from megatron.core.tensor_parallel.layers import RowParallelLinear as MegatronRowParallelLinear
 from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.models.forward_context import ForwardContext
+from mindspeed_lora.models.frozen_linear import frozen_column, frozen_row
+from mindspeed_lora.parallel.overlap import TokenAxis
+from mindspeed_lora.quantization.shard import QuantizedWeight
 
 Tensor = torch.Tensor
+
+
+def _axis(linear: MegatronColumnParallelLinear | MegatronRowParallelLinear) -> TokenAxis:
+    group = linear.tp_group
+    return TokenAxis(group, dist.get_world_size(group), dist.get_rank(group), linear.sequence_parallel)
+
+
+def _with_bias(linear: Any, output: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The output and the bias that is left to the caller."""
+    if linear.bias is None or linear.skip_bias_add:
+        return output, linear.bias
+    return output + linear.bias, None
 
 
 class _BegunWhole:
@@ -33,6 +52,8 @@ class ColumnParallelLinear(_BegunWhole, MegatronColumnParallelLinear):
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:
         """``[s, b, in]``, under SP ``[s/t, b, in]``, to ``[s, b, out/t]``, and the bias that is left to the caller."""
+        if isinstance(self.weight, QuantizedWeight):
+            return _with_bias(self, frozen_column(x, self.weight, _axis(self)))
         output: tuple[Tensor, Tensor | None] = super().forward(x)
         return output
 
@@ -42,6 +63,8 @@ class RowParallelLinear(_BegunWhole, MegatronRowParallelLinear):
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, Tensor | None]:
         """``[s, b, in/t]`` to ``[s, b, out]``, under SP ``[s/t, b, out]``, and the bias that is left to the caller."""
+        if isinstance(self.weight, QuantizedWeight):
+            return _with_bias(self, frozen_row(x, self.weight, _axis(self)))
         output: tuple[Tensor, Tensor | None] = super().forward(x)
         return output
 
@@ -62,6 +85,8 @@ class ReplicatedLinear(_BegunWhole, torch.nn.Module):
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> tuple[Tensor, None]:
         """``[…, in]`` to ``[…, out]``."""
+        if isinstance(self.weight, QuantizedWeight):
+            return frozen_column(x, self.weight, TokenAxis(dist.group.WORLD, 1, 0, False)), None
         return F.linear(x, self.weight), None
 
 

@@ -8,7 +8,7 @@ same way, backward.
 
 Shapes: T tokens of the micro-batch (whole sequence), n of this rank (SP: T/t, else T), ``v = x Aᵀ`` and ``u = g B``
 ``[T, r]``, g the gradient of the output. With merged weights ``W' = W + s · B A`` stands for W and the added terms
-are left out; W' is formed again in backward rather than kept.
+are left out; W' is formed again in backward rather than kept. A quantised W is dequantised again in backward.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from mindspeed_lora.adapters.side_branch import Parts, SideBranch, flat_tokens
 from mindspeed_lora.parallel.collectives import start_reduce_scatter_first_dim
 from mindspeed_lora.parallel.overlap import TokenAxis, TokenGather, TokenSum
+from mindspeed_lora.quantization.product import Frozen, input_product, product
 
 Tensor = torch.Tensor
 
@@ -45,13 +46,13 @@ class _Call:
 
 
 def begin_column(
-    x: Tensor, weight: Tensor, branch: SideBranch, axis: TokenAxis, merge: bool
+    x: Tensor, weight: Frozen, branch: SideBranch, axis: TokenAxis, merge: bool
 ) -> Callable[[], Tensor]:
     """Starts a column-parallel linear; what is returned ends it, with ``[s, b, out/t]``.
 
     Args:
         x: ``[s, b, in]``, under SP ``[s/t, b, in]``.
-        weight: W ``[out/t, in]``, frozen.
+        weight: W ``[out/t, in]``, frozen, plain or quantised.
         branch: A ``[r, in]`` whole, B ``[rows/t, r]``, masks of the whole sequence.
         axis: the tokens' group and chunks.
         merge: multiply by ``W + s · B A``.
@@ -71,7 +72,7 @@ def begin_column(
 
 
 def begin_row(
-    x: Tensor, weight: Tensor, branch: SideBranch, axis: TokenAxis, merge: bool
+    x: Tensor, weight: Frozen, branch: SideBranch, axis: TokenAxis, merge: bool
 ) -> Callable[[], Tensor]:
     """The same of a row-parallel linear, with ``[s, b, out]``, under SP ``[s/t, b, out]``.
 
@@ -138,22 +139,22 @@ class _ColumnProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, call: _Call, masks: tuple[Tensor, ...] | None, *factors: Tensor
+        ctx: Any, x: Tensor, weight: Frozen, call: _Call, masks: tuple[Tensor, ...] | None, *factors: Tensor
     ) -> Tensor:
         gather, branch = call.take_gather(), call.branch(factors, masks)
         inner = branch.new_inner(gather.num_tokens)
         output = x.new_empty(gather.num_tokens, weight.size(0))
-        used = branch.merged(weight) if call.merge else weight
+        used = branch.multiplied(weight, call.merge)
         for first, tokens in gather.pieces():
             rows = output[first : first + tokens.size(0)]
-            torch.mm(tokens, used.t(), out=rows)
+            product(tokens, used, rows)
             branch.inner(tokens, inner, first)
             if not call.merge:
                 branch.add(rows, inner, first)
         if masks is not None and call.axis.cut > 1:
             masks = tuple(mask.chunk(call.axis.size)[call.axis.rank].clone() for mask in masks)
-        ctx.call = call
-        ctx.save_for_backward(x, weight, *factors, *inner, *(masks or ()))
+        ctx.call, ctx.weight = call, weight
+        ctx.save_for_backward(x, *factors, *inner, *(masks or ()))
         return output.view(-1, *x.shape[1:-1], weight.size(0))
 
     @staticmethod
@@ -166,16 +167,16 @@ class _ColumnProducts(torch.autograd.Function):
         scattering = _start_scatter(outer, call.axis) if cut else None
         dx = None
         if ctx.needs_input_grad[0]:
-            used = branch.merged(weight) if call.merge else weight
+            used = branch.multiplied(weight, call.merge)
 
-            def product(first: int, rows: Tensor) -> None:
+            def rows_of_dx(first: int, rows: Tensor) -> None:
                 some = slice(first, first + rows.size(0))
-                torch.mm(grad[some], used, out=rows)
+                input_product(grad[some], used, rows)
                 if not call.merge and not cut:
                     branch.add_input_gradient(rows, [u[some] for u in outer], first)
 
             dx = call.axis.sum(grad.size(0), grad, weight.size(1))
-            dx.compute(product)
+            dx.compute(rows_of_dx)
         grad_b = branch.grad_b(grad, inner)
         local = outer if scattering is None else scattering()
         gradients = branch.in_order(branch.grad_a(flat_tokens(x), local), grad_b)
@@ -200,23 +201,23 @@ class _RowProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, call: _Call, masks: tuple[Tensor, ...] | None, *factors: Tensor
+        ctx: Any, x: Tensor, weight: Frozen, call: _Call, masks: tuple[Tensor, ...] | None, *factors: Tensor
     ) -> Tensor:
         branch, tokens = call.branch(factors, masks), flat_tokens(x)
         inner = branch.new_inner(tokens.size(0))
-        used = branch.merged(weight) if call.merge else weight
+        used = branch.multiplied(weight, call.merge)
 
-        def product(first: int, rows: Tensor) -> None:
+        def rows_of_y(first: int, rows: Tensor) -> None:
             some = tokens[first : first + rows.size(0)]
-            torch.mm(some, used.t(), out=rows)
+            product(some, used, rows)
             branch.inner(some, inner, first)
             if not call.merge:
                 branch.add(rows, inner, first)
 
         call.sum = call.axis.sum(tokens.size(0), x, weight.size(0))
-        call.sum.compute(product)
-        ctx.call = call
-        ctx.save_for_backward(x, weight, *factors, *inner, *(masks or ()))
+        call.sum.compute(rows_of_y)
+        ctx.call, ctx.weight = call, weight
+        ctx.save_for_backward(x, *factors, *inner, *(masks or ()))
         return call.sum.result.view(-1, *x.shape[1:-1], weight.size(0))
 
     @staticmethod
@@ -227,14 +228,14 @@ class _RowProducts(torch.autograd.Function):
         gather = call.take_gather() if call.axis.size > 1 else call.axis.gather(flat_tokens(grad_outputs[0]))
         outer = branch.new_inner(tokens.size(0))
         grad_x = torch.empty_like(tokens) if ctx.needs_input_grad[0] else None
-        used = branch.merged(weight) if call.merge and grad_x is not None else weight
+        used = weight if grad_x is None else branch.multiplied(weight, call.merge)
         grad_b: list[Tensor] = []
         for first, grad in gather.pieces():
             some = slice(first, first + grad.size(0))
             for all_rows, u in zip(outer, branch.outer(grad), strict=True):
                 all_rows[some] = u
             if grad_x is not None:
-                torch.mm(grad, used, out=grad_x[some])
+                input_product(grad, used, grad_x[some])
                 if not call.merge:
                     branch.add_input_gradient(grad_x[some], [u[some] for u in outer], first)
             more = branch.grad_b(grad, [v[some] for v in inner])
@@ -243,12 +244,12 @@ class _RowProducts(torch.autograd.Function):
         return None if grad_x is None else grad_x.view(x.shape), None, None, None, *gradients
 
 
-def _unpack(ctx: Any) -> tuple[Tensor, Tensor, SideBranch, tuple[Tensor, ...]]:
+def _unpack(ctx: Any) -> tuple[Tensor, Frozen, SideBranch, tuple[Tensor, ...]]:
     """x, W, the side branch, and v of each part."""
     parts = len(ctx.call.parts.rows)
-    x, weight, *rest = ctx.saved_tensors
+    x, *rest = ctx.saved_tensors
     masks = tuple(rest[3 * parts :]) or None
-    return x, weight, ctx.call.branch(tuple(rest[: 2 * parts]), masks), tuple(rest[2 * parts : 3 * parts])
+    return x, ctx.weight, ctx.call.branch(tuple(rest[: 2 * parts]), masks), tuple(rest[2 * parts : 3 * parts])
 
 
 def _start_scatter(outer: list[Tensor], axis: TokenAxis) -> Callable[[], list[Tensor]]:

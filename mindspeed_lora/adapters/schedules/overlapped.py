@@ -17,25 +17,27 @@ from typing import Any
 import torch
 
 from mindspeed_lora.adapters.side_branch import Parts, SideBranch, flat_tokens
+from mindspeed_lora.models.frozen_linear import frozen_input_product, frozen_product
 from mindspeed_lora.parallel.collectives import (
     start_all_reduce,
     start_gather_first_dim,
     start_reduce_scatter_first_dim,
 )
 from mindspeed_lora.parallel.overlap import TokenAxis
+from mindspeed_lora.quantization.product import Frozen
 
 Tensor = torch.Tensor
 
 
 def begin_column(
-    x: Tensor, weight: Tensor, branch: SideBranch, axis: TokenAxis, merge: bool
+    x: Tensor, weight: Frozen, branch: SideBranch, axis: TokenAxis, merge: bool
 ) -> Callable[[], Tensor]:
     """A column-parallel linear, as :func:`one_collective.begin_column`; all of it runs when it is ended."""
     return lambda: _apply(_Column, x, weight, branch, axis, merge)
 
 
 def begin_row(
-    x: Tensor, weight: Tensor, branch: SideBranch, axis: TokenAxis, merge: bool
+    x: Tensor, weight: Frozen, branch: SideBranch, axis: TokenAxis, merge: bool
 ) -> Callable[[], Tensor]:
     """A row-parallel linear, as :func:`one_collective.begin_row`; all of it runs when it is ended."""
     return lambda: _apply(_Row, x, weight, branch, axis, merge)
@@ -44,7 +46,7 @@ def begin_row(
 def _apply(
     function: type[torch.autograd.Function],
     x: Tensor,
-    weight: Tensor,
+    weight: Frozen,
     branch: SideBranch,
     axis: TokenAxis,
     merge: bool,
@@ -71,7 +73,7 @@ class _Column(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Frozen,
         axis: TokenAxis,
         parts: Parts,
         merge: bool,
@@ -85,14 +87,14 @@ class _Column(torch.autograd.Function):
         arriving = _gather(tokens, axis)
         inner = branch.new_inner(tokens.size(0))
         branch.inner(tokens, inner)
-        used = branch.merged(weight) if merge else weight
+        used = branch.multiplied(weight, merge)
         whole = arriving()
         inner_arriving = None if merge else _gather(torch.cat(inner, dim=1), axis)
-        output = whole @ used.t()
+        output = frozen_product(whole, used)
         if inner_arriving is not None:
             branch.add(output, _split(inner_arriving(), inner))
-        ctx.axis, ctx.parts, ctx.merge = axis, parts, merge
-        ctx.save_for_backward(x, weight, *factors, *inner, *(masks or ()))
+        ctx.axis, ctx.parts, ctx.merge, ctx.weight = axis, parts, merge, weight
+        ctx.save_for_backward(x, *factors, *inner, *(masks or ()))
         return output.view(-1, *x.shape[1:-1], weight.size(0))
 
     @staticmethod
@@ -106,7 +108,7 @@ class _Column(torch.autograd.Function):
         outer_summing = _sum(torch.cat(outer, dim=1), axis)
         grad_x, summing = None, None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ (branch.merged(weight) if ctx.merge else weight)
+            grad_x = frozen_input_product(grad, branch.multiplied(weight, ctx.merge))
         outer = _split(outer_summing(), outer)
         if grad_x is not None:
             summing = _sum(grad_x, axis)
@@ -136,7 +138,7 @@ class _Row(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Frozen,
         axis: TokenAxis,
         parts: Parts,
         merge: bool,
@@ -150,18 +152,18 @@ class _Row(torch.autograd.Function):
         branch.inner(tokens, partial)
         inner_summing = _sum(torch.cat(partial, dim=1), axis)
         if merge:
-            used = branch.merged(weight)
+            used = branch.multiplied(weight, merge)
             inner = _split(inner_summing(), partial)
-            output = _sum(tokens @ used.t(), axis)()
+            output = _sum(frozen_product(tokens, used), axis)()
         else:
-            base = tokens @ weight.t()
+            base = frozen_product(tokens, weight)
             inner = _split(inner_summing(), partial)
             summing = _sum(base, axis)
             added = base.new_zeros(inner[0].size(0), base.size(1))
             branch.add(added, inner)
             output = summing().add_(added)
-        ctx.axis, ctx.parts, ctx.merge = axis, parts, merge
-        ctx.save_for_backward(x, weight, *factors, *inner, *(masks or ()))
+        ctx.axis, ctx.parts, ctx.merge, ctx.weight = axis, parts, merge, weight
+        ctx.save_for_backward(x, *factors, *inner, *(masks or ()))
         return output.view(-1, *x.shape[1:-1], weight.size(0))
 
     @staticmethod
@@ -174,7 +176,7 @@ class _Row(torch.autograd.Function):
         outer = branch.outer(grad)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ (branch.merged(weight) if ctx.merge else weight)
+            grad_x = frozen_input_product(grad, branch.multiplied(weight, ctx.merge))
             if not ctx.merge:
                 branch.add_input_gradient(grad_x, outer)
             grad_x = grad_x.view(x.shape)
@@ -182,12 +184,12 @@ class _Row(torch.autograd.Function):
         return grad_x, None, None, None, None, None, *gradients
 
 
-def _unpack(ctx: Any) -> tuple[Tensor, Tensor, SideBranch, tuple[Tensor, ...]]:
+def _unpack(ctx: Any) -> tuple[Tensor, Frozen, SideBranch, tuple[Tensor, ...]]:
     """x, W, the side branch, and v of each part."""
     parts = len(ctx.parts.rows)
-    x, weight, *rest = ctx.saved_tensors
+    x, *rest = ctx.saved_tensors
     branch = SideBranch(ctx.parts, tuple(rest[: 2 * parts]), tuple(rest[3 * parts :]) or None)
-    return x, weight, branch, tuple(rest[2 * parts : 3 * parts])
+    return x, ctx.weight, branch, tuple(rest[2 * parts : 3 * parts])
 
 
 def _split(joined: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -20,27 +20,29 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_lora.adapters.side_branch import SideBranch, flat_tokens
+from mindspeed_lora.models.frozen_linear import frozen_input_product, frozen_product
 from mindspeed_lora.parallel.collectives import all_reduce_sum, gather_first_dim, reduce_scatter_first_dim
 from mindspeed_lora.parallel.overlap import TokenAxis
+from mindspeed_lora.quantization.product import Frozen
 
 Tensor = torch.Tensor
 
 
 def begin_column(
-    x: Tensor, weight: Tensor, branch: SideBranch, axis: TokenAxis, merge: bool
+    x: Tensor, weight: Frozen, branch: SideBranch, axis: TokenAxis, merge: bool
 ) -> Callable[[], Tensor]:
     """A column-parallel linear, as :func:`one_collective.begin_column`; all of it runs when it is ended."""
     return lambda: _column(x, weight, branch, axis)
 
 
 def begin_row(
-    x: Tensor, weight: Tensor, branch: SideBranch, axis: TokenAxis, merge: bool
+    x: Tensor, weight: Frozen, branch: SideBranch, axis: TokenAxis, merge: bool
 ) -> Callable[[], Tensor]:
     """A row-parallel linear, as :func:`one_collective.begin_row`; all of it runs when it is ended."""
     return lambda: _row(x, weight, branch, axis)
 
 
-def _column(x: Tensor, weight: Tensor, branch: SideBranch, axis: TokenAxis) -> Tensor:
+def _column(x: Tensor, weight: Frozen, branch: SideBranch, axis: TokenAxis) -> Tensor:
     if axis.cut > 1:
         whole: Tensor = _Gather.apply(x, axis.group)
     else:
@@ -57,7 +59,7 @@ def _column(x: Tensor, weight: Tensor, branch: SideBranch, axis: TokenAxis) -> T
     return _with_parts(output, added, branch)
 
 
-def _row(x: Tensor, weight: Tensor, branch: SideBranch, axis: TokenAxis) -> Tensor:
+def _row(x: Tensor, weight: Frozen, branch: SideBranch, axis: TokenAxis) -> Tensor:
     total = _Scatter if axis.cut > 1 else _Reduce
     output: Tensor = total.apply(_Frozen.apply(x, weight), axis.group)
     added = []
@@ -92,13 +94,14 @@ class _Frozen(torch.autograd.Function):
     """``y = x Wᵀ`` without a gradient of W, whose input is therefore not kept: ``dx = g W``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return x @ weight.t()
+    def forward(ctx: Any, x: Tensor, weight: Frozen) -> Tensor:
+        ctx.weight = weight
+        return frozen_product(flat_tokens(x), weight).view(*x.shape[:-1], weight.size(0))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return grad_outputs[0] @ ctx.saved_tensors[0], None
+        grad, weight = grad_outputs[0], ctx.weight
+        return frozen_input_product(flat_tokens(grad), weight).view(*grad.shape[:-1], weight.size(1)), None
 
 
 class _Inner(torch.autograd.Function):

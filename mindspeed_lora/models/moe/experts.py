@@ -17,8 +17,9 @@ from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.config.shape import MoEShape
 from mindspeed_lora.models.moe.dispatch import ExpertRows
-from mindspeed_lora.models.moe.grouped_product import grouped_outer, grouped_rows
+from mindspeed_lora.models.moe.grouped_product import expert_input_products, expert_products, grouped_outer
 from mindspeed_lora.parallel.experts import ExpertParallel
+from mindspeed_lora.quantization.product import Frozen
 
 Tensor = torch.Tensor
 Again = Callable[[], Tensor]
@@ -65,21 +66,22 @@ class GroupedLinear(torch.nn.Module):
 class _GroupedProduct(torch.autograd.Function):
     """``y_i = x_i W_eᵀ``, e the expert of row i; ``dx = g W_e``, ``dW_e = gᵀ x`` over its rows.
 
-    The input is kept for dW alone, which a frozen weight does not have.
+    The input is kept for dW alone, which a frozen weight does not have. A quantised one is dequantised again in
+    backward.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, offsets: Tensor, again: Again | None) -> Tensor:
-        ctx.again = again
+    def forward(ctx: Any, x: Tensor, weight: Frozen, offsets: Tensor, again: Again | None) -> Tensor:
+        ctx.again, ctx.weight = again, weight
         keep = weight.requires_grad and again is None
-        ctx.save_for_backward(weight, offsets, x if keep else None)
-        return grouped_rows(x, weight.transpose(1, 2), offsets)
+        ctx.save_for_backward(offsets, x if keep else None)
+        return expert_products(x, weight, offsets)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        weight, offsets, x = ctx.saved_tensors
+        offsets, x = ctx.saved_tensors
         grad = grad_outputs[0].contiguous()
-        grad_x = grouped_rows(grad, weight, offsets) if ctx.needs_input_grad[0] else None
+        grad_x = expert_input_products(grad, ctx.weight, offsets) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = grouped_outer(grad, ctx.again() if x is None else x, offsets)

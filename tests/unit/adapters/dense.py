@@ -18,9 +18,13 @@ from mindspeed_lora.adapters.lora import (
 from mindspeed_lora.adapters.schedules import SchedulePlan
 from mindspeed_lora.adapters.schedules.plan import UNFUSED
 from mindspeed_lora.adapters.side_branch import RowBlock
+from mindspeed_lora.config.quantization import QuantSettings
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.parallel.collectives import all_reduce_sum
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.quantization.matrix import quantize
+from mindspeed_lora.quantization.runs import Piece
+from mindspeed_lora.quantization.shard import QuantizedWeight
 
 Tensor = torch.Tensor
 
@@ -223,3 +227,15 @@ def joined(ranks: list[Result], kind: str, sequence_parallel: bool) -> Result:
 
 def _to(value: Tensor | list[Tensor], dtype: torch.dtype) -> Tensor | list[Tensor]:
     return [tensor.to(dtype) for tensor in value] if isinstance(value, list) else value.to(dtype)
+
+
+def quantise_base(layer: ParallelLoraLinear) -> None:
+    """Puts the quantised form of this rank's shard in place of the frozen weight, as if it were a whole matrix."""
+    base = layer.base_layer
+    weight: Tensor = base.weight  # type: ignore[assignment]
+    matrix = quantize(weight.detach().float(), QuantSettings(), "a weight")
+    piece = Piece(0, (0, weight.size(0)), (0, weight.size(1)))
+    del base.weight
+    base.add_module(
+        "weight", QuantizedWeight.from_matrices([matrix], [piece], tuple(weight.shape), weight.dtype)
+    )

@@ -13,7 +13,7 @@ from mindspeed_lora.adapters.schedules import Family, SchedulePlan
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.parallel.groups import destroy_groups, initialize_groups
 from tests.support.pool import WorkerPool
-from tests.unit.adapters.dense import Problem, keys, linear
+from tests.unit.adapters.dense import Problem, keys, linear, quantise_base
 
 PROBLEM = Problem(parts=((0, 24, 3, 2.0),), in_features=16, out_features=24, s=8, b=2)
 TOKENS, RANK, IN, OUT, TP = 16, 3, 16, 24, 2
@@ -26,10 +26,12 @@ Sent = dict[tuple[str, int], int]
 """(Collective, width of its rows) → rows that a rank puts into it."""
 
 
-def sent(kind: str, sp: bool, plan: SchedulePlan) -> tuple[Sent, dict[str, int]]:
+def sent(kind: str, sp: bool, plan: SchedulePlan, quantised: bool = False) -> tuple[Sent, dict[str, int]]:
     """What travels, rows summed over calls, and the number of calls."""
     groups = initialize_groups(ParallelConfig(tensor_model_parallel_size=TP), seed=1)[0]
     layer, x = linear(PROBLEM, kind, groups, sp, plan=plan)
+    if quantised:
+        quantise_base(layer)
     rows: Counter[tuple[str, int]] = Counter()
     calls: Counter[str] = Counter()
     originals = {name: getattr(dist, name) for name in _FUNCTIONS}
@@ -100,6 +102,15 @@ def test_what_travels(workers: WorkerPool, kind: str, sp: bool) -> None:
         for found, calls in workers.run(TP, sent, kind, sp, plan(family, merge)):
             assert found == rows, (family, merge)
             assert sum(calls.values()) == sum(logical.values())
+
+
+@pytest.mark.parametrize("sp", [False, True], ids=["", "sp"])
+@pytest.mark.parametrize("kind", ["column", "row"])
+def test_over_a_quantised_weight_the_same_travels(workers: WorkerPool, kind: str, sp: bool) -> None:
+    """Merging is asked for and not done: then the split form of a schedule is what runs."""
+    for family, merge in EXPECTED[kind, sp]:
+        of_split = workers.run(TP, sent, kind, sp, plan(family))
+        assert workers.run(TP, sent, kind, sp, plan(family, merge), True) == of_split
 
 
 @pytest.mark.parametrize("sp", [False, True], ids=["", "sp"])
