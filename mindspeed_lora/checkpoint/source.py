@@ -14,9 +14,11 @@ from typing import Protocol
 import torch
 
 from mindspeed_lora.checkpoint.canonical import VOCABULARY_TENSORS, canonical_tensors
+from mindspeed_lora.config.quantization import QuantSettings
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families.segments import Range
+from mindspeed_lora.quantization.matrix import QuantizedMatrix
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Source(Protocol):
     """The folder with config.json and the tokenizer files, if there is one."""
     manifest_folder: Path | None
     """The folder whose ``checksums.json`` what is read is compared with, if there is one."""
+    quantization: QuantSettings | None
+    """How the linears are quantised; None: they are plain."""
 
     @property
     def hf_origin(self) -> str | None:
@@ -95,6 +99,15 @@ class Source(Protocol):
     def layout(self) -> StoredLayout | None:
         """How the files are cut over ranks; None where they are not."""
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether a tensor is stored quantised; from headers alone."""
+
+    def quantized(self, name: str) -> list[QuantizedMatrix] | None:
+        """The whole Hugging Face matrices that a linear's weight is made of, in the order of the family's table.
+
+        None where it is stored plain. :meth:`read` gives the values that they stand for.
+        """
+
     def read(self, name: str, axis: int | None = None, ranges: Sequence[Range] | None = None) -> torch.Tensor:
         """The canonical tensor, or the concatenation of its ``ranges`` along ``axis``.
 
@@ -106,6 +119,7 @@ class CheckpointSource:
     """The part of :class:`Source` that all formats share; a format adds ``dtype`` and ``_fill``."""
 
     manifest_folder: Path | None = None
+    quantization: QuantSettings | None = None
 
     def __init__(self, path: Path, shape: ModelShape, origin: Origin | None, config_dir: Path | None) -> None:
         self.path = path
@@ -133,6 +147,14 @@ class CheckpointSource:
 
     def layout(self) -> StoredLayout | None:
         """How the files are cut over ranks; None where they are not."""
+        return None
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a tensor is stored quantised; from headers alone."""
+        return False
+
+    def quantized(self, name: str) -> list[QuantizedMatrix] | None:
+        """The whole Hugging Face matrices that a linear's weight is made of; None where it is stored plain."""
         return None
 
     def read(self, name: str, axis: int | None = None, ranges: Sequence[Range] | None = None) -> torch.Tensor:

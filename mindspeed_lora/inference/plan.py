@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mindspeed_lora.adapters.inject_experts import check_expert_adapters
 from mindspeed_lora.checkpoint.loading.model import AdapterPlan
+from mindspeed_lora.checkpoint.loading.quantization import QuantPlan, plan_quantization
 from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
 from mindspeed_lora.checkpoint.peft.plan import plan_adapter
 from mindspeed_lora.checkpoint.source import Source, open_source
@@ -56,6 +57,8 @@ class ModelPlan:
     """The layers of each pipeline stage."""
     source: Source
     adapter: AdapterPlan | None
+    quantization: QuantPlan | None
+    """The weights that are held quantised; None: none are."""
     notices: tuple[str, ...]
 
 
@@ -111,11 +114,19 @@ def plan_model(job: InferenceJob) -> ModelPlan:
     if adapter is not None:
         check_expert_adapters(adapter.spec, shape)
         shape = adapter.shape
+    quantization = plan_quantization(job.quantization, source, shape, adapter.spec if adapter else None)
+    notices += quantization.notices if quantization is not None else ()
     _check_output_file(job.inference)
     if job.parallel.sequence_parallel:
         notices.append("--sequence-parallel has no effect on generation")
     return ModelPlan(
-        job=job, shape=shape, placement=placement, source=source, adapter=adapter, notices=tuple(notices)
+        job=job,
+        shape=shape,
+        placement=placement,
+        source=source,
+        adapter=adapter,
+        quantization=quantization,
+        notices=tuple(notices),
     )
 
 
@@ -143,6 +154,7 @@ def plan_texts(model: ModelPlan) -> InferencePlan:
         placement=model.placement,
         source=source,
         adapter=model.adapter,
+        quantization=model.quantization,
         tokenizer=tokenizer,
         encoder=encoder,
         chat_encoder=chat_encoder,

@@ -41,6 +41,7 @@ class InferenceSession:
                 divisible_by,
                 plan.placement.chunk(groups.pp_rank),
                 Scheduler(fixed=SchedulePlan(Family.ONE_COLLECTIVE)),
+                quantization=plan.quantization,
             ),
         )
         self.generator = Generator(model, groups, plan.stop)

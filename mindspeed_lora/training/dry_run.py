@@ -57,6 +57,7 @@ def memory_question(plan: TrainPlan, world_size: int, itemsize: int) -> MemoryQu
         shape=plan.shape,
         placement=plan.placement,
         adapter=plan.adapter.spec if plan.adapter is not None else None,
+        quantization=plan.quantization,
         training=job.training,
         tp=tp,
         cp=parallel.context_parallel_size,
@@ -79,6 +80,9 @@ def memory_lines(question: MemoryQuestion) -> list[str]:
     heading = ["memory of a rank, MiB", *(f"stage {stage}" for stage in shown)]
     rows = [heading, ["parameters", *(f"{memory.parameters:,}" for memory in found)]]
     rows.append(["trained", *(f"{memory.trained:,}" for memory in found)])
+    if question.quantization is not None:
+        rows.append(["quantised", *(f"{memory.quantized.weights:,}" for memory in found)])
+        rows.append(["bits of a quantised weight", *(f"{memory.quantized.bits:.2f}" for memory in found)])
     rows += [[part, *(_mib(memory.parts[part]) for memory in found)] for part in found[0].parts]
     process = 0 if has_accelerator() else resident_memory_bytes()
     if process:

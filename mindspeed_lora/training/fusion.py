@@ -29,7 +29,7 @@ def fusion_scheduler(plan: TrainPlan, groups: ParallelGroups, dtype: torch.dtype
     tokens = plan.seq_length * plan.job.training.micro_batch_size // parallel.context_parallel_size
     tokens = max(1, tokens // 2) if lora.lora_fusion_interleave else tokens
     return Scheduler(
-        fusion_request(lora, drops=plan.adapter.spec.dropout > 0.0),
+        fusion_request(lora, may_merge=_why_not_merged(plan) is None),
         tokens=tokens,
         tp=groups.tp_size,
         sequence_parallel=parallel.sequence_parallel,
@@ -37,23 +37,31 @@ def fusion_scheduler(plan: TrainPlan, groups: ParallelGroups, dtype: torch.dtype
     )
 
 
-def fusion_request(lora: LoraConfig, drops: bool) -> FusionRequest:
-    """What the flags fix of every linear's schedule; where dropout drops, nothing can be merged."""
+def fusion_request(lora: LoraConfig, may_merge: bool) -> FusionRequest:
+    """What the flags fix of every linear's schedule."""
     words = lora.lora_fusion_plan or ()
     family = next((family for family in Family if family.value in words), None)
     if lora.lora_fusion_chunks is not None or lora.lora_fusion_interleave:
         family = Family.ONE_COLLECTIVE
     merge = True if "merge" in words else False if "split" in words else None
-    merge = False if drops else merge
+    merge = merge if may_merge else False
     return FusionRequest(family, merge, lora.lora_fusion_chunks)
 
 
 def fusion_notices(plan: TrainPlan) -> list[str]:
     """What was asked for and cannot be."""
     words = plan.job.lora.lora_fusion_plan or ()
-    if "merge" in words and plan.adapter is not None and plan.adapter.spec.dropout > 0.0:
-        return ["--lora-fusion-plan merge: nothing is merged, since dropout stands between the input and A"]
-    return []
+    why = _why_not_merged(plan)
+    return [f"--lora-fusion-plan merge: nothing is merged, since {why}"] if "merge" in words and why else []
+
+
+def _why_not_merged(plan: TrainPlan) -> str | None:
+    """Why no product can go through ``W + BA``; None where it can."""
+    if plan.quantization is not None:
+        return "W is quantised, and W + BA would not be"
+    if plan.adapter is not None and plan.adapter.spec.dropout > 0.0:
+        return "dropout stands between the input and A"
+    return None
 
 
 def interleaving(

@@ -47,6 +47,7 @@ from dataclasses import dataclass
 
 from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec
 from mindspeed_lora.checkpoint.canonical import expert_number, layer_linears
+from mindspeed_lora.checkpoint.loading.quantization import QuantPlan
 from mindspeed_lora.config.shape import MLAShape, ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.config.training import TrainingConfig
@@ -63,6 +64,8 @@ class MemoryQuestion:
     placement: LayerPlacement
     adapter: AdapterSpec | None
     """None: all parameters are trained."""
+    quantization: QuantPlan | None = None
+    """None: all weights are held in the dtype that is computed in."""
     training: TrainingConfig
     tp: int
     cp: int

@@ -23,6 +23,7 @@ from mindspeed_lora.device import has_accelerator
 from mindspeed_lora.device.heap import KEPT_BYTES
 from mindspeed_lora.models.vocab_loss import logits_bytes
 from mindspeed_lora.training.layer_memory import FP32, MemoryQuestion, layer_bytes
+from mindspeed_lora.training.quantized_memory import QuantizedMemory, quantized_memory
 
 _LIBRARIES = 50 << 20
 """What products take beside their outputs, measured; as much again for the connections of gloo."""
@@ -34,6 +35,8 @@ class RankMemory:
 
     parameters: int
     trained: int
+    quantized: QuantizedMemory
+    """Counted in ``weights``, and the buffer for dequantised tiles in ``buffers``."""
     weights: int
     """All that is frozen, or trained without an adapter."""
     adapters: int
@@ -82,12 +85,14 @@ def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
     trained = base if adapter is None else factors + besides
     states = 2 if question.itemsize == FP32 else 3
     owners = question.dp * question.cp if question.distributed_optimizer else 1
-    activations, buffers = _activations(question, pp_rank), _buffers(question, pp_rank)
+    quantized = quantized_memory(question, own)
+    activations, buffers = _activations(question, pp_rank), _buffers(question, pp_rank) + quantized.tile
     logits = _logits(question) if any(chunk.is_last for chunk in chunks) else 0
     return RankMemory(
         parameters=base + factors,
         trained=trained,
-        weights=base * question.itemsize,
+        quantized=quantized,
+        weights=(base - quantized.weights) * question.itemsize + quantized.bytes,
         adapters=factors * question.itemsize,
         gradients=trained * FP32,
         optimizer=trained * states * FP32 // owners,

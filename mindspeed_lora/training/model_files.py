@@ -22,11 +22,12 @@ from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.parallel.collectives import all_gather_objects
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.quantization.shard import QuantizedWeight
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """Writes this rank's file of the model, without adapters, under Megatron's names."""
+    """Writes this rank's file of the model, without adapters, under Megatron's names; quantised weights dequantised."""
 
     shape: ModelShape
     source: Source
@@ -54,17 +55,17 @@ class ModelFiles:
         )
         models = dict(zip(model_keys(len(chunks)), chunks, strict=True))
         specs = {
-            key: {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-            for key, tensors in models.items()
+            key: {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
+            for key, entries in models.items()
         }
         target = rank_folder(
             folder, groups.tp_rank, groups.pp_rank, groups.pp_size, groups.experts.ep_rank, experts.ep_size
         )
         target.mkdir(parents=True)
         with TensorWriter(target / RANK_FILE, rank_layout(args, iteration, specs)) as writer:
-            for key, tensors in models.items():
-                for local_name, tensor in tensors.items():
-                    writer.write(f"{key}/{local_name}", tensor.cpu())
+            for key, entries in models.items():
+                for local_name, entry in entries.items():
+                    writer.write(f"{key}/{local_name}", entry.value().cpu())
         if groups.is_main and self.source.config_dir is not None:
             keep_hf_config(Path(self.source.config_dir), self.source.origin, folder, self.shape)
 
@@ -83,14 +84,33 @@ class ModelFiles:
         return names.index(name) == groups.rank
 
 
-def _entries(parameters: Sequence[LocalParameter]) -> Iterator[tuple[str, torch.Tensor]]:
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of a file; of a quantised weight its values are formed when they are written."""
+
+    weight: torch.Tensor | QuantizedWeight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape)
+
+    def value(self) -> torch.Tensor:
+        return self.weight.dense() if isinstance(self.weight, QuantizedWeight) else self.weight.detach()
+
+
+def _entries(parameters: Sequence[LocalParameter]) -> Iterator[tuple[str, _Entry]]:
     """Names in a file, and tensors, of a chunk's parameters without its adapters; experts each alone."""
     for parameter in parameters:
         if parameter.is_adapter:
             continue
-        name, tensor = without_wrappers(parameter.local_name), parameter.param.detach()
+        name, weight = without_wrappers(parameter.local_name), parameter.param
         if not parameter.is_stack:
-            yield name, tensor
+            yield name, _Entry(weight)
             continue
-        for number, expert in enumerate(tensor):
-            yield name.replace(".experts.", f".experts.local_experts.{number}.", 1), expert
+        for number in range(weight.size(0)):
+            expert = weight.expert(number) if isinstance(weight, QuantizedWeight) else weight[number]
+            yield name.replace(".experts.", f".experts.local_experts.{number}.", 1), _Entry(expert)

@@ -14,6 +14,7 @@ from typing import Any
 
 from mindspeed_lora.adapters.inject_experts import check_expert_adapters
 from mindspeed_lora.checkpoint.loading.model import AdapterPlan
+from mindspeed_lora.checkpoint.loading.quantization import QuantPlan, plan_quantization
 from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
 from mindspeed_lora.checkpoint.peft.adapted import AdaptedSource
 from mindspeed_lora.checkpoint.peft.plan import check_tokens, plan_adapter
@@ -30,6 +31,7 @@ from mindspeed_lora.config.checks import (
 from mindspeed_lora.config.context import check_context, check_fixed_length, variable_multiple
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.moe import experts_from_flags, reconcile_experts
+from mindspeed_lora.config.quantization import QuantSettings
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.data.added_tokens import job_tokenizer, token_numbers
@@ -56,6 +58,8 @@ class TrainPlan:
     layout: RunLayout
     source: Source
     adapter: AdapterPlan | None
+    quantization: QuantPlan | None
+    """The weights that are held quantised; None: none are."""
     start: Start
     rows: TrainingRows
     tokenizer: LazyTokenizer | None
@@ -84,6 +88,8 @@ def plan_training(job: TrainJob) -> TrainPlan:
         check_interleaving(placement, job.training, dp_size)
     adapter, tokenizer = _adapter_and_tokenizer(job, start, source, shape, notices)
     source, shape = _with_adapter(job, source, shape, adapter, tokenizer)
+    quantization = plan_quantization(job.quantization, source, shape, adapter.spec if adapter else None)
+    notices += quantization.notices if quantization is not None else ()
     seq_length = _seq_length(job, shape, notices)
     rows = (open_rows if job.data.data_path is not None else assumed_rows)(
         job, seq_length, shape.vocab_size, tokenizer
@@ -93,6 +99,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
     learning_rate = LearningRate.of(job.training, num_steps)
     pad_to = _pad_multiple(job, seq_length)
     if start.run is not None and start.continues:
+        _check_base(quantization, start.run)
         _check_continuation(job, start.run, len(rows.train), notices)
     layout = RunLayout.of(job, placement, dp_size)
     start = _in_layout(start, layout, shape, notices)
@@ -105,6 +112,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
         layout=layout,
         source=source,
         adapter=adapter,
+        quantization=quantization,
         start=start,
         rows=rows,
         tokenizer=tokenizer,
@@ -125,7 +133,8 @@ def _model(job: TrainJob, start: Start, notices: list[str]) -> tuple[Source, Mod
     if path is None:
         shape = experts_from_flags(job.experts, shape_from_flags(job.model, num_noops))
         if not job.runtime.dry_run:
-            notices.append("--load is left out: the model starts from random weights")
+            quantised = ", quantised" if job.quantization.quantises else ""
+            notices.append(f"--load is left out: the model starts from random weights{quantised}")
         std = job.model.init_method_std
         return RandomSource(shape, job.training.seed, 0.02 if std is None else std), shape
     source = open_source(path, checking=not job.checkpoint.no_checking)
@@ -144,6 +153,11 @@ def _with_adapter(
     """The model as it is trained: of its adapter's shape, or with the words that are added to it."""
     if job.checkpoint.save is not None and (adapter is None or job.lora.lora_save_base):
         check_expert_files(shape, job.parallel)
+        if job.quantization.quantises and not job.quantization.qlora_save_dequantize:
+            raise Refused(
+                "--lora-save-base with --qlora saves the frozen model dequantised; add --qlora-save-dequantize to say "
+                "so, or drop --lora-save-base (convert_ckpt.py --qlora-nf4 writes quantised models)"
+            )
     if adapter is not None:
         check_expert_adapters(adapter.spec, shape)
         return source, adapter.shape
@@ -229,6 +243,23 @@ def _check_continuation(job: TrainJob, run: SavedRun, num_rows: int, notices: li
             notices.append(
                 f"{what} is {now}, and was {before} before iteration {run.iteration}: the order differs"
             )
+
+
+def _check_base(quantization: QuantPlan | None, run: SavedRun) -> None:
+    """An adapter goes on with the base that it was trained on so far: quantised in the same way, or plain."""
+    now = None if quantization is None else quantization.state()
+    before = run.state.get("quantization", now)
+    if before != now:
+        was, is_now = ("plain" if state is None else _told(state) for state in (before, now))
+        raise Refused(
+            f"{run.folder} was trained on a base that was {was}, and it is {is_now} now; give the same --qlora and "
+            "--quant-* flags, or --finetune to start at iteration 0 with its weights"
+        )
+
+
+def _told(state: dict[str, Any]) -> str:
+    settings = QuantSettings(**{key: value for key, value in state.items() if key != "weights"})
+    return f"quantised ({settings}, {state['weights']} weights)"
 
 
 def _in_layout(start: Start, layout: RunLayout, shape: ModelShape, notices: list[str]) -> Start:

@@ -97,6 +97,7 @@ class TrainingSession:
                     chunk,
                     scheduler,
                     settings,
+                    plan.quantization,
                 )
                 for chunk in plan.placement.rank_chunks(groups.pp_rank)
             ],
@@ -172,6 +173,7 @@ class TrainingSession:
             "layout": self.plan.layout.state(),
             "base_model_name": self.plan.base_model_name,
             "documents": len(self.plan.rows.train),
+            "quantization": None if self.plan.quantization is None else self.plan.quantization.state(),
             **self._adapter_state(),
         }
 

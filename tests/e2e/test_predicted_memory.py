@@ -1,4 +1,4 @@
-"""What ``--dry-run`` says a job will hold is what it holds: a real model in six layouts, on the CPU."""
+"""What ``--dry-run`` says a job will hold is what it holds: a real model in eight layouts, on the CPU."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ LAYOUTS = {
         "--micro-batch-size 4 --recompute-granularity full --recompute-method uniform --recompute-num-layers 2",
     ),
     "tp2 sp": (2, "--micro-batch-size 2 --tensor-model-parallel-size 2 --sequence-parallel"),
+    "nf4": (1, "--micro-batch-size 2 --qlora --quant-double"),
+    "nf4 tp2 sp": (
+        2,
+        "--micro-batch-size 2 --tensor-model-parallel-size 2 --sequence-parallel --qlora --quant-double",
+    ),
     "pp2": (2, "--micro-batch-size 2 --pipeline-model-parallel-size 2"),
     "pp2 vpp zero1": (
         2,

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from tests.support.quantized import Quant, load_quantized
+
 Tokens = list[int]
 
 
@@ -78,12 +80,20 @@ def _answers(case: Case, parallel: Any, groups: Any) -> list[Tokens]:
 
 
 def transformers_greedy(
-    model: str, prompts: Sequence[Sequence[int]], max_new_tokens: int, adapter: str | None = None
+    model: str,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    adapter: str | None = None,
+    quant: Quant | None = None,
 ) -> list[Tokens]:
     """The answers of transformers' ``generate``, one prompt at a time; ends as the model's folder says."""
     from transformers import AutoModelForCausalLM
 
-    reference: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    reference: Any = (
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        if quant is None
+        else load_quantized(Path(model), quant, torch.float32)
+    ).eval()
     if adapter is not None:
         from peft import PeftModel
 

@@ -14,6 +14,7 @@ from tests.support.differences import Differences
 from tests.support.layouts import Layout
 from tests.support.models import VOCAB_SIZE, make_model
 from tests.support.pool import WorkerPool
+from tests.support.quantized import Quant
 from tests.support.reference import LINEARS, Recipe, Reference, ReferenceRecord
 from tests.support.rows import random_rows, write_rows
 from tests.support.shards import Tensors, assemble
@@ -39,6 +40,8 @@ class Case:
     peft: str | None = None
     """In place of ``targets``: keywords of PEFT's ``LoraConfig`` as JSON, for an adapter as PEFT makes it."""
     recipe: Recipe = Recipe()
+    quant: Quant | None = None
+    """How the base is quantised; None: it is not."""
     resize: int | None = None
     """With ``peft``: so many words has the model that PEFT makes the adapter for; the base on disk stays as it is."""
 
@@ -135,7 +138,7 @@ class ParityBench:
 
     def _reference(self, case: Case) -> tuple[ReferenceRecord, Path]:
         if case not in self._references:
-            reference = Reference(self.model(case.model))
+            reference = Reference(self.model(case.model), quant=case.quant)
             start = self.new_folder()
             if case.resize is not None:
                 reference.resize(case.resize)
@@ -156,6 +159,7 @@ class ParityBench:
             *("--seq-length", str(SEQ_LENGTH), "--variable-seq-lengths", "--no-shuffle"),
             *("--distributed-timeout-minutes", "3"),
             *case.recipe.flags,
+            *(case.quant.flags if case.quant is not None else []),
         ]
 
     def train(

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from mindspeed_lora.adapters.dropout import keep_mask, kept_share, stream_of, token_keys
 from tests.support.expert_factors import expert_factors, experts_of, split_weight
+from tests.support.quantized import Quant, library_matrices, load_quantized
 from tests.support.rows import IGNORED, Row
 from tests.support.shards import Tensors
 
@@ -118,12 +119,17 @@ class Reference:
     The A of a fused linear are tied, as Megatron's are; an adapter of :meth:`add_peft_adapter` has PEFT's own.
     """
 
-    def __init__(self, model_folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model_folder: Path, dtype: torch.dtype = torch.float32, quant: Quant | None = None
+    ) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.base: Any = AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=dtype, attn_implementation="eager"
-        )
+        if quant is None:
+            self.base: Any = AutoModelForCausalLM.from_pretrained(
+                model_folder, dtype=dtype, attn_implementation="eager"
+            )
+        else:
+            self.base = load_quantized(model_folder, quant, dtype)
         self.model: Any = self.base
         self.config = self.base.config
         self.tied = True
@@ -368,6 +374,11 @@ class Reference:
                     {**untrained, **by_name}, f"model.layers.{number}.", linear, kind
                 )
         return canonical
+
+    def linears(self) -> Tensors:
+        """Weights of all linears of the layers, fused, by canonical name; quantised ones as they are dequantised."""
+        names = {f"{name}.weight": weight for name, weight in library_matrices(self.base).items()}
+        return self._canonical(names, lambda parameter: torch.zeros(parameter.shape))
 
     def _parts(self, linear: str) -> list[str]:
         """The linears of transformers that are fused with this one."""

@@ -107,7 +107,7 @@ def train(argv: Sequence[str]) -> int:
 def parameter_shards(session: Any) -> list[Shard]:
     """Every trained parameter of this rank, replicas included."""
     return [
-        shard for p in session.trained for shard in _shards(p, 0, p.param.numel(), p.param.detach().view(-1))
+        shard for p in session.trained for shard in shards(p, 0, p.param.numel(), p.param.detach().view(-1))
     ]
 
 
@@ -119,14 +119,15 @@ def _record_first_gradients(session: Any, record: RankRecord) -> None:
             record.gradients = [
                 shard
                 for owned in session.optimizer.slices
-                for shard in _shards(owned.parameter, owned.start, owned.stop, owned.gradient)
+                for shard in shards(owned.parameter, owned.start, owned.stop, owned.gradient)
             ]
         return original(lr)
 
     session.optimizer.step = step
 
 
-def _shards(parameter: Any, start: int, stop: int, values: torch.Tensor) -> list[Shard]:
+def shards(parameter: Any, start: int, stop: int, values: torch.Tensor) -> list[Shard]:
+    """Elements ``start`` to ``stop`` of a local parameter, as elements of the canonical tensors that it is made of."""
     from mindspeed_lora.training.shard_slice import ShardSlice
 
     values = values.detach().float().cpu()

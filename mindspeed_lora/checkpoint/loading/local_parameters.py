@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 
@@ -19,11 +21,14 @@ from mindspeed_lora.checkpoint.canonical import (
     to_canonical,
 )
 from mindspeed_lora.models.gpt import GPTModel
+from mindspeed_lora.quantization.shard import QuantizedWeight
 
 
 @dataclass(frozen=True)
 class LocalParameter:
-    """One parameter of this rank: a canonical tensor's shard, or those of several experts, stacked."""
+    """One parameter of this rank, or quantised weight: a canonical tensor's shard, or those of several experts,
+    stacked.
+    """
 
     name: str
     """Canonical name; of a stack the name without the experts' numbers."""
@@ -31,6 +36,7 @@ class LocalParameter:
     """Canonical names of the tensors that it is made of: itself, or one of each expert, in the order of axis 0."""
     local_name: str
     param: torch.nn.Parameter
+    """Of a quantised weight the module that stands for it, which answers what is asked of a frozen parameter."""
     axis: int | None
     """The axis of a canonical tensor that TP (of an expert: ETP) cuts, or None."""
     ranges: tuple[tuple[int, int], ...]
@@ -54,6 +60,11 @@ class LocalParameter:
         return self.param.dim() > len(self.shape)
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether it is a quantised weight."""
+        return isinstance(self.param, QuantizedWeight)
+
+    @property
     def num_trained(self) -> int:
         """Elements that are trained: all, none, or those of some rows."""
         if not self.param.requires_grad:
@@ -68,7 +79,7 @@ class LocalParameter:
 
 
 def local_parameters(model: GPTModel) -> list[LocalParameter]:
-    """All parameters of this chunk, in the module's order."""
+    """All parameters of this chunk, in the module's order; then its quantised weights."""
     return list(_describe(model))
 
 
@@ -85,7 +96,10 @@ def canonical_name(model: GPTModel, local_name: str) -> str:
 
 def _describe(model: GPTModel) -> Iterator[LocalParameter]:
     groups, experts = model.groups, model.groups.experts
-    for local_name, param in model.named_parameters():
+    quantized: Iterator[tuple[str, Any]] = (
+        (name, module) for name, module in model.named_modules() if isinstance(module, QuantizedWeight)
+    )
+    for local_name, param in chain(model.named_parameters(), quantized):
         # Factors of an adapter are given their names where they are made.
         name = getattr(param, "canonical_name", None) or canonical_name(model, local_name)
         of_experts = is_of_experts(name)

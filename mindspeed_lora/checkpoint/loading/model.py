@@ -22,6 +22,8 @@ from mindspeed_lora.checkpoint.loading.local_parameters import (
     canonical_name,
     local_parameters,
 )
+from mindspeed_lora.checkpoint.loading.quantization import QuantPlan
+from mindspeed_lora.checkpoint.loading.quantized import quantized_weight
 from mindspeed_lora.checkpoint.peft.adapted import AdaptedSource
 from mindspeed_lora.checkpoint.source import Source
 from mindspeed_lora.config.shape import ModelShape
@@ -30,6 +32,7 @@ from mindspeed_lora.device import current_device
 from mindspeed_lora.models.gpt import GPTModel
 from mindspeed_lora.models.moe.settings import MoESettings
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.quantization.shard import QuantizedWeight
 
 if TYPE_CHECKING:
     from mindspeed_lora.checkpoint.peft.config import AdapterConfig
@@ -71,10 +74,12 @@ def build_model(
     chunk: ModelChunk | None = None,
     scheduler: Scheduler | None = None,
     experts: MoESettings | None = None,
+    quantization: QuantPlan | None = None,
 ) -> tuple[GPTModel, list[LocalParameter]]:
     """One chunk of the model with its weights on the device, and its parameters in canonical terms.
 
-    The scheduler tells which schedule each linear with an adapter runs; without it, unfused.
+    The scheduler tells which schedule each linear with an adapter runs; without it, unfused. What ``quantization``
+    names is quantised while it is read, or read as it was quantised.
 
     Peak memory is the rank's shard and one tensor: the modules are made on the meta device, and each parameter
     is read as just the ranges that this rank holds.
@@ -91,6 +96,10 @@ def build_model(
     for parameter in local_parameters(model):
         if parameter.is_adapter:
             _set_stream(model, parameter)
+        elif quantization is not None and quantization.covers(parameter.members):
+            weight = quantized_weight(parameter, source, quantization.settings, parameter.param.dtype)
+            _set_quantized(model, parameter, weight)
+            continue
         _set_parameter(model, parameter, _values(parameter, adapter, source))
     return model, local_parameters(model)
 
@@ -151,6 +160,14 @@ def _set_parameter(model: GPTModel, parameter: LocalParameter, values: Iterable[
         new.register_hook(lambda gradient: _only(gradient, trained_rows))
     module_name, _, name = parameter.local_name.rpartition(".")
     setattr(model.get_submodule(module_name), name, new)
+
+
+def _set_quantized(model: GPTModel, parameter: LocalParameter, weight: QuantizedWeight) -> None:
+    """Puts a quantised weight in place of the meta parameter: buffers, no parameter."""
+    module_name, _, name = parameter.local_name.rpartition(".")
+    module = model.get_submodule(module_name)
+    delattr(module, name)
+    module.add_module(name, weight.to(current_device()))
 
 
 def _only(gradient: torch.Tensor, rows: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -11,6 +11,7 @@ from mindspeed_lora.checkpoint.peft.source import AdapterSource
 from mindspeed_lora.checkpoint.source import CheckpointSource, Source
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.families.segments import Range
+from mindspeed_lora.quantization.matrix import QuantizedMatrix
 
 
 class AdaptedSource(CheckpointSource):
@@ -35,6 +36,7 @@ class AdaptedSource(CheckpointSource):
         super().__init__(base.path, shape, base.origin, base.config_dir)
         self.base = base
         self.adapter = adapter
+        self.quantization = base.quantization
         self._part_dtype = dtype
         self._in_base = set(base.names())
         self._means: dict[str, torch.Tensor] = {}
@@ -49,11 +51,21 @@ class AdaptedSource(CheckpointSource):
 
     def read(self, name: str, axis: int | None = None, ranges: Sequence[Range] | None = None) -> torch.Tensor:
         """The tensor, or ranges of it; what the adapter leaves as it is comes from the base without a copy."""
-        adapter = self.adapter
-        held = adapter is not None and (adapter.holds_whole(name) or adapter.holds_part(name))
-        if name in VOCABULARY_TENSORS or held:
+        if name in VOCABULARY_TENSORS or self._is_held(name):
             return super().read(name, axis, ranges)
         return self.base.read(name, axis, ranges)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the base stores a tensor quantised and the adapter does not hold it."""
+        return not self._is_held(name) and self.base.is_quantized(name)
+
+    def quantized(self, name: str) -> list[QuantizedMatrix] | None:
+        """The base's matrices, of what the adapter does not hold."""
+        return None if self._is_held(name) else self.base.quantized(name)
+
+    def _is_held(self, name: str) -> bool:
+        adapter = self.adapter
+        return adapter is not None and (adapter.holds_whole(name) or adapter.holds_part(name))
 
     def _is_changed_in_part(self, name: str) -> bool:
         adapter = self.adapter

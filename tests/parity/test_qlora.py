@@ -1,0 +1,117 @@
+"""QLoRA trains as in transformers, PEFT and bitsandbytes, however the model is cut: the same weights, bit for bit.
+
+bitsandbytes dequantises to the very same numbers, so that what is left is the rounding of fp32 sums, as without
+quantisation: the usual tolerances. Experts, int8 and other block sizes than 64, which transformers cannot quantise or
+computes otherwise, are compared with a plain model of transformers over weights that bitsandbytes quantised and
+dequantised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mindspeed_lora.checkpoint.conversion.convert import convert
+from mindspeed_lora.config.commands import parse
+from tests.support.differences import Differences
+from tests.support.layouts import Layout
+from tests.support.parity import Case, ParityBench
+from tests.support.quantized import Quant, quantized_shards
+from tests.support.reference import Reference
+from tests.support.shards import assemble
+
+NESTED = Quant(double=True)
+DENSE = Case(quant=NESTED)
+EXPERTS = Case(model="mixtral", quant=Quant(double=True, by_library=False))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(),
+        Layout(tp=2),
+        Layout(tp=2, sequence_parallel=True, recompute="uniform"),
+        Layout(tp=4, fusion="fused"),
+        Layout(tp=2, sequence_parallel=True, fusion="chunks"),
+        Layout(tp=2, sequence_parallel=True, fusion="merged"),
+        Layout(tp=2, sequence_parallel=True, fusion="published"),
+        Layout(tp=2, pp=2, recompute="selective"),
+        Layout(pp=2, vpp=2, distributed_optimizer=True),
+        Layout(dp=2, cp=2, attention="ring", distributed_optimizer=True),
+    ],
+    ids=str,
+)
+def test_every_cut_is_exact(
+    layout: Layout, bench: ParityBench, within: Callable[[Differences], None]
+) -> None:
+    within(bench.compare(DENSE, bench.train(DENSE, layout)))
+
+
+@pytest.mark.parametrize("model", ["llama", "phi3"])
+def test_every_cut_holds_the_numbers_of_bitsandbytes(model: str, bench: ParityBench) -> None:
+    """Rows of 48 numbers in blocks of 64: every cut goes through blocks. The last one reads a Megatron checkpoint."""
+    case, megatron = Case(model=model, quant=NESTED), bench.new_folder()
+    words = f"--load-dir {bench.model(model)} --save-dir {megatron} --save-model-type mg"
+    convert(parse("convert", [*words.split(), "--target-tensor-parallel-size", "2"]))
+    expected = Reference(bench.model(model), quant=NESTED).linears()
+    for layout, more in (
+        (Layout(), ()),
+        (Layout(tp=2), ()),
+        (Layout(tp=4), ()),
+        (Layout(pp=2, vpp=2), ()),
+        (Layout(tp=4), ("--load", str(megatron))),
+    ):
+        argv = [*bench.flags(case), "--lora-r", "4", *layout.flags, *more]
+        found = assemble(bench.workers.run(layout.world_size, quantized_shards, argv))
+        assert found.keys() == expected.keys()
+        for name, weight in found.items():
+            assert torch.equal(weight.view(torch.int32), expected[name].view(torch.int32)), (layout, name)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(quant=Quant()),
+        Case(quant=Quant("fp4", double=True)),
+        Case(quant=Quant("nf4", 128, by_library=False)),
+        Case(quant=Quant("int8", by_library=False)),
+        Case(model="llama-bias", quant=NESTED),
+        # Packed q, k and v, and gate and up, are each one matrix with its own blocks.
+        Case(model="phi3", quant=NESTED),
+        Case(model="deepseek-v3", quant=NESTED, targets=None, peft='{"target_modules": "all-linear"}'),
+    ],
+    ids=lambda case: f"{case.model}-{case.quant}",
+)
+def test_every_kind_is_exact(case: Case, bench: ParityBench, within: Callable[[Differences], None]) -> None:
+    layout = Layout(tp=2, sequence_parallel=True)
+    within(bench.compare(case, bench.train(case, layout)))
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, sequence_parallel=True)], ids=str)
+def test_linears_without_an_adapter(
+    layout: Layout, bench: ParityBench, within: Callable[[Differences], None]
+) -> None:
+    case = replace(DENSE, targets=("linear_proj",))
+    within(bench.compare(case, bench.train(case, layout)))
+
+
+@pytest.mark.parametrize(
+    ("layout", "flags"),
+    [
+        (Layout(dp=2), "--expert-model-parallel-size 2"),
+        (Layout(tp=2, sequence_parallel=True, recompute="uniform"), ""),
+        (
+            Layout(tp=2, dp=2, sequence_parallel=True),
+            "--expert-model-parallel-size 2 --expert-tensor-parallel-size 2",
+        ),
+        (Layout(pp=2, dp=2), "--expert-model-parallel-size 2 --moe-alltoall-overlap-comm"),
+    ],
+    ids=str,
+)
+def test_experts_are_exact(
+    layout: Layout, flags: str, bench: ParityBench, within: Callable[[Differences], None]
+) -> None:
+    within(bench.compare(EXPERTS, bench.train(EXPERTS, layout, flags.split())))
