@@ -32,15 +32,17 @@ EXPERTS = Case(model="mixtral", quant=Quant(double=True, by_library=False))
     "layout",
     [
         Layout(),
-        Layout(tp=2),
+        pytest.param(Layout(tp=2), marks=pytest.mark.slow),
         Layout(tp=2, sequence_parallel=True, recompute="uniform"),
-        Layout(tp=4, fusion="fused"),
+        pytest.param(Layout(tp=4, fusion="fused"), marks=pytest.mark.slow),
         Layout(tp=2, sequence_parallel=True, fusion="chunks"),
-        Layout(tp=2, sequence_parallel=True, fusion="merged"),
-        Layout(tp=2, sequence_parallel=True, fusion="published"),
-        Layout(tp=2, pp=2, recompute="selective"),
+        pytest.param(Layout(tp=2, sequence_parallel=True, fusion="merged"), marks=pytest.mark.slow),
+        pytest.param(Layout(tp=2, sequence_parallel=True, fusion="published"), marks=pytest.mark.slow),
+        pytest.param(Layout(tp=2, pp=2, recompute="selective"), marks=pytest.mark.slow),
         Layout(pp=2, vpp=2, distributed_optimizer=True),
-        Layout(dp=2, cp=2, attention="ring", distributed_optimizer=True),
+        pytest.param(
+            Layout(dp=2, cp=2, attention="ring", distributed_optimizer=True), marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
@@ -74,11 +76,11 @@ def test_every_cut_holds_the_numbers_of_bitsandbytes(model: str, bench: ParityBe
 @pytest.mark.parametrize(
     "case",
     [
-        Case(quant=Quant()),
+        pytest.param(Case(quant=Quant()), marks=pytest.mark.slow),
         Case(quant=Quant("fp4", double=True)),
-        Case(quant=Quant("nf4", 128, by_library=False)),
+        pytest.param(Case(quant=Quant("nf4", 128, by_library=False)), marks=pytest.mark.slow),
         Case(quant=Quant("int8", by_library=False)),
-        Case(model="llama-bias", quant=NESTED),
+        pytest.param(Case(model="llama-bias", quant=NESTED), marks=pytest.mark.slow),
         # Packed q, k and v, and gate and up, are each one matrix with its own blocks.
         Case(model="phi3", quant=NESTED),
         Case(model="deepseek-v3", quant=NESTED, targets=None, peft='{"target_modules": "all-linear"}'),
@@ -102,12 +104,16 @@ def test_linears_without_an_adapter(
     ("layout", "flags"),
     [
         (Layout(dp=2), "--expert-model-parallel-size 2"),
-        (Layout(tp=2, sequence_parallel=True, recompute="uniform"), ""),
+        pytest.param(Layout(tp=2, sequence_parallel=True, recompute="uniform"), "", marks=pytest.mark.slow),
         (
             Layout(tp=2, dp=2, sequence_parallel=True),
             "--expert-model-parallel-size 2 --expert-tensor-parallel-size 2",
         ),
-        (Layout(pp=2, dp=2), "--expert-model-parallel-size 2 --moe-alltoall-overlap-comm"),
+        pytest.param(
+            Layout(pp=2, dp=2),
+            "--expert-model-parallel-size 2 --moe-alltoall-overlap-comm",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
