@@ -1,6 +1,15 @@
-"""Numbers to codes: four bits in blocks, eight bits in rows."""
+"""Numbers to codes: four bits in blocks, eight bits in rows.
+
+Work goes tile by tile over buffers of a fixed size, so that what is between numbers and codes stays in the cache.
+
+A number divided by its block's magnitude, ``v`` in [-1, 1], takes the code of as many midpoints as are below it. For
+NF4 that is looked up (:class:`_FixedPoint`), since a search among fifteen midpoints costs ten times as much.
+"""
 
 from __future__ import annotations
+
+import math
+from functools import cache
 
 import torch
 
@@ -11,26 +20,135 @@ Tensor = torch.Tensor
 _SMALLEST = 1e-38
 """A magnitude below this is taken for it where it divides."""
 
+_TILE = 1 << 17
+"""Numbers that are encoded at a time, a multiple of every block size."""
+
 
 def encode_four_bits(numbers: Tensor, kind: str, block_size: int) -> tuple[Tensor, Tensor]:
     """Of ``numbers [n]`` the codes, uint8 ``[ceil(n / 2), 1]``, and magnitudes, float32 ``[ceil(n / block)]``."""
-    numbers = numbers.float()
-    whole = numbers.numel() // block_size * block_size
-    blocks = numbers[:whole].view(-1, block_size)
-    absmax = blocks.abs().amax(1)
-    scaled = (blocks * absmax.clamp(min=_SMALLEST).reciprocal().unsqueeze(1)).view(-1)
-    if whole < numbers.numel():
-        last = numbers[whole:].abs().amax().clamp(min=_SMALLEST)
-        absmax = torch.cat([absmax, last.unsqueeze(0)])
-        scaled = torch.cat([scaled, numbers[whole:] / last])
-    scaled = torch.nn.functional.pad(scaled, (0, scaled.numel() % 2))
-    order = torch.tensor(four_bit_codes(kind), dtype=torch.uint8)
-    codes = order[torch.bucketize(scaled, four_bit_bounds(kind))]
-    return ((codes[::2] << 4) | codes[1::2]).unsqueeze(1), absmax
+    size = numbers.numel()
+    codes = torch.empty((size + 1) // 2, dtype=torch.uint8, device=numbers.device)
+    absmax = torch.empty((size + block_size - 1) // block_size, dtype=torch.float32, device=numbers.device)
+    encoder = _FourBits(kind, block_size, numbers.device, min(_TILE, size))
+    whole = size // block_size * block_size
+    for first in range(0, whole, _TILE):
+        last = min(first + _TILE, whole)
+        blocks = slice(first // block_size, last // block_size)
+        encoder.encode(numbers[first:last], absmax[blocks], codes[first // 2 : last // 2])
+    if whole < size:
+        encoder.encode_last(numbers[whole:], absmax[-1], codes[whole // 2 :])
+    return codes.unsqueeze(1), absmax
 
 
 def encode_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Codes ``int8 [out, in]`` and magnitudes ``float32 [out]`` of ``matrix [out, in]``."""
-    absmax = matrix.abs().amax(1).float()
-    scaled = torch.round(matrix * (absmax.reciprocal() * 127.0).unsqueeze(1))
-    return scaled.nan_to_num_(nan=0.0).to(torch.int8), absmax
+    codes = torch.empty(matrix.shape, dtype=torch.int8, device=matrix.device)
+    absmax = torch.empty(matrix.size(0), dtype=torch.float32, device=matrix.device)
+    step = max(1, _TILE // max(1, matrix.size(1)))
+    for first in range(0, matrix.size(0), step):
+        some = slice(first, first + step)
+        rows = matrix[some].float()
+        torch.amax(rows.abs(), 1, out=absmax[some])
+        # Reciprocal, then 127: rounded twice, as bitsandbytes does. A row of zeros makes NaN, and is zero.
+        factors = (absmax[some].reciprocal() * 127.0).unsqueeze(1)
+        codes[some] = (rows * factors).round_().nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return codes, absmax
+
+
+class _FourBits:
+    """Encodes tiles; its buffers are used again for each."""
+
+    def __init__(self, kind: str, block_size: int, device: torch.device, size: int) -> None:
+        self.kind, self.block_size = kind, block_size
+        self.numbers, self.scaled = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
+        self.lookup = _FixedPoint(size, device) if kind == "nf4" else None
+
+    def encode(self, numbers: Tensor, absmax: Tensor, codes: Tensor) -> None:
+        """Whole blocks: ``numbers [n]`` to ``absmax [n / block]`` and ``codes [n / 2]``."""
+        size = numbers.numel()
+        scaled = self.scaled[:size].view(-1, self.block_size)
+        if numbers.dtype != torch.float32:
+            numbers = self.numbers[:size].copy_(numbers)
+        blocks = numbers.view(-1, self.block_size)
+        torch.amax(torch.abs(blocks, out=scaled), 1, out=absmax)
+        factors = absmax.clamp(min=_SMALLEST).reciprocal_()
+        if self.lookup is not None and self.lookup.takes(absmax):
+            torch.mul(blocks, self.lookup.factors(factors).unsqueeze(1), out=scaled)
+            self.lookup.encode(scaled.view(-1), codes)
+        else:
+            torch.mul(blocks, factors.unsqueeze(1), out=scaled)
+            _search(scaled.view(-1), self.kind, codes)
+
+    def encode_last(self, numbers: Tensor, absmax: Tensor, codes: Tensor) -> None:
+        """Less than a block: bitsandbytes divides it by its magnitude, which it keeps at the smallest at least."""
+        numbers = numbers.float()
+        torch.clamp(numbers.abs().amax(), min=_SMALLEST, out=absmax)
+        scaled = numbers / absmax
+        _search(torch.nn.functional.pad(scaled, (0, scaled.numel() % 2)), self.kind, codes)
+
+
+def _search(scaled: Tensor, kind: str, codes: Tensor) -> None:
+    """Codes ``uint8 [n / 2]`` of ``scaled [n]`` by comparison with each midpoint."""
+    below = torch.zeros(scaled.shape, dtype=torch.uint8, device=scaled.device)
+    for bound in four_bit_bounds(kind).tolist():
+        below.add_(scaled > bound)
+    order = torch.tensor(four_bit_codes(kind), dtype=torch.uint8, device=scaled.device)
+    found = order.index_select(0, below.int()).view(-1, 2)
+    torch.bitwise_or(found[:, 0] << 4, found[:, 1], out=codes)
+
+
+class _FixedPoint:
+    """NF4's codes by integers: ``t = v · 2²⁹``, exact wherever a midpoint is near.
+
+    The midpoints' magnitudes are above 2⁻⁶, where floats are multiples of 2⁻²⁹. The upper bits of t name one of about
+    a thousand cells, which has at most one midpoint m; what the cell's table entry adds to t carries into the uppermost
+    byte when t is above m, so that this byte is the code.
+    """
+
+    _SCALE = 2.0**29
+    _CELL = 20
+    """Bits of t that do not name the cell."""
+    _OFFSET = (1 << 29) + (1 << _CELL)
+    """Makes t positive, also where v is a rounding below -1."""
+    _TINY = 2.0**-97
+    """Magnitudes below it (but for zero) have no finite factor."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.steps, self.cells, self.added = (
+            torch.empty(size, dtype=torch.int32, device=device) for _ in range(3)
+        )
+        self.table = self._table().to(device)
+
+    @classmethod
+    @cache
+    def _table(cls) -> Tensor:
+        """int32, one entry for each cell: what carries t past the codes of the midpoints below it."""
+        midpoints = (four_bit_bounds("nf4").double() * cls._SCALE).long() + cls._OFFSET
+        cells = torch.arange((2 * cls._OFFSET >> cls._CELL) + 1)
+        last = ((cells + 1) << cls._CELL) - 1
+        below = torch.bucketize(cells << cls._CELL, midpoints)
+        within = torch.nn.functional.pad(midpoints, (0, 1), value=2**40)[below].minimum(last)
+        return (((below + 1) << 24) - 1 - within).int()
+
+    def takes(self, absmax: Tensor) -> bool:
+        """Whether blocks with these magnitudes, which may be NaN or infinite, can be divided so."""
+        smallest, largest = (magnitude.item() for magnitude in absmax.aminmax())
+        if smallest == 0.0:
+            smallest = absmax.masked_fill(absmax == 0.0, math.inf).amin().item()
+        return smallest >= self._TINY and largest < math.inf
+
+    def factors(self, reciprocals: Tensor) -> Tensor:
+        """What blocks are multiplied by in place of ``reciprocals``."""
+        return reciprocals.clamp_(max=1 / self._TINY).mul_(self._SCALE)
+
+    def encode(self, scaled: Tensor, codes: Tensor) -> None:
+        """``t [n]`` as floats to ``codes [n / 2]``."""
+        size = scaled.numel()
+        steps, cells, added = self.steps[:size], self.cells[:size], self.added[:size]
+        steps.copy_(scaled).add_(self._OFFSET)
+        torch.bitwise_right_shift(steps, self._CELL, out=cells)
+        torch.index_select(self.table, 0, cells, out=added)
+        pairs = steps.add_(added).view(torch.int64).bitwise_and_(0x0F0000000F000000)
+        # The even number's code is in bits 24 to 27, the odd one's in 56 to 59: the former goes to 60 and up.
+        torch.add(pairs, pairs, alpha=1 << 36, out=added.view(torch.int64))
+        codes.copy_(added.view(torch.uint8).view(-1, 8)[:, 7])

@@ -61,7 +61,8 @@ class QuantizedMatrix:
 def quantize(matrix: Tensor, settings: QuantSettings, name: str) -> QuantizedMatrix:
     """Quantises ``matrix [out, in]`` (float32, bfloat16 or float16); ``name`` is the tensor's, for refusals.
 
-    Holds, beside the result, buffers of a fixed size. Raises :class:`Refused` for NaN or infinite values.
+    Holds, beside the result, buffers of a fixed size. Raises :class:`Refused` for NaN or infinite values, and where
+    nested statistics overflow.
     """
     if matrix.dtype not in _DTYPES:
         raise Refused(
@@ -78,6 +79,11 @@ def quantize(matrix: Tensor, settings: QuantSettings, name: str) -> QuantizedMat
     if settings.kind == "int8" or not settings.double:
         return QuantizedMatrix(settings, shape, packed, absmax, dtype=_rounding(matrix, settings))
     codes, nested = encode_statistics(absmax)
+    if not torch.isfinite(nested.offset):
+        raise Refused(
+            f"{name} holds values up to {absmax.max().item():.3g}, whose mean magnitude overflows float32: leave out"
+            " --quant-double"
+        )
     return QuantizedMatrix(settings, shape, packed, codes, nested, matrix.dtype)
 
 
