@@ -17,6 +17,7 @@ import torch
 from mindspeed_lora.checkpoint.canonical import EMBEDDING
 from mindspeed_lora.checkpoint.conversion.low_rank import Block, LowRankProduct, blocks
 from mindspeed_lora.checkpoint.conversion.rounding import Losses, LossReport, losses
+from mindspeed_lora.checkpoint.latest import Latest
 from mindspeed_lora.checkpoint.peft.adapted import AdaptedSource
 from mindspeed_lora.checkpoint.peft.source import AdapterSource
 from mindspeed_lora.checkpoint.peft.trained_tensors import model_shape
@@ -24,6 +25,7 @@ from mindspeed_lora.checkpoint.source import CheckpointSource, Source
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.families import FAMILIES
 from mindspeed_lora.models.families.segments import Range
+from mindspeed_lora.quantization.matrix import QuantizedMatrix
 
 Wanted = tuple[tuple[Range, ...], ...]
 """Per axis of a tensor, the ranges that are concatenated along it."""
@@ -65,6 +67,18 @@ class CastSource(DerivedSource):
 
     def __init__(self, base: Source, dtype: torch.dtype) -> None:
         super().__init__(base, base.shape, dtype)
+        self.quantization = base.quantization
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the base holds it quantised."""
+        return self.base.is_quantized(name)
+
+    def quantized(self, name: str) -> list[QuantizedMatrix] | None:
+        """The base's codes, which stand for values of the other dtype."""
+        matrices, dtype = self.base.quantized(name), self.dtype(name)
+        if matrices is None or matrices[0].settings.kind == "int8":
+            return matrices
+        return [dataclasses.replace(matrix, dtype=dtype) for matrix in matrices]
 
 
 @dataclass(frozen=True)
@@ -98,14 +112,15 @@ class MergedSource(DerivedSource):
         self.residual = Residual() if unmerge else None
         """After taking out: what merging again would not restore."""
         self._stored = {name: base.dtype(name) for name in base.names()}
-        self._last = threading.local()
+        self._latest: Latest[Mapping[int, list[LowRankProduct]]] = Latest()
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype that is rounded to, else that of the tensor without the adapters."""
         return self._dtype or self._stored.get(name, self._stored[EMBEDDING])
 
     def _derive(self, name: str, value: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, Losses]:
-        products = self._products_of(name)
+        # Read once for all slices of a tensor.
+        products = self._latest.get(name, lambda: self._products(name))
         if not products:
             return super()._derive(name, value, wanted)
         mapping, _ = self.family.mapping(name)
@@ -143,13 +158,6 @@ class MergedSource(DerivedSource):
             new.copy_(exact)
             lost += losses(exact, new)
         return lost
-
-    def _products_of(self, name: str) -> Mapping[int, list[LowRankProduct]]:
-        """The products on a tensor, read once for all slices that a thread reads one after the other."""
-        last: tuple[str, Mapping[int, list[LowRankProduct]]] | None = getattr(self._last, "products", None)
-        if last is None or last[0] != name:
-            self._last.products = last = (name, self._products(name))
-        return last[1]
 
     def _products(self, name: str) -> Mapping[int, list[LowRankProduct]]:
         """The adapters' products on each of the matrices, by number, that a canonical tensor is made of."""

@@ -12,8 +12,17 @@ from typing import Any
 import torch
 
 from mindspeed_lora.checkpoint.canonical import EMBEDDING, OUTPUT_LAYER
+from mindspeed_lora.checkpoint.formats.hf_quantized import (
+    StoredMatrix,
+    check_not_mixed,
+    companions,
+    quantized_matrices,
+    read_matrix,
+)
 from mindspeed_lora.checkpoint.formats.stacked_experts import WeightFile, under_own_names
+from mindspeed_lora.checkpoint.latest import Latest
 from mindspeed_lora.checkpoint.messages import first_few
+from mindspeed_lora.checkpoint.quantized.values import fill_values
 from mindspeed_lora.checkpoint.source import CheckpointSource, Origin, StoredPart
 from mindspeed_lora.checkpoint.storage.manifest import manifest_folder
 from mindspeed_lora.checkpoint.storage.safetensors_file import CHUNK_BYTES, TensorEntry
@@ -23,6 +32,7 @@ from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import family_for, shape_from_config
 from mindspeed_lora.models.families.mapping import Region
 from mindspeed_lora.models.families.segments import Range
+from mindspeed_lora.quantization.matrix import QuantizedMatrix
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -32,6 +42,7 @@ PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
 WEIGHT_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 _HF_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_NUMBERS = re.compile(r"\.\d+\.")
 _SNAPSHOT = re.compile(r"models--(?P<hub_id>[^/]+)/snapshots/(?P<revision>[^/]+)/?$")
 
 
@@ -149,6 +160,10 @@ class HfSource(CheckpointSource):
         under_own_names(self.files.owner, self.family, shape)
         self.manifest_folder = manifest_folder(folder) if checking else None
         self._headers_only = headers_only
+        self.matrices = self._quantized_matrices()
+        """The quantised ones, by the Hugging Face names of their weights."""
+        self.quantization = next((one.state.settings for one in self.matrices.values()), None)
+        self._latest: Latest[list[QuantizedMatrix]] = Latest()
         self._check_tensors()
         stored = WEIGHT_DTYPES[self.dtype(EMBEDDING)]
         self.shape = dataclasses.replace(shape, params_dtype=stored)
@@ -160,28 +175,61 @@ class HfSource(CheckpointSource):
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype that a canonical tensor is stored in."""
-        return self.files.entry(self.hf_names(name)[0]).dtype
+        return self._entry(self.hf_names(name)[0]).dtype
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a canonical tensor is stored quantised."""
+        return self.hf_names(name)[0] in self.matrices
+
+    def quantized(self, name: str) -> list[QuantizedMatrix] | None:
+        """The whole quantised matrices of a linear's weight; None where it is plain."""
+        if not self.is_quantized(name):
+            return None
+        return [read_matrix(self.files, one, self.matrices[one]) for one in self.hf_names(name)]
 
     def parts(self, name: str) -> list[StoredPart]:
         """The Hugging Face tensors that a canonical tensor is made of."""
+        names = [
+            part
+            for one in self.hf_names(name)
+            for part in (self.matrices[one].parts.values() if one in self.matrices else (one,))
+        ]
+        entries = [self.files.entry(one) for one in names]
         return [
             StoredPart(one, self.files.owner[one].path, entry.dtype, entry.shape)
-            for one in self.hf_names(name)
-            for entry in [self.files.entry(one)]
+            for one, entry in zip(names, entries, strict=True)
         ]
+
+    def _entry(self, hf_name: str) -> TensorEntry:
+        """Dtype and shape of a tensor; of a quantised one, of the matrix that it stands for."""
+        stored = self.matrices.get(hf_name)
+        return self.files.entry(hf_name) if stored is None else stored.entry
+
+    def _quantized_matrices(self) -> dict[str, StoredMatrix]:
+        embedding = self.hf_names(EMBEDDING)[0]
+        known = embedding in self.files.owner
+        return quantized_matrices(self.files, self.files.entry(embedding).dtype if known else torch.float32)
 
     def _fill(self, out: torch.Tensor, name: str, wanted: Sequence[Sequence[Range]]) -> None:
         mapping, layer = self.family.mapping(name)
-        mapping.read(self.files, self.shape, self.tensors[name][0], layer, out, wanted)
+        rows = self.tensors[name][0]
+        if self.is_quantized(name):
+            matrices = self._latest.get(name, lambda: self.quantized(name) or [])
+            fill_values(out, matrices, mapping.segments(self.shape, rows), wanted)
+        else:
+            mapping.read(self.files, self.shape, rows, layer, out, wanted)
 
     def _check_tensors(self) -> None:
         """Compare the files with what config.json promises: names, shapes, dtypes."""
-        used: set[str] = set()
+        used = companions(self.matrices)
         missing: list[str] = []
+        kinds: dict[str, str] = {}
         for name, full in self.tensors.items():
             mapping, layer = self.family.mapping(name)
             names = mapping.names(layer)
             used.update(names)
+            if self.matrices and len(full) == 2:
+                kinds.update({one: _NUMBERS.sub(".", one) for one in names})
             absent = [one for one in names if one not in self.files.owner]
             missing += absent
             if not absent:
@@ -200,6 +248,7 @@ class HfSource(CheckpointSource):
                 f"{self.path}: tensors are not known in a {self.family.name} model with this config.json: "
                 f"{first_few(extra)}."
             )
+        check_not_mixed(self.path, kinds, self.matrices, self.config)
 
     def _is_left_out(self, name: str) -> bool:
         """Whether a tensor holds nothing learned, or is of a layer that predicts further tokens, behind the last one.
@@ -224,8 +273,13 @@ class HfSource(CheckpointSource):
 
     def _check_parts(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
         for name, expected in zip(names, shapes, strict=True):
-            entry = self.files.entry(name)
+            entry = self._entry(name)
             file = self.files.owner[name].path
+            if (name in self.matrices) != (names[0] in self.matrices):
+                plain, quantized = (name, names[0]) if names[0] in self.matrices else (names[0], name)
+                raise Refused(
+                    f"{file}: tensor {plain} is plain and {quantized} quantised; fused matrices must agree."
+                )
             if entry.shape != expected:
                 raise Refused(
                     f"{file}: tensor {name} has shape {list(entry.shape)}, but {self.path}/config.json "
@@ -236,10 +290,10 @@ class HfSource(CheckpointSource):
                     f"{file}: tensor {name} has dtype {entry.dtype}; "
                     f"expected one of {', '.join(WEIGHT_DTYPES.values())}."
                 )
-            if entry.dtype != self.files.entry(names[0]).dtype:
+            if entry.dtype != self._entry(names[0]).dtype:
                 raise Refused(
                     f"{file}: tensor {name} is {entry.dtype} and {names[0]} is "
-                    f"{self.files.entry(names[0]).dtype}; matrices that are fused must have one dtype."
+                    f"{self._entry(names[0]).dtype}; matrices that are fused must have one dtype."
                 )
 
     def _check_tied_duplicate(self, output_layer: str) -> None:

@@ -109,14 +109,17 @@ def rotary_share(config: Config) -> float:
 
 
 def refuse_quantised(config: Config) -> None:
-    """Refuse quantised weights: their tensors are others."""
+    """Refuse weights that were quantised otherwise than by bitsandbytes: their tensors are others."""
     quantization = config.get("quantization_config")
-    if quantization:
-        method = (
-            quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else "unknown"
-        )
+    if not quantization:
+        return
+    found: Mapping[str, Any] = quantization if isinstance(quantization, Mapping) else {}
+    # Early configurations of bitsandbytes do not name it.
+    of_bitsandbytes = found.get("load_in_4bit") or found.get("load_in_8bit")
+    method = found.get("quant_method") or ("bitsandbytes" if of_bitsandbytes else "unknown")
+    if method != "bitsandbytes":
         raise Refused(
-            f"config.json: quantization_config (quant_method '{method}') is not supported; "
+            f"config.json: quantization_config (quant_method '{method}') is not supported, only 'bitsandbytes' is; "
             "give the unquantised checkpoint."
         )
 
