@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mindspeed_lora.checkpoint.storage.manifest import from_json, to_json, write_manifest
 from mindspeed_lora.checkpoint.storage.tensor_writer import FileLayout, FileRecord, TensorWriter
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     import torch
 
     from mindspeed_lora.models.families.segments import Range
+    from mindspeed_lora.quantization.matrix import QuantizedMatrix
 
-Observer = Callable[[str, "Range | None", "torch.Tensor"], None]
+    Read = torch.Tensor | Sequence[QuantizedMatrix]
+    """A canonical tensor or rows of it; of a quantised weight the matrices that it is made of."""
+
+Observer = Callable[[str, "Range | None", "Read"], None]
 """Sees each canonical tensor as it is read, or the rows that were read of it; several threads call it."""
 
 JOURNAL_FILE = ".journal.jsonl"
@@ -55,8 +59,9 @@ class PlannedTensor:
 
     name: str
     """Canonical name."""
-    read: Callable[[], torch.Tensor]
-    parts: Callable[[torch.Tensor], Iterable[Part]]
+    read: Callable[[], Read]
+    parts: Callable[[Any], Iterable[Part]]
+    """Takes what was read."""
     rows: Range | None = None
     """Of the canonical tensor, where it is a slice."""
 

@@ -17,6 +17,11 @@ from mindspeed_lora.checkpoint.conversion.export_adapter import export_adapter
 from mindspeed_lora.checkpoint.conversion.extract import extract
 from mindspeed_lora.checkpoint.conversion.merge import CastSource, DerivedSource, MergedSource
 from mindspeed_lora.checkpoint.conversion.progress import Progress, readable_size
+from mindspeed_lora.checkpoint.conversion.quantize import QuantizingSource
+from mindspeed_lora.checkpoint.conversion.quantized_form import (
+    dequantized_base,
+    in_target_form,
+)
 from mindspeed_lora.checkpoint.conversion.target_layout import (
     check_expert_flags,
     target_experts,
@@ -53,6 +58,8 @@ class Conversion:
     """The adapter whose tokenizer files the target takes; None keeps the source's."""
     config_dir: Path | None
     """Where a Hugging Face target takes configuration and tokenizer files from."""
+    stages: tuple[Source, ...] = ()
+    """The sources that each is made of the one before, :attr:`source` the last of them."""
 
 
 def convert(job: ConversionJob) -> None:
@@ -86,20 +93,25 @@ def convert(job: ConversionJob) -> None:
         target, conversion.overwrite, _adopter(conversion, fingerprint), conversion.resume
     ) as folder:
         execute(plan, folder, conversion.workers, progress, fingerprint)
-    _finish(opened.source, progress, target)
+    _finish(opened, progress, target)
 
 
-def _finish(source: Source, progress: Progress, target: Path) -> None:
+def _finish(opened: Conversion, progress: Progress, target: Path) -> None:
     """Say what was written, and what it lost."""
-    if not isinstance(source, DerivedSource):
-        progress.finish(target)
-        return
-    progress.finish(target, source.losses.of("infinite"))
-    lost = source.losses.sentence()
-    if lost is not None:
-        print(f"warning: {lost}", file=sys.stderr)
-    if isinstance(source, MergedSource) and source.residual is not None:
-        print(source.residual.sentence(), flush=True)
+    derived = [stage for stage in opened.stages if isinstance(stage, DerivedSource)]
+    progress.finish(target, derived[-1].losses.of("infinite") if derived else None)
+    for stage in opened.stages:
+        if isinstance(stage, DerivedSource) and (lost := stage.losses.sentence()) is not None:
+            print(f"warning: {lost}", file=sys.stderr)
+        if isinstance(stage, MergedSource) and stage.residual is not None:
+            print(stage.residual.sentence(), flush=True)
+        if isinstance(stage, QuantizingSource) and stage.error is not None:
+            told = (
+                ("quantised", "what was merged")
+                if stage is opened.source
+                else ("dequantised", "the original")
+            )
+            print(stage.error.sentence(f"the {told[0]} weights", f"{told[1]} ones"), flush=True)
 
 
 def plan_files(job: ConversionJob, opened: Conversion) -> WritePlan:
@@ -161,7 +173,7 @@ def _fingerprint(job: ConversionJob, opened: Conversion) -> str:
     ways = dataclasses.replace(conversion, overwrite=False, resume=False, no_checking=False, workers=1)
     family_file = job.runtime.family_file
     family = Path(family_file).read_bytes() if family_file is not None else b""
-    text = repr((ways, job.stages, job.lora, job.model, job.experts, files, family))
+    text = repr((ways, job.stages, job.lora, job.model, job.experts, job.quantization, files, family))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -231,11 +243,14 @@ def open_conversion(job: ConversionJob, planned: Source | None = None) -> Conver
             "LoRA flags are given without --lora-load; name the adapter to merge, or leave them out."
         )
     adapters = open_adapters(lora_load or (), conversion.lora_weights, lora, source.shape, conversion.unmerge)
+    stages = [source]
     if adapters:
-        source = MergedSource(source, adapters, dtype, conversion.unmerge)
+        stages.append(dequantized_base(job, stages[-1]))
+        stages.append(MergedSource(stages[-1], adapters, dtype, conversion.unmerge))
     elif dtype is not None:
-        source = CastSource(source, dtype)
-    return Conversion(source, tokenizer_folder(adapters, conversion.unmerge), config_dir)
+        stages.append(CastSource(source, dtype))
+    stages.append(in_target_form(job, stages[-1], source.quantization))
+    return Conversion(stages[-1], tokenizer_folder(adapters, conversion.unmerge), config_dir, tuple(stages))
 
 
 def _config_dir(conversion: ConversionConfig) -> Path | None:

@@ -50,6 +50,7 @@ def describe_shape(shape: ModelShape, origin: Origin | None) -> dict[str, Any]:
         "tied_embeddings": not shape.untie_embeddings_and_output_weights,
         "padded_vocab_size": None,
         "parameters": sum(map(prod, sizes.values())),
+        "quantization": None,
         "dtypes": {shape.params_dtype: sum(map(prod, sizes.values()))},
         "weight_bytes": None,
         "largest_tensor": None,
@@ -66,30 +67,55 @@ def describe_model(source: Source, folder: Path) -> dict[str, Any]:
 
     Keys: those of the shape by Megatron's names; ``experts`` and ``latent_attention`` (its parts, or none);
     ``parameters``, ``dtypes`` (parameters by dtype), ``weight_bytes`` of the unsharded tensors, ``largest_tensor``
-    (``name``, ``bytes``); ``layout`` (``tp``, ``pp``, ``vpp``, ``ep``: blocks of experts, ``etp``: ranks that share an
-    expert, ``stages``: the layers of each pipeline rank by virtual stage, ``noop_layers``: places of the no-ops);
+    (``name``, ``bytes``); ``quantization`` (``type``, ``block_size``, ``double``, ``parameters``: how many are
+    quantised, ``bits``: that each of them takes in the files), whose type stands among the dtypes; ``layout`` (``tp``,
+    ``pp``, ``vpp``, ``ep``: blocks of experts, ``etp``: ranks that share an expert, ``stages``: the layers of each
+    pipeline rank by virtual stage, ``noop_layers``: places of the no-ops);
     ``iteration``; ``origin`` (``path``, ``hub_id``, ``revision``); ``config_dir``; ``holds``: what lies there beside
     the weights.
     """
     specs = {name: (source.dtype(name), size) for name, size in canonical_tensors(source.shape).items()}
     dtypes: Counter[str] = Counter()
-    for dtype, size in specs.values():
-        dtypes[str(dtype).removeprefix("torch.")] += prod(size)
-    largest = max(specs, key=lambda name: spec_bytes(specs[name]))
+    quantized = {name: prod(size) for name, (_, size) in specs.items() if source.is_quantized(name)}
+    sizes = {name: spec_bytes(spec) for name, spec in specs.items()}
+    sizes.update({name: _stored_bytes(source, name) for name in quantized})
+    for name, (dtype, size) in specs.items():
+        kind = source.quantization.kind if source.quantization and name in quantized else str(dtype)
+        dtypes[kind.removeprefix("torch.")] += prod(size)
+    largest = max(sizes, key=lambda name: sizes[name])
     layout = source.layout()
     described = describe_shape(source.shape, source.origin)
     described.update(
         format=format_of(source),
         padded_vocab_size=None if layout is None else layout.padded_vocab_size,
         dtypes=dict(dtypes.most_common()),
-        weight_bytes=sum(map(spec_bytes, specs.values())),
-        largest_tensor={"name": largest, "bytes": spec_bytes(specs[largest])},
+        weight_bytes=sum(sizes.values()),
+        largest_tensor={"name": largest, "bytes": sizes[largest]},
+        quantization=_quantization(source, sum(quantized.values()), sum(sizes[name] for name in quantized)),
         layout=None if layout is None else _layout(layout),
         config_dir=None if source.config_dir is None else str(source.config_dir),
         iteration=_iteration(source),
         holds=_held(source),
     )
     return described
+
+
+def _stored_bytes(source: Source, name: str) -> int:
+    """Bytes of the tensors in files that a quantised weight is stored as."""
+    return sum(spec_bytes((part.dtype, part.shape)) for part in source.parts(name))
+
+
+def _quantization(source: Source, parameters: int, size: int) -> dict[str, Any] | None:
+    settings = source.quantization
+    if settings is None:
+        return None
+    return {
+        "type": settings.kind,
+        "block_size": None if settings.kind == "int8" else settings.block_size,
+        "double": settings.double,
+        "parameters": parameters,
+        "bits": round(8 * size / parameters, 3),
+    }
 
 
 def format_of(source: Source) -> str:
@@ -104,7 +130,10 @@ def model_tensors(source: Source, folder: Path) -> list[dict[str, Any]]:
             "name": name,
             "shape": list(size),
             "dtype": str(source.dtype(name)).removeprefix("torch."),
-            "bytes": spec_bytes((source.dtype(name), size)),
+            "quantized": source.is_quantized(name),
+            "bytes": _stored_bytes(source, name)
+            if source.is_quantized(name)
+            else spec_bytes((source.dtype(name), size)),
             "parts": [
                 {"name": part.name, "file": _relative(part.path, folder), "shape": list(part.shape)}
                 for part in source.parts(name)

@@ -64,6 +64,7 @@ def _model_rows(model: Mapping[str, Any]) -> Iterator[Row]:
     yield "positions", f"{model['max_position_embeddings']:,}, rotary base {model['rotary_base']:g}"
     yield "parameters", f"{model['parameters']:,}"
     yield "dtype", _shares(model["dtypes"])
+    yield "quantised", _quantization(model["quantization"])
     if model["weight_bytes"] is not None:
         largest = model["largest_tensor"]
         yield "weights", readable_size(model["weight_bytes"])
@@ -82,6 +83,15 @@ def _experts(moe: Mapping[str, Any] | None) -> str | None:
     shared = f", shared of {moe['shared_ffn_hidden_size']:,}" if moe["shared_ffn_hidden_size"] else ""
     dense = f"; {len(moe['dense_layers'])} layers without" if moe["dense_layers"] else ""
     return f"{moe['num_experts']} of width {moe['ffn_hidden_size']:,}, a token takes {moe['topk']}{shared}{dense}"
+
+
+def _quantization(found: Mapping[str, Any] | None) -> str | None:
+    if found is None:
+        return None
+    blocks = f" in blocks of {found['block_size']}" if found["block_size"] else " in rows"
+    nested = ", nested statistics" if found["double"] else ""
+    size = f"{found['parameters']:,} parameters at {found['bits']:.2f} bits in the files"
+    return f"{found['type']}{blocks}{nested}: {size}"
 
 
 def _layout_rows(layout: Mapping[str, Any] | None, has_experts: bool) -> Iterator[Row]:

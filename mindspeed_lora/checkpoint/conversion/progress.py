@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +16,9 @@ from mindspeed_lora.checkpoint.canonical import canonical_tensors
 from mindspeed_lora.checkpoint.source import Source
 from mindspeed_lora.checkpoint.storage.tensor_writer import spec_bytes
 from mindspeed_lora.models.families.segments import Range
+
+if TYPE_CHECKING:
+    from mindspeed_lora.checkpoint.engine import Read
 
 _INTERVAL_SECONDS = 10.0
 _CHUNK_VALUES = 1 << 22
@@ -39,16 +44,22 @@ class Progress:
         self._started = self._printed = time.monotonic()
         self._terminal = sys.stdout.isatty()
 
-    def __call__(self, name: str, rows: Range | None, tensor: torch.Tensor) -> None:
-        """Note a tensor, or some of its rows, that was read and is about to be written."""
+    def __call__(self, name: str, rows: Range | None, read: Read) -> None:
+        """Note a tensor, or some of its rows, that was read and is about to be written.
+
+        Quantised matrices, whose values are finite, count with the bytes of those.
+        """
         with self._lock:
             if (name, rows) in self._seen:
                 return
             self._seen.add((name, rows))
             self._done.add(name)
-        count = count_not_finite(tensor)
+        if isinstance(read, torch.Tensor):
+            count, size = count_not_finite(read), read.numel() * read.element_size()
+        else:
+            count, size = 0, sum(prod(one.shape) * one.dtype.itemsize for one in read)
         with self._lock:
-            self._done_bytes += tensor.numel() * tensor.element_size()
+            self._done_bytes += size
             if count:
                 self.not_finite[name] = self.not_finite.get(name, 0) + count
             now = time.monotonic()

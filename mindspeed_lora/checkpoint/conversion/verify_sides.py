@@ -61,7 +61,11 @@ class ModelTensors:
             cut = f" TP {layout.tp_size} × PP {layout.pp_size}{virtual}"
             if self.source.shape.moe is not None:
                 cut += f" × EP {layout.ep_size} × ETP {layout.etp_size}"
-        return f"{format_of(self.source)}{cut}, {self.source.shape.family}, {len(self._sizes)} tensors"
+        settings = self.source.quantization
+        values = "" if settings is None else f", the values of {settings}"
+        return (
+            f"{format_of(self.source)}{cut}, {self.source.shape.family}, {len(self._sizes)} tensors{values}"
+        )
 
 
 class AdapterTensors:

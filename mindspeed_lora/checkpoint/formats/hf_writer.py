@@ -12,6 +12,11 @@ import torch
 from mindspeed_lora.checkpoint.canonical import canonical_tensors
 from mindspeed_lora.checkpoint.engine import Part, PlannedTensor, Shard, WritePlan
 from mindspeed_lora.checkpoint.formats.hf import INDEX_FILE, WEIGHT_DTYPES, WEIGHTS_FILE, read_config
+from mindspeed_lora.checkpoint.formats.hf_quantized_writer import (
+    matrix_specs,
+    plan_quantized,
+    quantization_config,
+)
 from mindspeed_lora.checkpoint.formats.model_files import config_of, copy_model_files, write_json
 from mindspeed_lora.checkpoint.source import Source
 from mindspeed_lora.checkpoint.storage.safetensors_writer import SafetensorsLayout
@@ -36,7 +41,7 @@ def plan_hf(source: Source, config_dir: Path, max_shard_bytes: int = MAX_SHARD_B
 
     def finish(folder: Path) -> None:
         copy_model_files(config_dir, folder)
-        write_json(folder / "config.json", config_of(_with_dtype(config, source), source.shape))
+        write_json(folder / "config.json", config_of(_described(config, source, family), source.shape))
         if len(shards) > 1:
             _write_index(folder, files, [layout.specs for layout in layouts])
 
@@ -49,6 +54,9 @@ def plan_hf(source: Source, config_dir: Path, max_shard_bytes: int = MAX_SHARD_B
 
 def _plan_tensor(source: Source, family: Family, name: str) -> Iterator[PlannedTensor]:
     """A tensor in slices of rows that stay in the processor's cache until they are written."""
+    if source.is_quantized(name):
+        yield plan_quantized(source, family, name)
+        return
     size = canonical_tensors(source.shape)[name]
     row_bytes = prod(size[1:]) * source.dtype(name).itemsize
     step = max(1, SLICE_BYTES // row_bytes // SLICE_ROWS) * SLICE_ROWS
@@ -72,9 +80,9 @@ def _plan_slice(source: Source, family: Family, name: str, rows: Range) -> Plann
 def plan_shards(source: Source, family: Family, max_shard_bytes: int) -> list[list[str]]:
     """Canonical names by file; the parts of a canonical tensor stay together, so that it is read once."""
     shards: list[list[str]] = [[]]
-    filled, full = 0, canonical_tensors(source.shape)
+    filled = 0
     for name in source.names():
-        size = spec_bytes((source.dtype(name), full[name]))
+        size = sum(map(spec_bytes, _specs(source, family, [name]).values()))
         if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
             filled = 0
@@ -97,9 +105,13 @@ def _specs(source: Source, family: Family, names: list[str]) -> dict[str, Tensor
     for name in names:
         mapping, layer = family.mapping(name)
         sizes = mapping.hf_shapes(source.shape, full[name])
-        specs.update(
-            {part: (source.dtype(name), size) for part, size in zip(mapping.names(layer), sizes, strict=True)}
-        )
+        dtype, quantized = source.dtype(name), source.is_quantized(name)
+        for part, size in zip(mapping.names(layer), sizes, strict=True):
+            if quantized:
+                assert source.quantization is not None
+                specs.update(matrix_specs(part, source.quantization, dtype, (size[0], size[1])))
+            else:
+                specs[part] = dtype, size
     return specs
 
 
@@ -110,7 +122,11 @@ def _write_index(target: Path, files: list[str], shards: list[Mapping[str, Tenso
     write_json(target / INDEX_FILE, index)
 
 
-def _with_dtype(config: dict[str, Any], source: Source) -> dict[str, Any]:
-    """The configuration with the dtype of the weights, under the key that it uses."""
+def _described(config: dict[str, Any], source: Source, family: Family) -> dict[str, Any]:
+    """The configuration with the dtype of the weights, under the key that it uses, and with how they are quantised."""
     key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-    return {**config, key: WEIGHT_DTYPES[source.dtype(source.names()[0])]}
+    plain = {name: value for name, value in config.items() if name != "quantization_config"}
+    plain[key] = WEIGHT_DTYPES[source.dtype(source.names()[0])]
+    if source.quantization is None:
+        return plain
+    return {**plain, "quantization_config": quantization_config(source, family)}

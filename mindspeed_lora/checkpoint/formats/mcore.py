@@ -23,16 +23,21 @@ from mindspeed_lora.checkpoint.formats.hf import WEIGHT_DTYPES, origin_of, shape
 from mindspeed_lora.checkpoint.formats.mcore_files import chunks, open_ranks
 from mindspeed_lora.checkpoint.formats.mcore_latent import rule_in_files
 from mindspeed_lora.checkpoint.formats.mcore_names import weights
+from mindspeed_lora.checkpoint.formats.mcore_quantized import QuantizedShards
 from mindspeed_lora.checkpoint.formats.mcore_shards import Shards, shard_segments
 from mindspeed_lora.checkpoint.formats.megatron_args import shape_from_args, with_untold
 from mindspeed_lora.checkpoint.formats.model_files import kept_hf_config, kept_origin
+from mindspeed_lora.checkpoint.latest import Latest
 from mindspeed_lora.checkpoint.messages import first_few
+from mindspeed_lora.checkpoint.quantized.values import fill_values
 from mindspeed_lora.checkpoint.source import CheckpointSource, StoredLayout, StoredPart
 from mindspeed_lora.checkpoint.storage.manifest import manifest_folder
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
+from mindspeed_lora.models.families import FAMILIES
 from mindspeed_lora.models.families.mapping import gather
 from mindspeed_lora.models.families.segments import Range, Segment
+from mindspeed_lora.quantization.matrix import QuantizedMatrix
 
 
 class McoreSource(CheckpointSource):
@@ -53,6 +58,11 @@ class McoreSource(CheckpointSource):
         shape = self._shape(config_dir)
         super().__init__(path, shape, origin, config_dir)
         self.shards = Shards(self.ranks, shape, weights)
+        embedding = self.shards.entries.get(EMBEDDING)
+        plain = torch.float32 if embedding is None else embedding[0].dtype
+        self._quantized = QuantizedShards(self.shards, shape, self.tensors, plain)
+        self.quantization = self._quantized.settings
+        self._latest: Latest[list[QuantizedMatrix]] = Latest()
         self._qkv_version = self._checked_qkv_version()
         self._check_tensors()
         stored = WEIGHT_DTYPES[self.dtype(EMBEDDING)]
@@ -62,7 +72,20 @@ class McoreSource(CheckpointSource):
         """The dtype that a canonical tensor is stored in."""
         return self.shards.entries[name][0].dtype
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether a tensor is stored quantised."""
+        return name in self._quantized
+
+    def quantized(self, name: str) -> list[QuantizedMatrix] | None:
+        """The whole quantised matrices of a linear's weight; None where it is plain."""
+        return self._quantized.read(name) if name in self._quantized else None
+
     def _fill(self, out: torch.Tensor, name: str, wanted: Sequence[Sequence[Range]]) -> None:
+        if name in self._quantized:
+            matrices = self._latest.get(name, lambda: self._quantized.read(name))
+            mapping, _ = FAMILIES[self.shape.family].mapping(name)
+            fill_values(out, matrices, mapping.segments(self.shape, self.tensors[name][0]), wanted)
+            return
         shards = self.shards.entries[name]
         rule = rule_in_files(name, shards, self.tensors[name])
         segments = shard_segments(rule, shards)
@@ -74,6 +97,8 @@ class McoreSource(CheckpointSource):
 
     def parts(self, name: str) -> list[StoredPart]:
         """Each TP rank's shard; of a tensor that is not cut, each rank's copy."""
+        if name in self._quantized:
+            return self._quantized.parts(name)
         return [
             StoredPart(name, self.shards.path(rank, name), entry.dtype, entry.shape)
             for rank, entry in enumerate(self.shards.entries[name])

@@ -59,7 +59,7 @@ _FUSED_NORMS = {
 """Transformer Engine's names of the norms that it computes with the linear after them."""
 
 _PLACES = (
-    (r"\.mlp\.experts\.(linear_fc[12])\.(weight)(\d+)$", r".mlp.experts.local_experts.\3.\1.\2"),
+    (r"\.mlp\.experts\.(linear_fc[12])\.(weight)(\d+)(?=$|\.)", r".mlp.experts.local_experts.\3.\1.\2"),
     (r"\.mlp\.shared_expert_gate\.weight$", ".mlp.shared_experts.gate_weight"),
     (r"\.mlp\.shared_expert\.", ".mlp.shared_experts."),
     (r"\.self_attention\.linear_(q|kv)b(?=\.|$)", r".self_attention.linear_\1_up_proj"),

@@ -31,6 +31,7 @@ from mindspeed_lora.checkpoint.formats.mcore_experts import (
 )
 from mindspeed_lora.checkpoint.formats.mcore_files import RANK_FILE
 from mindspeed_lora.checkpoint.formats.mcore_names import with_fused_norm
+from mindspeed_lora.checkpoint.formats.mcore_quantized import Specs, plan_quantized, weight_cut
 from mindspeed_lora.checkpoint.formats.megatron_args import args_from_shape
 from mindspeed_lora.checkpoint.formats.model_files import keep_hf_config
 from mindspeed_lora.checkpoint.source import Source
@@ -142,27 +143,32 @@ class _Stage:
 
     def plan(self) -> Shard:
         """The files, and what goes into them."""
-        models: dict[str, dict[str, TensorSpec]] = {}
+        models: list[dict[str, dict[str, TensorSpec]]] = [{} for _ in self.files]
         tensors: list[PlannedTensor] = []
         chunks = self.placement.rank_chunks(self.pp_rank)
         for key, chunk in zip(model_keys(len(chunks)), chunks, strict=True):
-            models[key] = {}
+            for model in models:
+                model[key] = {}
             for plain, name, full in chunk_tensors(self.source.shape, chunk):
-                local_name, spec, planned = self._planned(key, plain, name, full)
-                models[key][local_name] = spec
+                specs, planned = self._planned(key, plain, name, full)
+                for model, own in zip(models, specs, strict=True):
+                    model[key].update(own)
                 tensors.append(planned)
         iteration, pp_size = iteration_folder(Path(), 1), self.placement.pp_size
         folders = [
             rank_folder(iteration, tp, self.pp_rank, pp_size, ep, self.experts.ep_size)
             for tp, ep in self.files
         ]
-        layouts = {(folder / RANK_FILE).as_posix(): rank_layout(self.args, 1, models) for folder in folders}
+        layouts = {
+            (folder / RANK_FILE).as_posix(): rank_layout(self.args, 1, model)
+            for folder, model in zip(folders, models, strict=True)
+        }
         return Shard(layouts, tensors)
 
-    def _planned(
-        self, key: str, plain: str, name: str, full: tuple[int, ...]
-    ) -> tuple[str, TensorSpec, PlannedTensor]:
-        """Name and size of a canonical tensor in each file that has it, and how it gets there."""
+    def _planned(self, key: str, plain: str, name: str, full: tuple[int, ...]) -> tuple[Specs, PlannedTensor]:
+        """Names and sizes of a canonical tensor in each file, and how it gets there."""
+        if self.source.is_quantized(name):
+            return self._planned_quantized(key, plain, name, full)
         if expert_number(name) is not None:
             return self._planned_expert(key, plain, name, full)
         local_name = plain
@@ -178,11 +184,11 @@ class _Stage:
                     if tp_rank == rank:
                         yield Part(file, f"{key}/{local_name}", shard)
 
-        return local_name, spec, PlannedTensor(name, self._reader(name), parts)
+        return [{local_name: spec}] * len(self.files), PlannedTensor(name, self._reader(name), parts)
 
     def _planned_expert(
         self, key: str, plain: str, name: str, full: tuple[int, ...]
-    ) -> tuple[str, TensorSpec, PlannedTensor]:
+    ) -> tuple[Specs, PlannedTensor]:
         etp_size, number = self.experts.etp_size, expert_number(name) or 0
         local_name, piece = in_file(plain, self.num_local, self.form)
         dtype, shape = _local_spec(self.source.dtype(name), name, full, self.padded, etp_size)
@@ -199,7 +205,24 @@ class _Stage:
                     else:
                         yield Part(file, f"{key}/{local_name}", shard.t(), piece[0] * shard.numel())
 
-        return local_name, (dtype, shape), PlannedTensor(name, self._reader(name), parts)
+        return [{local_name: (dtype, shape)}] * len(self.files), PlannedTensor(
+            name, self._reader(name), parts
+        )
+
+    def _planned_quantized(
+        self, key: str, plain: str, name: str, full: tuple[int, ...]
+    ) -> tuple[Specs, PlannedTensor]:
+        """A quantised weight, whose tensors have other sizes on other ranks."""
+        number, experts = expert_number(name), self.experts
+        local_name, size = plain, experts.tp_size
+        ranks: list[int | None] = [tp_rank for tp_rank, _ in self.files]
+        if number is not None:
+            local_name, size = in_file(plain, self.num_local, self.form)[0], experts.etp_size
+            places = [experts.place(*file) for file in self.files]
+            ranks = [rank if block == number // self.num_local else None for rank, block in places]
+        cut = weight_cut(self.source.shape, name, full, size)
+        ranks = [rank if rank is None else rank % cut.size for rank in ranks]
+        return plan_quantized(self.source, cut, name, f"{key}/", local_name, ranks)
 
     def _reader(self, name: str) -> Callable[[], torch.Tensor]:
         return lambda: read_padded(self.source, name, self.padded)

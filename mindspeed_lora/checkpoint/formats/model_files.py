@@ -90,12 +90,16 @@ def write_json(path: Path, config: dict[str, Any]) -> None:
 
 
 def keep_hf_config(config_dir: Path, origin: Origin | None, checkpoint: Path, shape: ModelShape) -> None:
-    """Keep the configuration and tokenizer files of a model of this shape, and its origin, in a checkpoint's folder."""
+    """Keep the configuration and tokenizer files of a model of this shape, and its origin, in a checkpoint's folder.
+
+    How the Hugging Face folder was quantised is left out: the checkpoint's own files tell how it is.
+    """
     folder = checkpoint / HF_CONFIG_FOLDER
     copy_model_files(config_dir, folder)
     config = read_json(config_dir / "config.json")
-    if config_of(config, shape) != config:
-        write_json(folder / "config.json", config_of(config, shape))
+    kept = {key: value for key, value in config_of(config, shape).items() if key != "quantization_config"}
+    if kept != config:
+        write_json(folder / "config.json", kept)
     if origin is not None:
         note = json.dumps(dataclasses.asdict(origin), indent=2)
         (folder / SOURCE_FILE).write_text(note + "\n", encoding="utf-8")

@@ -75,6 +75,15 @@ class Mapping:
         parts = self.parts(shape, rows)
         return parts if len(self.hf) > 1 else _stacked(parts)
 
+    def places(self, shape: ModelShape, rows: int) -> list[list[Range]]:
+        """Of each Hugging Face tensor the ranges of canonical rows that it is, in its own order."""
+        found: dict[int, list[tuple[int, Range]]] = {}
+        position = 0
+        for part, start, stop in self.segments(shape, rows):
+            found.setdefault(part, []).append((start, (position, position + stop - start)))
+            position += stop - start
+        return [[place for _, place in sorted(found[part])] for part in sorted(found)]
+
     def parts(self, shape: ModelShape, rows: int) -> list[Segment]:
         """Rows of the matrices that are fused (gate and up; q, k and v) in canonical order."""
         raise NotImplementedError
