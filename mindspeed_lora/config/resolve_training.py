@@ -47,6 +47,11 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
             "--overlap-param-gather hides the gathering of what the distributed optimizer cuts; add "
             "--use-distributed-optimizer, or drop it"
         )
+    if training.paged_optimizer_dir is not None and not training.paged_optimizer:
+        raise Refused(
+            f"--paged-optimizer-dir {training.paged_optimizer_dir} is for the file of --paged-optimizer, which is "
+            "not given; add it"
+        )
     _check_saving(job)
     _check_packing(job)
     if job.runtime.print_config:

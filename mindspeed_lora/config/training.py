@@ -64,6 +64,10 @@ class TrainingConfig(Section):
         "keep the optimizer's state in host memory (on the CPU in a file) and page it in as it is needed",
         False,
     )
+    paged_optimizer_dir: str | None = flag(
+        "folder of the file of --paged-optimizer; left out: --save, else the system's folder of temporary files",
+        metavar="DIR",
+    )
     loss_normalization: str = flag(
         "mean over all loss-carrying tokens of the global batch, or mean of micro-batch means",
         "token",

@@ -88,6 +88,9 @@ def memory_lines(question: MemoryQuestion) -> list[str]:
     if process:
         rows.append(["process (Python, libraries)", *(_mib(process) for _ in found)])
     rows.append(["total", *(_mib(memory.total + process) for memory in found)])
+    if question.training.paged_optimizer:
+        place = "host memory" if has_accelerator() else "a file"
+        rows.append([f"paged, in {place}", *(_mib(memory.paged) for memory in found)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         f" {row[0]:<{widths[0]}} | "

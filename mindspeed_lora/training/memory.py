@@ -23,6 +23,7 @@ from mindspeed_lora.device import has_accelerator
 from mindspeed_lora.device.heap import KEPT_BYTES
 from mindspeed_lora.models.vocab_loss import logits_bytes
 from mindspeed_lora.training.layer_memory import FP32, MemoryQuestion, layer_bytes
+from mindspeed_lora.training.optimizer_states import PORTION
 from mindspeed_lora.training.quantized_memory import QuantizedMemory, quantized_memory
 
 _LIBRARIES = 50 << 20
@@ -43,13 +44,15 @@ class RankMemory:
     gradients: int
     """float32, of what is trained."""
     optimizer: int
-    """Both moments, and a float32 master copy where the parameters are of another dtype."""
+    """Both moments, and a float32 master copy where the parameters are of another dtype; of paged ones a window."""
     activations: int
     """Kept between forward and backward pass, of all micro-batches under way."""
     logits: int
     """Of one chunk of positions, and the gradient of the hidden states that comes of them."""
     buffers: int
     """Passing: what the backward pass of a layer needs at once, what pipeline stages exchange, gathered sequences."""
+    paged: int
+    """Of ``--paged-optimizer``: in a file, or on CUDA in the host's memory. No part of the total."""
     heap: int
     """On the CPU what the C library's heap holds beside what is alive, and what libraries take in the first step."""
 
@@ -85,6 +88,8 @@ def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
     trained = base if adapter is None else factors + besides
     states = 2 if question.itemsize == FP32 else 3
     owners = question.dp * question.cp if question.distributed_optimizer else 1
+    state = trained * states * FP32 // owners
+    here = _paged_bytes_here(states) if question.training.paged_optimizer else state
     quantized = quantized_memory(question, own)
     activations, buffers = _activations(question, pp_rank), _buffers(question, pp_rank) + quantized.tile
     logits = _logits(question) if any(chunk.is_last for chunk in chunks) else 0
@@ -95,12 +100,18 @@ def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
         weights=(base - quantized.weights) * question.itemsize + quantized.bytes,
         adapters=factors * question.itemsize,
         gradients=trained * FP32,
-        optimizer=trained * states * FP32 // owners,
+        optimizer=min(state, here),
+        paged=state if question.training.paged_optimizer else 0,
         activations=activations,
         logits=logits,
         buffers=buffers,
         heap=0 if has_accelerator() else _heap(question, activations + logits + buffers),
     )
+
+
+def _paged_bytes_here(states: int) -> int:
+    """The window that is updated, and on CUDA the one that comes next."""
+    return PORTION * states * FP32 * (2 if has_accelerator() else 1)
 
 
 def _trained_besides(question: MemoryQuestion, own: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:

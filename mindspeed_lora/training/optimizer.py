@@ -11,35 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from mindspeed_lora.checkpoint.loading.local_parameters import LocalParameter
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.device import current_device
+from mindspeed_lora.device.paged_memory import paged_memory
 from mindspeed_lora.parallel.collectives import all_reduce_sum
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.data_parallel import ChunkDataParallel
 from mindspeed_lora.training.loss_scale import LossScale
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class OwnedSlice:
-    """Elements ``[start, stop)`` of a flattened local parameter, and their fp32 master copy."""
-
-    parameter: LocalParameter
-    start: int
-    stop: int
-    master: torch.nn.Parameter
-    """``[stop − start]`` float32; the parameter's own storage where that is float32."""
-
-    @property
-    def gradient(self) -> torch.Tensor:
-        """``[stop − start]`` float32, a view of the gradient buffer."""
-        main_grad: torch.Tensor = self.parameter.param.main_grad  # type: ignore[attr-defined]
-        return main_grad.view(-1)[self.start : self.stop]
+from mindspeed_lora.training.optimizer_states import (
+    OptimizerStates,
+    OwnedSlice,
+    PagedStates,
+    Portion,
+    ResidentStates,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,13 @@ class AdamW:
         parameters: Sequence[LocalParameter],
         training: TrainingConfig,
         groups: ParallelGroups,
+        paging: Path | None = None,
     ) -> None:
+        """With ``paging``, a folder, state lies in memory that pages: on the CPU in a file there.
+
+        Raises:
+            Failed: that folder has no room.
+        """
         self.model = model
         """This rank's chunks."""
         self.groups = groups
@@ -72,9 +68,15 @@ class AdamW:
         self.distributed: bool = model[0].ddp_config.use_distributed_optimizer
         owned = _owned_ranges(model, groups) if self.distributed else _whole_ranges(parameters)
         by_param = {id(p.param): p for p in parameters}
-        self.slices = [_own(by_param[id(param)], start, stop) for param, start, stop in owned if start < stop]
-        decayed = [s.master for s in self.slices if _is_decayed(s.parameter)]
-        others = [s.master for s in self.slices if not _is_decayed(s.parameter)]
+        ranges = [(by_param[id(param)], start, stop) for param, start, stop in owned if start < stop]
+        self.states: OptimizerStates = (
+            ResidentStates(ranges)
+            if paging is None
+            else PagedStates(ranges, lambda count: paged_memory(count, paging))
+        )
+        self.slices = self.states.slices
+        decayed = [one.master for one in self.states.portions if _is_decayed(one.owned.parameter)]
+        others = [one.master for one in self.states.portions if not _is_decayed(one.owned.parameter)]
         self.adam = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": training.weight_decay},
@@ -107,13 +109,15 @@ class AdamW:
         gradients = [owned.gradient for owned in self.slices]
         if factor != 1.0 and gradients:
             torch._foreach_mul_(gradients, factor)
-        for owned, gradient in zip(self.slices, gradients, strict=True):
-            owned.master.grad = gradient
         for group in self.adam.param_groups:
             group["lr"] = lr
-        self.adam.step()
+        for portions in self.states.windows(self.adam.state):
+            for portion in portions:
+                portion.master.grad = portion.gradient
+            self.adam.step()
+            _publish(portions)
         self.updates_done += 1
-        self.publish()
+        self._gather()
         return StepOutcome(norm, skipped=False)
 
     def publish(self) -> None:
@@ -121,15 +125,11 @@ class AdamW:
 
         With ``--overlap-param-gather`` the gathers are under way when this returns.
         """
-        rounded = [owned for owned in self.slices if owned.parameter.param.dtype is not torch.float32]
-        with torch.no_grad():
-            for owned in self.slices:
-                owned.master.grad = None
-            if rounded:
-                torch._foreach_copy_(
-                    [owned.parameter.param.data.view(-1)[owned.start : owned.stop] for owned in rounded],
-                    [owned.master for owned in rounded],
-                )
+        for portions in self.states.windows(self.adam.state):
+            _publish(portions)
+        self._gather()
+
+    def _gather(self) -> None:
         if self.distributed:
             for chunk in self.model:
                 chunk.gather_parameters()
@@ -156,33 +156,28 @@ class AdamW:
 
     def state_of(self, owned: OwnedSlice) -> dict[str, torch.Tensor]:
         """Master and both moments ``[stop − start]`` float32 of an owned slice; zeros before the first step."""
-        state = self.adam.state.get(owned.master, {})
-        moments = {
-            key: state[key] if key in state else torch.zeros_like(owned.master.data) for key in MOMENTS
-        }
-        return {"master": owned.master.data, **moments}
+        return {"master": owned.master.data, **self.states.of(owned, self.adam.state)}
 
     def restore(self, owned: OwnedSlice, state: dict[str, torch.Tensor], updates_done: int) -> None:
         """Sets master and moments of an owned slice; :meth:`publish` makes the masters the model's values."""
         self.updates_done = updates_done
-        with torch.no_grad():
-            owned.master.copy_(state["master"])
-        device = owned.master.device
-        self.adam.state[owned.master] = {
-            "step": torch.tensor(float(updates_done), device=device),
-            **{key: state[key].to(device=device, dtype=torch.float32).clone() for key in MOMENTS},
-        }
+        self.states.restore(owned, state, updates_done, self.adam.state)
+
+
+def _publish(portions: Sequence[Portion]) -> None:
+    """Copies the masters into the parameters of other dtypes."""
+    for portion in portions:
+        portion.master.grad = None
+    rounded = [portion for portion in portions if portion.owned.rounded]
+    if rounded:
+        torch._foreach_copy_(
+            [portion.parameter_values for portion in rounded], [portion.master.data for portion in rounded]
+        )
 
 
 def _is_decayed(parameter: LocalParameter) -> bool:
     """Weight decay on all matrices, none on norms and biases, as Megatron-LM has it."""
     return len(parameter.shape) > 1
-
-
-def _own(parameter: LocalParameter, start: int, stop: int) -> OwnedSlice:
-    values = parameter.param.data.view(-1)[start:stop]
-    master = values if values.dtype is torch.float32 else values.float().clone()
-    return OwnedSlice(parameter, start, stop, torch.nn.Parameter(master))
 
 
 def _whole_ranges(parameters: Sequence[LocalParameter]) -> Iterator[tuple[torch.nn.Parameter, int, int]]:

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from mindspeed_lora.checkpoint.storage.safetensors_writer import SafetensorsWriter
 from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.groups import ParallelGroups
-from mindspeed_lora.training.optimizer import MOMENTS, AdamW
+from mindspeed_lora.training.optimizer import AdamW
+from mindspeed_lora.training.optimizer_states import MOMENTS
 from mindspeed_lora.training.shard_slice import ShardSlice
 
 STATES = ("master", *MOMENTS)
@@ -31,15 +32,26 @@ def write_optimizer(folder: Path, optimizer: AdamW, groups: ParallelGroups) -> N
     written = optimizer.written_slices()
     if not written and (optimizer.slices or groups.dp_cp_rank > 0):
         return
-    tensors, table = {}, {}
-    for owned in written:
-        states = {key: values.detach().cpu() for key, values in optimizer.state_of(owned).items()}
-        for piece, first, last in ShardSlice.all_of(owned.parameter, owned.start, owned.stop):
-            table[piece.name] = {key: value for key, value in vars(piece).items() if key != "name"}
-            for state, values in states.items():
-                tensors[f"{piece.name}|{state}"] = values[first:last].contiguous()
+    pieces = [(owned, list(ShardSlice.all_of(owned.parameter, owned.start, owned.stop))) for owned in written]
+    table = {
+        piece.name: {key: value for key, value in vars(piece).items() if key != "name"}
+        for _, own in pieces
+        for piece, _, _ in own
+    }
+    specs = {
+        f"{piece.name}|{state}": (torch.float32, (last - first,))
+        for _, own in pieces
+        for piece, first, last in own
+        for state in STATES
+    }
     name = f"tp{groups.tp_rank:02d}_pp{groups.pp_rank:03d}_dp{groups.dp_cp_rank:03d}.safetensors"
-    save_file(tensors, folder / name, metadata={_TABLE: json.dumps(table)})
+    with SafetensorsWriter(folder / name, specs, {_TABLE: json.dumps(table)}) as file:
+        # One slice after the other: all of them may be more than memory holds.
+        for owned, own in pieces:
+            for state, values in optimizer.state_of(owned).items():
+                for piece, first, last in own:
+                    file.write(f"{piece.name}|{state}", values.detach()[first:last].cpu())
+            optimizer.states.rest()
 
 
 def read_optimizer(folder: Path, optimizer: AdamW, updates_done: int) -> None:
@@ -60,14 +72,19 @@ def read_optimizer(folder: Path, optimizer: AdamW, updates_done: int) -> None:
                     piece for piece, _, _ in ShardSlice.all_of(owned.parameter, owned.start, owned.stop)
                 ]
                 state = {
-                    key: torch.cat([_read(pieces, piece, key, folder) for piece in wanted]) for key in STATES
+                    key: _joined([_read(pieces, piece, key, folder) for piece in wanted]) for key in STATES
                 }
                 optimizer.restore(owned, state, updates_done)
+                optimizer.states.rest()
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise Failed(
                 f"{folder}: the optimizer state cannot be read ({error}); resume from an older checkpoint, "
                 "or give --no-load-optim"
             ) from error
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True)

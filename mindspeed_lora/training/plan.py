@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ class TrainPlan:
     seq_length: int
     num_steps: int
     learning_rate: LearningRate
+    paging: Path | None
+    """Folder of the optimizer's state where that pages."""
     base_model_name: str | None
     notices: tuple[str, ...]
 
@@ -120,9 +123,22 @@ def plan_training(job: TrainJob) -> TrainPlan:
         seq_length=seq_length,
         num_steps=num_steps,
         learning_rate=learning_rate,
+        paging=_paging_folder(job),
         base_model_name=job.checkpoint.base_model_name or source.hf_origin,
         notices=tuple(notices),
     )
+
+
+def _paging_folder(job: TrainJob) -> Path | None:
+    training = job.training
+    if not training.paged_optimizer:
+        return None
+    folder = Path(training.paged_optimizer_dir or job.checkpoint.save or tempfile.gettempdir())
+    if training.paged_optimizer_dir is not None and not (job.runtime.dry_run or os.access(folder, os.W_OK)):
+        raise Refused(
+            f"--paged-optimizer-dir {folder}: no folder that can be written to; name one that is there"
+        )
+    return folder
 
 
 def _model(job: TrainJob, start: Start, notices: list[str]) -> tuple[Source, ModelShape]:

@@ -55,7 +55,9 @@ class TrainingSession:
         self.trained = trainable(self.parameters)
         self.model = wrap_chunks(self.chunks, self.config, job.parallel, groups)
         """The chunks in their data-parallel wrappers."""
-        self.optimizer = AdamW(self.model, self.trained, job.training, groups)
+        self.optimizer = together(
+            groups, lambda: AdamW(self.model, self.trained, job.training, groups, plan.paging)
+        )
         finalizer = GradientFinalizer(self.model, self.trained, groups)
         self.config.finalize_model_grads_func = finalizer
         if job.training.fp16:

@@ -126,6 +126,7 @@ def test_full_recompute_alone_takes_each_layer() -> None:
         ("--recompute-granularity selective --recompute-num-layers 2", ["--recompute-num-layers 2"]),
         ("--calculate-per-token-loss --loss-normalization micro-batch", ["--calculate-per-token-loss"]),
         ("--overlap-param-gather --overlap-grad-reduce", ["add --use-distributed-optimizer"]),
+        ("--paged-optimizer-dir /tmp", ["--paged-optimizer, which is not given; add it"]),
         ("--prompt-type qwen --hf-chat-template", ["--prompt-type qwen and --hf-chat-template"]),
         ("--save-interval 5", ["--save-interval", "--save;"]),
         ("--resume auto", ["--resume auto", "--save;"]),

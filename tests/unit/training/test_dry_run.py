@@ -80,6 +80,18 @@ def test_an_adapter_that_is_not_there_is_assumed(tiny: Tiny, capsys: pytest.Capt
     assert "r 16, alpha 32" in out
 
 
+def test_paged_state_is_told_beside_the_total(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--load", "/nowhere", "--data-path", "/none", *SHAPE, "--train-iters", "3", "--world-size", "1"]
+    plain, _ = told(words, capsys)
+    paged, _ = told([*words, "--paged-optimizer", "--paged-optimizer-dir", "/nowhere"], capsys)
+    assert "paged" not in plain
+    assert figures(paged, "paged, in a file") == figures(plain, "optimizer")
+    assert figures(paged, "optimizer") == [32]
+    less = figures(plain, "optimizer")[0] - 32
+    # The process is another size each time that it is asked.
+    assert figures(paged, "total")[0] == pytest.approx(figures(plain, "total")[0] - less, abs=50)
+
+
 def test_without_weights_or_shape_it_is_refused(tiny: Tiny) -> None:
     with pytest.raises(Refused, match="--num-layers, --hidden-size"):
         dry_run(parse("posttrain", [*tiny.words(load="/nowhere"), "--dry-run"], {}), {})

@@ -20,6 +20,7 @@ from mindspeed_lora.parallel.groups import destroy_groups
 from mindspeed_lora.training.dry_run import memory_question
 from mindspeed_lora.training.layer_memory import MemoryQuestion, layer_bytes
 from mindspeed_lora.training.memory import RankMemory, predict_memory
+from mindspeed_lora.training.optimizer_states import PORTION
 from tests.support.adapters import ALL, new_adapter
 from tests.support.models import make_model
 from tests.support.pool import WorkerPool
@@ -205,6 +206,19 @@ def test_recomputation_gives_up_activations() -> None:
 
 def test_the_distributed_optimizer_cuts_its_state() -> None:
     assert predicted(dp=4, distributed_optimizer=True).optimizer == predicted(dp=4).optimizer // 4
+
+
+def test_paged_state_is_here_by_windows() -> None:
+    plain = predicted()
+    small = dataclasses.replace(recompute("selective"), recompute_granularity=None, paged_optimizer=True)
+    found = predicted(training=small)
+    assert (found.paged, found.optimizer) == (plain.optimizer, plain.optimizer), "one window holds it"
+    assert found.total == plain.total
+    many = {"adapter": None, "vocab_size": 1 << 20}
+    assert predicted(**many).paged == 0 < predicted(**many).optimizer
+    large = predicted(**many, training=small)
+    assert large.paged == predicted(**many).optimizer > 2 * large.optimizer == 2 * PORTION * 2 * 4
+    assert "paged" not in large.parts
 
 
 def test_a_frozen_linear_keeps_its_input_for_an_adapter_alone() -> None:

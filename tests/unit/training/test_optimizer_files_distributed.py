@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mindspeed_lora.parallel.groups import destroy_groups
-from mindspeed_lora.training.optimizer import OwnedSlice
 from mindspeed_lora.training.optimizer_files import STATES, read_optimizer, write_optimizer
+from mindspeed_lora.training.optimizer_states import OwnedSlice
 from mindspeed_lora.training.shard_slice import ShardSlice
 from tests.support.pool import WorkerPool
 from tests.support.tiny import Tiny, join, open_session
