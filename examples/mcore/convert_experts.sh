@@ -39,6 +39,9 @@ convert() {
 convert_hf2mcore() {
     flag   --load-dir                         HF_MODEL_PATH                 ""
     flag   --save-dir                         CKPT_SAVE_DIR                 "$MG_MODEL_PATH"
+    switch --qlora-nf4                        QLORA_NF4                     0
+    flag   --quant-block-size                 QUANT_BLOCK_SIZE              ""
+    switch --quant-double                     QUANT_DOUBLE                  0
     target_table
     convert hf mg "$@"
 }

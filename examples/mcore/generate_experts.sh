@@ -13,6 +13,7 @@ generation_table() {
         switch --lora-fusion                  LORA_FUSION                   1
         words  --lora-target-modules          LORA_TARGET_MODULES           ""
     fi
+    switch --qlora                            QLORA                         0
     words  --task                             TASK                          ""
     flag   --prompt                           PROMPT                        ""
     flag   --prompt-file                      PROMPT_FILE                   ""

@@ -14,6 +14,12 @@ lora_table() {
     words  --lora-target-modules              LORA_TARGET_MODULES           "linear_qkv linear_proj linear_fc1 linear_fc2"
     switch --lora-moe-shared                  LORA_MOE_SHARED               0
     flag   --lora-load                        LORA_LOAD                     ""
+    switch --qlora                            QLORA                         0
+    flag   --quant-type                       QUANT_TYPE                    ""
+    flag   --quant-block-size                 QUANT_BLOCK_SIZE              ""
+    switch --quant-double                     QUANT_DOUBLE                  0
+    words  --quant-skip-modules               QUANT_SKIP_MODULES            ""
+    switch --qlora-save-dequantize            QLORA_SAVE_DEQUANTIZE         0
 }
 
 training_table() {
@@ -52,6 +58,7 @@ training_table() {
     flag   --moe-aux-loss-coeff               MOE_AUX_LOSS_COEFF            ""
     switch --seq-aux                          SEQ_AUX                       0
     switch --use-distributed-optimizer        USE_DISTRIBUTED_OPTIMIZER     1
+    switch --paged-optimizer                  PAGED_OPTIMIZER               0
     switch --overlap-grad-reduce              OVERLAP_GRAD_REDUCE           0
     switch --overlap-param-gather             OVERLAP_PARAM_GATHER          0
     flag   --recompute-granularity            RECOMPUTE_GRANULARITY         ""

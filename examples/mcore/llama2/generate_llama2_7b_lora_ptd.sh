@@ -19,6 +19,7 @@ if [[ -n ${LORA_LOAD-unset} ]]; then
     switch --lora-fusion          LORA_FUSION          1
     words  --lora-target-modules  LORA_TARGET_MODULES  "linear_qkv linear_proj linear_fc1 linear_fc2"
 fi
+switch --qlora                                 QLORA                         0
 words  --task                                  TASK                          ""
 flag   --prompt                                PROMPT                        ""
 flag   --prompt-file                           PROMPT_FILE                   ""
