@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from comparison import experts, quantised
 from comparison.charts import bar_chart
-from comparison.experts import told
 from comparison.table import table
 from convert import text as convert_text
 
@@ -52,6 +52,7 @@ def _section(path: Path, result: dict[str, Any]) -> str:
         "convert": _convert,
         "moe": _moe,
         "moe_overlap": _cclora,
+        "qlora": _qlora,
     }
     machine, commit = result["machine"], result["commit"].get("sha", "unknown")[:12]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
@@ -173,8 +174,19 @@ def _cclora(_path: Path, result: dict[str, Any]) -> str:
 def _moe(path: Path, result: dict[str, Any]) -> str:
     """Training as in train_vs_trl.py, then the figures that have bars."""
     figures = {name: figure["value"] for name, figure in result["figures"].items()}
-    bars = "\n".join(f"- {line}" for line in told(figures).splitlines())
+    bars = "\n".join(f"- {line}" for line in experts.told(figures).splitlines())
     return f"{_train_vs_trl(path, result)}\n\n{bars}"
+
+
+def _qlora(path: Path, result: dict[str, Any]) -> str:
+    """Training as in train_vs_trl.py, then loading, memory and the bars."""
+    figures = {name: figure["value"] for name, figure in result["figures"].items()}
+    parts = [_train_vs_trl(path, result)]
+    if result["quantising"] is not None:
+        parts.append(quantised.quantising_text(result["quantising"]))
+    parts.append(f"GB of one rank that holds the whole model:\n\n{quantised.memory_text(result['memory'])}")
+    parts.append("\n".join(f"- {line}" for line in quantised.told(figures).splitlines()))
+    return "\n\n".join(parts)
 
 
 def _start_up(_path: Path, result: dict[str, Any]) -> str:

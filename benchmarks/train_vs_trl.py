@@ -70,7 +70,7 @@ def _measure(options: argparse.Namespace, words: Sequence[str], folder: Path) ->
     sides = _sides(options)
     if not options.repeats and not options.profile:
         raise Refused("--repeats 0 measures nothing; give at least 1, or --profile")
-    setting = _setting(options)
+    setting = setting_of(options)
     facts = Facts.now(setting, shlex.join(["python", "benchmarks/train_vs_trl.py", *words]))
     if facts.busy:
         _say(
@@ -121,7 +121,8 @@ def _sides(options: argparse.Namespace) -> list[Side]:
     return sides
 
 
-def _setting(options: argparse.Namespace) -> Setting:
+def setting_of(options: argparse.Namespace) -> Setting:
+    """What the options common to the comparisons say; model and rows are fetched where they say nothing."""
     model, data = options.model, options.data
     if model is None or data is None:
         found = assets()

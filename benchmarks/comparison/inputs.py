@@ -11,8 +11,10 @@ from comparison.setting import Inputs, Setting
 from mindspeed_lora.errors import Refused
 
 
-def make_inputs(setting: Setting, folder: Path) -> Inputs:
+def make_inputs(setting: Setting, folder: Path, full_rows: bool = False) -> Inputs:
     """Prepare the rows with ``preprocess_data.py`` and write a starting adapter, all in ``folder``.
+
+    With ``full_rows`` they are put together to rows of exactly ``seq_length`` tokens.
 
     Raises:
         Refused: the data file cannot be read.
@@ -21,7 +23,7 @@ def make_inputs(setting: Setting, folder: Path) -> Inputs:
     source = first_rows(Path(setting.data), setting.rows, folder)
     command = ["preprocess_data.py", "--input", str(source), "--output-prefix", str(prefix)]
     command += ["--tokenizer-name-or-path", setting.model, "--prompt-type", setting.prompt_type]
-    command += ["--seq-length", str(setting.seq_length), "--overwrite"]
+    command += ["--seq-length", str(setting.seq_length), "--overwrite", *(["--pack"] if full_rows else [])]
     run_child(command, setting.threads, folder / "preprocess.log")
     return inputs_of_rows(setting, prefix, folder)
 

@@ -12,7 +12,16 @@ from typing import Any
 import mindspeed_lora
 from comparison.process import ROOT
 
-_PACKAGES = ("torch", "megatron-core", "transformers", "peft", "trl", "accelerate", "datasets")
+_PACKAGES = (
+    "torch",
+    "megatron-core",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+)
 
 
 def machine() -> dict[str, Any]:

@@ -14,6 +14,8 @@ from mindspeed_lora.errors import Failed, Refused
 
 EXPERTS = ("eager", "grouped_mm", "batched_mm")
 """How transformers can compute experts."""
+NF4 = ("--qlora", "--quant-double")
+"""Of ours: frozen linears in 4-bit NormalFloat with nested statistics."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,19 @@ class Ours:
 
     rows_at_once: int | None
     same_rows: bool = True
+    quantised: bool = False
 
     @property
     def name(self) -> str:
         """Heading of its column."""
-        return "ours, packed" if self.rows_at_once is None else f"ours, batch {self.rows_at_once}"
+        rows = "packed" if self.rows_at_once is None else f"batch {self.rows_at_once}"
+        return f"ours, {rows}" + (", 4 bits" if self.quantised else "")
 
     def run(self, setting: Setting, inputs: Inputs, folder: Path) -> SideRun:
         """Train once; what each step did is in the run's ``metrics.jsonl``."""
         save = folder / "run"
         command = ["posttrain_gpt.py", *ours_flags(setting, inputs, self.rows_at_once)]
-        command += ["--save", str(save)]
+        command += ["--save", str(save), *(NF4 if self.quantised else ())]
         ended = run_child(command, setting.threads, folder / "log", setting.environment)
         if setting.cuda:
             last = (save / "metrics.jsonl").read_text().splitlines()[-1]
@@ -97,13 +101,16 @@ class Trl:
     """Whether freed memory stays in the process, as it does in ours: the same setting, from the environment."""
     experts: str | None = None
     """transformers' ``experts_implementation``; None: as it chooses."""
+    quantised: bool = False
+    """By bitsandbytes, as ours with :data:`NF4`."""
 
     @property
     def name(self) -> str:
         """Heading of its column."""
         rows = "packed" if self.rows_at_once is None else f"batch {self.rows_at_once}"
         experts = "" if self.experts is None else f", {self.experts} experts"
-        return f"TRL, {rows}{experts}" + (", memory kept" if self.kept_memory else "")
+        bits = ", 4 bits" if self.quantised else ""
+        return f"TRL, {rows}{experts}{bits}" + (", memory kept" if self.kept_memory else "")
 
     @property
     def same_rows(self) -> bool:
@@ -120,6 +127,7 @@ class Trl:
             "start_adapter": inputs.start_adapter,
             "per_device_batch": self.rows_at_once,
             "experts": self.experts,
+            "quantised": self.quantised,
             "output_dir": str(folder / "run"),
             "result": str(result),
         }
@@ -153,14 +161,16 @@ def side_of(word: str) -> Side:
     rows, *settings = rest.split("+")
     batch = None if rows == "packed" else int(rows) if rows in ("1", "2", "4", "8") else 0
     experts = [setting for setting in settings if setting in EXPERTS]
-    known = len(experts) < 2 and set(settings) <= {"kept", *experts}
-    if batch != 0 and name == "ours" and not settings:
-        return Ours(batch)
+    quantised = "nf4" in settings
+    known = len(experts) < 2 and set(settings) <= {"kept", "nf4", *experts}
+    if batch != 0 and name == "ours" and set(settings) <= {"nf4"}:
+        return Ours(batch, quantised=quantised)
     if batch != 0 and name == "trl" and known:
-        return Trl(batch, "kept" in settings, experts[0] if experts else None)
+        return Trl(batch, "kept" in settings, experts[0] if experts else None, quantised)
     raise Refused(
-        f"--sides {word}: no such side; give ours:ROWS or trl:ROWS, ROWS being 1, 2, 4, 8 or packed, and for TRL "
-        f"+kept to keep freed memory in the process, and of a mixture of experts one of +{', +'.join(EXPERTS)}"
+        f"--sides {word}: no such side; give ours:ROWS or trl:ROWS, ROWS being 1, 2, 4, 8 or packed, +nf4 for frozen "
+        "linears in 4 bits, and for TRL +kept to keep freed memory in the process, and of a mixture of experts one of "
+        f"+{', +'.join(EXPERTS)}"
     )
 
 

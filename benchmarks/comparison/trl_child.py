@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from peft import PeftModel, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from comparison.setting import Setting
@@ -62,7 +62,11 @@ def main() -> None:
     setting = Setting(**request["setting"])
     dtype = torch.bfloat16 if setting.bf16 else torch.float32
     chosen = {**_attention(setting), **_experts(request["experts"])}
+    if request["quantised"]:
+        chosen["quantization_config"] = _nf4(dtype)
     base = AutoModelForCausalLM.from_pretrained(setting.model, dtype=dtype, **chosen)
+    if request["quantised"]:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     model = PeftModel.from_pretrained(base, request["start_adapter"], is_trainable=True)
     watch = StepWatch()
     trainer = SFTTrainer(
@@ -84,7 +88,16 @@ def main() -> None:
     Path(request["result"]).write_text(json.dumps(result))
 
 
-def _attention(setting: Setting) -> dict[str, str]:
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _attention(setting: Setting) -> dict[str, Any]:
     """FlashAttention where it is importable, which packed rows need; else as transformers chooses."""
     if setting.cuda and importlib.util.find_spec("flash_attn") is not None:
         return {"attn_implementation": "flash_attention_2"}

@@ -48,13 +48,19 @@ def test_a_side_by_its_word() -> None:
     assert side_of("ours:2") == Ours(2)
     assert side_of("trl:8") == Trl(8)
     assert side_of("trl:packed+kept") == Trl(None, kept_memory=True)
-    assert [side_of(word).name for word in ("trl:1+kept", "ours:packed")] == [
+    assert side_of("ours:4+nf4") == Ours(4, quantised=True)
+    assert side_of("trl:4+nf4+kept") == Trl(4, kept_memory=True, quantised=True)
+    assert [side_of(word).name for word in ("trl:1+kept", "ours:packed", "ours:4+nf4", "trl:4+nf4+kept")] == [
         "TRL, batch 1, memory kept",
         "ours, packed",
+        "ours, batch 4, 4 bits",
+        "TRL, batch 4, 4 bits, memory kept",
     ]
 
 
-@pytest.mark.parametrize("word", ["ours", "trl:3", "ours:8+kept", "peft:1", "trl:8+more", ""])
+@pytest.mark.parametrize(
+    "word", ["ours", "trl:3", "ours:8+kept", "ours:8+nf4+kept", "peft:1", "trl:8+more", ""]
+)
 def test_a_word_that_means_no_side(word: str) -> None:
     with pytest.raises(Refused, match="no such side"):
         side_of(word)
