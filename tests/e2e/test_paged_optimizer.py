@@ -18,8 +18,6 @@ from tests.support.rows import random_rows, write_rows
 VOCABULARY, HIDDEN = 100_000, 256
 WEIGHTS = 2 * VOCABULARY * HIDDEN * 4
 """Bytes of embedding and output layer, beside which the two layers are small; both moments take twice as much."""
-LIMIT = 2 * WEIGHTS + 250 * 2**20
-"""Weights, gradients and what a step takes; not both moments, 390 MiB."""
 SHAPE = [
     *(
         "--num-layers",
@@ -36,23 +34,31 @@ SHAPE = [
 ]
 
 
-@contextlib.contextmanager
-def memory_limit(size: int) -> Iterator[None]:
-    """This process gets ``size`` more bytes of its own memory (setrlimit(2), RLIMIT_DATA; a shared file is none)."""
+def held(name: str) -> int:
+    """A line of /proc/self/status in bytes: ``VmData``, ``VmSize`` or its peak, ``VmPeak``."""
     status = Path("/proc/self/status").read_text()
-    [held] = (int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData"))
+    [found] = (int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{name}:"))
+    return found
+
+
+@contextlib.contextmanager
+def memory_limit(size: int | None) -> Iterator[None]:
+    """This process gets ``size`` more bytes of its own memory (setrlimit(2), RLIMIT_DATA; a shared file is none)."""
     limits = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (held + size, limits[1]))
+    if size is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (held("VmData") + size, limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
-def run(words: list[str], limit: int | None) -> int:
-    """A training run on one rank."""
-    with contextlib.nullcontext() if limit is None else memory_limit(limit):
-        return train(parse("posttrain", words))
+def run(words: list[str], limit: int | None) -> tuple[int, int]:
+    """A training run on one rank: its status, and by how much memory grew."""
+    before = held("VmSize")
+    with memory_limit(limit):
+        status = train(parse("posttrain", words))
+    return status, held("VmPeak") - before
 
 
 def figures(save: Path) -> list[tuple[float, float]]:
@@ -70,28 +76,33 @@ def checkpoint(save: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_what_does_not_fit_is_paged(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows", random_rows(4, VOCABULARY))
-    words = [
+    shared = [
         *(*SHAPE, "--data-path", tmp_path / "rows", "--seq-length", "48", "--global-batch-size", "2"),
-        *("--lr", "1e-3", "--train-iters", "3", "--save-interval", "1", "--lr-warmup-iters", "0"),
+        *("--lr", "1e-3", "--train-iters", "3", "--save-interval", "2", "--lr-warmup-iters", "0"),
     ]
-    jobs = {name: [*map(str, words), "--save", str(tmp_path / name)] for name in ("paged", "plain", "none")}
+    jobs = {name: [*map(str, shared), "--save", str(tmp_path / name)] for name in ("paged", "plain", "none")}
     jobs["paged"].append("--paged-optimizer")
-    pools = {name: WorkerPool() for name in jobs}
+    pools = [WorkerPool() for _ in range(4)]
+    plain, failing, paged, resumed = pools
     try:
-        assert pools["plain"].run(1, run, jobs["plain"], None) == [0]
+        [(status, grown)] = plain.run(1, run, jobs["plain"], None)
+        assert status == 0
+        # Less than that by half of the moments.
+        limit = grown - WEIGHTS
         with pytest.raises(RankFailed, match=r"memory|alloc"):
-            pools["none"].run(1, run, jobs["none"], LIMIT)
-        assert pools["paged"].run(1, run, jobs["paged"], LIMIT) == [0]
+            failing.run(1, run, jobs["none"], limit)
+        [(status, _)] = paged.run(1, run, jobs["paged"], limit)
+        assert status == 0
         assert figures(tmp_path / "paged") == figures(tmp_path / "plain")
         assert checkpoint(tmp_path / "paged") == checkpoint(tmp_path / "plain") != {}
 
         # And goes on from the second step under the same limit.
-        resumed = [*jobs["paged"], "--load", str(tmp_path / "plain" / "iter_0000002")]
-        resumed[resumed.index("--save") + 1] = str(tmp_path / "resumed")
-        pools["resumed"] = WorkerPool()
-        assert pools["resumed"].run(1, run, resumed, LIMIT) == [0]
+        words = [*jobs["paged"], "--load", str(tmp_path / "plain" / "iter_0000002")]
+        words[words.index("--save") + 1] = str(tmp_path / "resumed")
+        [(status, _)] = resumed.run(1, run, words, limit)
+        assert status == 0
         assert figures(tmp_path / "resumed") == figures(tmp_path / "plain")[2:]
         assert checkpoint(tmp_path / "resumed") == checkpoint(tmp_path / "plain")
     finally:
-        for pool in pools.values():
+        for pool in pools:
             pool.close()
