@@ -21,6 +21,8 @@ def plan_rows(plan: TrainPlan, world_size: int, dtype: torch.dtype) -> list[tupl
     ]
     if job.parallel.pipeline_model_parallel_size > 1 or plan.placement.noop_slots:
         rows.append(("layers by stage", plan.placement.describe()))
+    if plan.quantization is not None:
+        rows.append(("quantised", plan.quantization.describe()))
     if plan.adapter is not None:
         rows.append(("adapter", plan.adapter.spec.describe()))
     return rows

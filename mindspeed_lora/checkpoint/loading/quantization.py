@@ -41,6 +41,10 @@ class QuantPlan:
         """Whether a parameter that is made of these canonical tensors is held quantised; all of them are, or none."""
         return any(name in self.weights for name in names)
 
+    def describe(self) -> str:
+        """For people: how, and how many weights."""
+        return f"{self.settings}; {len(self.weights)} weights"
+
     def state(self) -> dict[str, Any]:
         """What a run keeps of it, to know the base again that its adapter was trained on."""
         return {**dataclasses.asdict(self.settings), "weights": len(self.weights)}
