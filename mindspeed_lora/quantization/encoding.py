@@ -70,7 +70,8 @@ class _FourBits:
         if numbers.dtype != torch.float32:
             numbers = self.numbers[:size].copy_(numbers)
         blocks = numbers.view(-1, self.block_size)
-        torch.amax(torch.abs(blocks, out=scaled), 1, out=absmax)
+        torch.amax(blocks, 1, out=absmax)
+        torch.maximum(absmax, blocks.amin(1).neg_(), out=absmax).abs_()  # minus zero is zero
         factors = absmax.clamp(min=_SMALLEST).reciprocal_()
         if self.lookup is not None and self.lookup.takes(absmax):
             torch.mul(blocks, self.lookup.factors(factors).unsqueeze(1), out=scaled)
@@ -149,6 +150,6 @@ class _FixedPoint:
         torch.bitwise_right_shift(steps, self._CELL, out=cells)
         torch.index_select(self.table, 0, cells, out=added)
         pairs = steps.add_(added).view(torch.int64).bitwise_and_(0x0F0000000F000000)
-        # The even number's code is in bits 24 to 27, the odd one's in 56 to 59: the former goes to 60 and up.
-        torch.add(pairs, pairs, alpha=1 << 36, out=added.view(torch.int64))
-        codes.copy_(added.view(torch.uint8).view(-1, 8)[:, 7])
+        # The even number's code is in bits 24 to 27, the odd one's in 56 to 59; bytes keep what comes to bits 0 to 7.
+        odd = torch.bitwise_right_shift(pairs, 56, out=added.view(torch.int64))
+        codes.copy_(pairs.bitwise_right_shift_(20).bitwise_or_(odd))

@@ -66,6 +66,44 @@ def vocabulary_loss(dtype: torch.dtype) -> list[Tensor]:
         destroy_groups()
 
 
+def dequantized(kind: str, columns: tuple[int, int]) -> list[Tensor]:
+    """Rows 32 … 95 of a matrix ``[96, 192]``, all of them and some, by quantised and by compute dtype."""
+    from mindspeed_lora.config.quantization import QuantSettings
+    from mindspeed_lora.device import current_device
+    from mindspeed_lora.quantization.matrix import quantize
+    from mindspeed_lora.quantization.runs import Piece
+    from mindspeed_lora.quantization.shard import QuantizedWeight
+
+    found = []
+    for quantized in (torch.float32, torch.bfloat16):
+        matrix = quantize(drawn(96, 192).to(quantized), QuantSettings(kind, 64, True), "weight")
+        shape = (64, columns[1] - columns[0])
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            weight = QuantizedWeight.from_matrices([matrix], [Piece(0, (32, 96), columns)], shape, dtype)
+            weight.to(current_device())
+            found += [weight.dense().cpu(), weight.dense(slice(3, 17)).cpu()]
+    return found
+
+
+def quantized_products() -> list[Tensor]:
+    """``x Wᵀ`` and ``g W`` of 64 tokens with a matrix ``[256, 512]``."""
+    from mindspeed_lora.config.quantization import QuantSettings
+    from mindspeed_lora.device import current_device
+    from mindspeed_lora.quantization.matrix import quantize
+    from mindspeed_lora.quantization.product import input_product, product
+    from mindspeed_lora.quantization.runs import Piece
+    from mindspeed_lora.quantization.shard import QuantizedWeight
+
+    matrix = quantize(drawn(256, 512), QuantSettings("nf4", 64, True), "weight")
+    pieces = [Piece(0, (0, 256), (0, 512))]
+    weight = QuantizedWeight.from_matrices([matrix], pieces, (256, 512), torch.float32).to(current_device())
+    x, grad = (drawn(64, width, seed=width).to(current_device()) for width in (512, 256))
+    y, grad_x = x.new_empty(64, 256), x.new_empty(64, 512)
+    product(x, weight, y)
+    input_product(grad, weight, grad_x)
+    return [y.cpu(), grad_x.cpu()]
+
+
 def attention(
     dtype: torch.dtype, sub_rows: tuple[tuple[int, ...], ...] | None, window: int | None
 ) -> list[Tensor]:
