@@ -18,7 +18,7 @@ from mindspeed_lora.checkpoint.storage.tensor_writer import TensorSpec
 from mindspeed_lora.config.quantization import BLOCK_SIZES, QuantSettings
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.quantization.codebooks import dynamic_values, four_bit_values
-from mindspeed_lora.quantization.matrix import NESTED_BLOCK
+from mindspeed_lora.quantization.runs import NESTED_BLOCK
 
 ABSMAX, QUANT_MAP = ".absmax", ".quant_map"
 NESTED_ABSMAX, NESTED_QUANT_MAP = ".nested_absmax", ".nested_quant_map"

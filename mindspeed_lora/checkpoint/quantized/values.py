@@ -9,7 +9,8 @@ import torch
 
 from mindspeed_lora.models.families.segments import Range, Segment, pieces
 from mindspeed_lora.quantization.codebooks import dynamic_values
-from mindspeed_lora.quantization.matrix import NESTED_BLOCK, QuantizedMatrix, dequantize
+from mindspeed_lora.quantization.matrix import QuantizedMatrix, dequantize
+from mindspeed_lora.quantization.runs import NESTED_BLOCK
 
 
 def fill_values(
