@@ -139,6 +139,17 @@ def test_statistics_at_every_boundary():
         assert_same_bits(nested.absmax, state.absmax)
 
 
+def test_a_matrix_of_many_blocks():
+    """Enough magnitudes that torch shares their sum among threads, if bitsandbytes may use several."""
+    weight = torch.randn(1500, 1600, generator=torch.Generator().manual_seed(2))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        check_four_bits(weight, "nf4", 64, True)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_offset_does_not_depend_on_threads():
     """The mean of enough magnitudes that torch would share the sum among threads."""
     absmax = torch.rand(100_000, generator=torch.Generator().manual_seed(1))

@@ -154,6 +154,18 @@ def test_bits_of_a_weight(rows, columns, tp):
         assert shard.nbytes * 8 / shard.numel() <= 4.2
 
 
+@pytest.mark.parametrize("columns", [(0, 192), (64, 128), (7, 100)], ids=str)
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_dequantising_waits_for_nothing_on_the_host(kind, columns):
+    """On the meta device, where waiting is an error."""
+    shape = (9, columns[1] - columns[0])
+    matrix = random_matrix(10, 192, QuantSettings(kind, 64, True))
+    shard = QuantizedWeight.from_matrices([matrix], [Piece(0, (1, 10), columns)], shape, torch.bfloat16).to(
+        "meta"
+    )
+    assert shard.dense().is_meta and shard.dense(slice(2, 5)).shape == (3, shape[1])
+
+
 def test_statistics_survive_a_change_of_dtype():
     shard = check([random_matrix(8, 64, QuantSettings("nf4"))], [Piece(0, (0, 8), (0, 64))], torch.float32)
     before = shard.dense()
