@@ -106,12 +106,8 @@ def _finish(opened: Conversion, progress: Progress, target: Path) -> None:
         if isinstance(stage, MergedSource) and stage.residual is not None:
             print(stage.residual.sentence(), flush=True)
         if isinstance(stage, QuantizingSource) and stage.error is not None:
-            told = (
-                ("quantised", "what was merged")
-                if stage is opened.source
-                else ("dequantised", "the original")
-            )
-            print(stage.error.sentence(f"the {told[0]} weights", f"{told[1]} ones"), flush=True)
+            told = ("quantised", "merged") if stage is opened.source else ("dequantised", "original")
+            print(stage.error.sentence(f"the {told[0]} weights", f"the {told[1]} ones"), flush=True)
 
 
 def plan_files(job: ConversionJob, opened: Conversion) -> WritePlan:
