@@ -57,24 +57,13 @@ def _matrices(
         yield from stored
         return
     mapping, layer = FAMILIES[source.shape.family].mapping(name)
-    segments = mapping.segments(source.shape, rows)
-    for part, hf_name in enumerate(mapping.names(layer)):
-        values = source.read(name, 0, _places(segments, part))
+    places = mapping.places(source.shape, rows)
+    for hf_name, own_rows in zip(mapping.names(layer), places, strict=True):
+        values = source.read(name, 0, own_rows)
         # A wider dtype than the stored one is exact, and is what the numbers are rounded to when they are decoded.
         yield quantize(
             values.to(torch.promote_types(values.dtype, dtype)), settings, f"{source.path}: {hf_name}"
         )
-
-
-def _places(segments: Sequence[Segment], part: int) -> list[Range]:
-    """Where the rows of a matrix stand in the canonical tensor, in the matrix's own order."""
-    found, position = [], 0
-    for segment in segments:
-        length = segment.stop - segment.start
-        if segment.part == part:
-            found.append((segment.start, (position, position + length)))
-        position += length
-    return [place for _, place in sorted(found)]
 
 
 def shard_pieces(
