@@ -125,7 +125,8 @@ def plan_files(job: ConversionJob, opened: Conversion) -> WritePlan:
         if conversion.save_model_type == "torch_dist":
             plan = plan_torch_dist(source, placement, tp_size, padded, fused, experts)
         else:
-            grouped = conversion.moe_grouped_gemm
+            # Megatron's stacks are of plain experts.
+            grouped = conversion.moe_grouped_gemm and (fused or source.quantization is None)
             plan = plan_mcore(source, placement, tp_size, padded, fused, experts, grouped)
         tokenizer_folder = HF_CONFIG_FOLDER
     tokenizer_from = opened.tokenizer_from

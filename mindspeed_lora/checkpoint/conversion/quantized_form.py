@@ -49,9 +49,9 @@ def in_target_form(job: ConversionJob, source: Source, stored: QuantSettings | N
         )
     is_stacked = conversion.moe_grouped_gemm and conversion.transformer_impl != "transformer_engine"
     if conversion.save_model_type == "mg" and is_stacked and source.shape.moe is not None:
-        raise Refused(
-            "--moe-grouped-gemm stacks experts in weight1 and weight2, but quantised matrices are written each by "
-            "itself; drop the flag, training takes either"
+        _notice(
+            "--moe-grouped-gemm: quantised experts are written each by itself, not stacked in weight1 and weight2; "
+            "training computes them grouped all the same"
         )
     plan = _plan(job, source, stored)
     weights = plan.weights

@@ -81,6 +81,12 @@ class Cut:
             steps.index_add_(0, (last * width + right - 1) // block_size + 1, -ones)
         return steps[:-1].cumsum(0) > 0
 
+    def unit(self, settings: QuantSettings) -> int:
+        """How many neighbouring codes always stay together: two of a byte, where all rows and cuts are even."""
+        _, (left, right) = self.ranges(0)
+        is_even = self.full[1] % 2 == 0 and (right - left) % 2 == 0
+        return 2 if is_even and settings.kind != "int8" else 1
+
     def num_touched(self, rank: int, block_size: int) -> int:
         """Blocks of all matrices that a rank's values lie in."""
         return _num_touched(self, rank, block_size)
@@ -109,16 +115,17 @@ def shard_specs(cut: Cut, rank: int, settings: QuantSettings, dtype: torch.dtype
 def shard_tensors(cut: Cut, matrices: Sequence[QuantizedMatrix]) -> Iterator[dict[str, torch.Tensor]]:
     """The tensors of each rank's shard, rank by rank."""
     settings = matrices[0].settings
-    codes = _joined(cut, [matrix_codes(matrix) for matrix in matrices])
+    unit = cut.unit(settings)
+    codes = _joined(cut, [codes_of(matrix.packed, matrix.shape, settings, unit) for matrix in matrices])
     rows = _joined(cut, [matrix.absmax for matrix in matrices]) if settings.kind == "int8" else None
     tables = {} if rows is not None else code_tables(settings)
     for rank in range(cut.size):
         own, (left, right) = cut.ranges(rank)
-        shard = torch.cat([codes[start:stop, left:right] for start, stop in own])
+        shard = torch.cat([codes[start:stop, left // unit : right // unit] for start, stop in own])
         if rows is not None:
             yield {"": shard, ROWS: torch.cat([rows[start:stop] for start, stop in own])}
             continue
-        tensors = {"": packed(shard), **tables}
+        tensors = {"": packed(shard, unit), **tables}
         tensors[ABSMAX] = torch.cat(
             [
                 matrix.absmax[cut.touched(rank, part, settings.block_size)]
@@ -144,12 +151,13 @@ def joined_matrices(
     """
     settings, dtype = states[0].settings, states[0].dtype
     shards = shards[: cut.size]
-    whole = torch.empty(cut.full, dtype=shards[0][""].dtype)
+    unit = cut.unit(settings)
+    whole = torch.empty((cut.full[0], cut.full[1] // unit), dtype=shards[0][""].dtype)
     for rank, shard in enumerate(shards):
         rows, (left, right) = cut.ranges(rank)
-        own, at = codes_of(shard[""], cut.local_shape(rank), settings), 0
+        own, at = codes_of(shard[""], cut.local_shape(rank), settings, unit), 0
         for start, stop in rows:
-            whole[start:stop, left:right] = own[at : at + stop - start]
+            whole[start:stop, left // unit : right // unit] = own[at : at + stop - start]
             at += stop - start
     codes = _split(cut, whole)
     if settings.kind == "int8":
@@ -167,7 +175,7 @@ def joined_matrices(
     statistics = _joined_statistics(cut, shards, settings, name)
     nested = _nested(cut, shards, states, name) if settings.double else [None] * len(codes)
     return [
-        QuantizedMatrix(settings, shape, packed(part), blocks, one, dtype)
+        QuantizedMatrix(settings, shape, packed(part, unit), blocks, one, dtype)
         for shape, part, blocks, one in zip(cut.shapes, codes, statistics, nested, strict=True)
     ]
 
@@ -211,25 +219,24 @@ def _nested(
     ]
 
 
-def matrix_codes(matrix: QuantizedMatrix) -> torch.Tensor:
-    """The codes of a matrix, one in a byte: ``[out, in]``."""
-    return codes_of(matrix.packed, matrix.shape, matrix.settings)
-
-
-def codes_of(stored: torch.Tensor, shape: tuple[int, int], settings: QuantSettings) -> torch.Tensor:
-    """Stored codes, one in a byte: ``[out, in]``."""
+def codes_of(
+    stored: torch.Tensor, shape: tuple[int, int], settings: QuantSettings, unit: int
+) -> torch.Tensor:
+    """Stored codes as rows of units: int8 ``[out, in]``, of four bits one or two of them in a byte."""
     if settings.kind == "int8":
         return stored
     pairs = stored.view(-1)
-    both = torch.empty(pairs.numel(), 2, dtype=torch.uint8)
-    torch.bitwise_right_shift(pairs, 4, out=both[:, 0])
-    torch.bitwise_and(pairs, 15, out=both[:, 1])
+    if unit == 2:
+        return pairs.view(shape[0], -1)
+    both = torch.stack([pairs >> 4, pairs & 15], dim=1)
     return both.view(-1)[: shape[0] * shape[1]].view(shape)
 
 
-def packed(codes: torch.Tensor) -> torch.Tensor:
-    """Four-bit codes, two in a byte, the first in the high half: uint8 ``[ceil(n / 2), 1]``."""
+def packed(codes: torch.Tensor, unit: int) -> torch.Tensor:
+    """Rows of units as bytes of two four-bit codes, the first in the high half: uint8 ``[ceil(n / 2), 1]``."""
     flat = codes.reshape(-1)
+    if unit == 2:
+        return flat.view(-1, 1)
     if flat.numel() % 2:
         flat = torch.nn.functional.pad(flat, (0, 1))
     return ((flat[0::2] << 4) | flat[1::2]).view(-1, 1)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from mindspeed_lora.checkpoint.canonical import adapter_linears, expert_number
 from mindspeed_lora.checkpoint.conversion.inspect import describe_folder
 from mindspeed_lora.checkpoint.source import Source, open_source
+from mindspeed_lora.checkpoint.storage.tensor_writer import TensorWriter
 from mindspeed_lora.config.quantization import QuantSettings
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES
@@ -150,7 +151,7 @@ def test_experts_in_any_layout(run_convert: Convert, tmp_path: Path, kind: str) 
     before = folder
     for number in range(3):
         target = tmp_path / f"mg{number}"
-        words = [word for word in random_layout(draw) if word != "--moe-grouped-gemm"]
+        words = random_layout(draw)
         run_convert(
             *words,
             *(NF4 if number == 0 else ["--qlora"]),
@@ -319,3 +320,33 @@ def test_inspect_and_dry_run(models, run_convert: Convert, tmp_path: Path, capsy
     )
     assert model["dtypes"]["nf4"] == linears == model["quantization"]["parameters"]
     assert model["quantization"]["type"] == "nf4" and model["quantization"]["double"]
+
+
+def test_resume_goes_on_and_asks_for_the_same_flags(
+    models, run_convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """A conversion that broke off ends with the bytes of one that did not; other --quant-* flags start anew."""
+    flags = {"load_dir": models("llama").path, "save_model_type": "hf", "max_shard_size": "6KB"}
+    run_convert(*NF4, save_dir=tmp_path / "whole", **flags)
+    write, left = TensorWriter.write, [60]
+
+    def fails(self: TensorWriter, name: str, tensor: torch.Tensor, at: int | None) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        write(self, name, tensor, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorWriter, "write", fails)
+        with pytest.raises(OSError, match="No space left"):
+            run_convert(*NF4, "--resume", save_dir=tmp_path / "again", **flags)
+    shutil.copytree(tmp_path / "again", tmp_path / "other")
+    run_convert("--qlora-nf4", "--resume", save_dir=tmp_path / "other", **flags)
+    assert "other flags or files; starting anew" in capsys.readouterr().err
+    run_convert(*NF4, "--resume", save_dir=tmp_path / "again", **flags)
+    assert "resuming the conversion" in capsys.readouterr().out
+    one, two = (tmp_path / side / "mg2hf" for side in ("whole", "again"))
+    files = sorted(path.name for path in one.iterdir())
+    assert files == sorted(path.name for path in two.iterdir())
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
+    assert open_source(tmp_path / "other" / "mg2hf").quantization == QuantSettings("nf4")
