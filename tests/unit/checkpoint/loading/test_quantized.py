@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
+from mindspeed_lora.checkpoint.conversion.convert import convert
+from mindspeed_lora.config.commands import parse
+from mindspeed_lora.errors import Refused
 from mindspeed_lora.parallel.groups import destroy_groups
 from mindspeed_lora.quantization.shard import QuantizedWeight
 from mindspeed_lora.training.dry_run import memory_question
 from mindspeed_lora.training.memory import predict_memory
 from tests.support.pool import WorkerPool
-from tests.support.tiny import Tiny, join, open_session
+from tests.support.tiny import Tiny, join, open_session, plan
+from tests.support.training import train_recorded
 
 
 @dataclass(frozen=True)
@@ -109,3 +114,26 @@ def test_nothing_dequantised_waits_for_the_backward_pass(
         assert kept and len(weights) == 4
         forms = weights | {shape[::-1] for shape in weights}
         assert not kept & forms
+
+
+def first_losses(words: list[str]) -> list[float]:
+    return train_recorded(words).losses
+
+
+def test_a_quantised_checkpoint_trains_as_one_quantised_while_loading(
+    workers: WorkerPool, tiny: Tiny, tmp_path: Path
+) -> None:
+    """The same losses bit for bit, from files of transformers' form and of Megatron's at another layout."""
+    flags = ["--load-dir", str(tiny.model), "--qlora-nf4", "--quant-double"]
+    convert(parse("convert", [*flags, "--save-dir", str(tmp_path / "hf"), "--save-model-type", "hf"]))
+    megatron = ["--save-dir", str(tmp_path / "mg"), "--save-model-type", "mg"]
+    convert(parse("convert", [*flags, *megatron, "--target-tensor-parallel-size", "4"]))
+    common = {"train_iters": 2, "qlora": True, "tensor_model_parallel_size": 2}
+    (expected, _) = workers.run(2, first_losses, tiny.words(quant_double=True, **common))
+    for folder in (tmp_path / "hf" / "mg2hf", tmp_path / "mg"):
+        words = tiny.words(load=folder, **common)
+        assert workers.run(2, first_losses, words) == [expected, expected]
+        with pytest.raises(
+            Refused, match=r"holds quantised weights \(nf4, blocks of 64, nested statistics\)"
+        ):
+            plan(tiny.words(load=folder))
