@@ -114,19 +114,21 @@ def memory(
     jobs = {here: ["--load", setting.model, *_job(rows, setting.seq_length)]}
     jobs |= {name: [*shape, *_job(1, 4096)] for name, shape in LARGE.items()}
     peaks = {summary.name: summary.peak_memory_bytes for summary in summaries}
-    found = []
+    found: list[dict[str, Any]] = []
+    asked: list[dict[str, Any]] = []
     for name, words in jobs.items():
-        for form, extra, side in (("LoRA", (), ""), ("QLoRA", NF4, ", 4 bits")):
-            flags = [*words, *extra]
+        for form, extra in (("LoRA", ()), ("QLoRA", NF4)):
             # The large ones as they are trained on a device; what is here in fp32, as on this CPU.
-            asked: dict[str, Any] = {"what": "predict", "flags": flags, "itemsize": 4 if name == here else 2}
-            row: dict[str, Any] = {"model": name, "form": form, "dtype": "fp32" if name == here else "bf16"}
-            row |= _child(asked, setting, folder, f"{name}-{form}")
-            if name == here and measure:
-                asked = {"what": "load", "flags": [*flags, "--data-path", inputs.data_prefix]}
-                row["weights_measured"] = _child(asked, setting, folder, f"{name}-{form}-load")["weights"]
-                row["measured"] = peaks.get(f"ours, batch {rows}{side}")
-            found.append(row)
+            dtype, itemsize = ("fp32", 4) if name == here else ("bf16", 2)
+            found.append({"model": name, "form": form, "dtype": dtype})
+            asked.append({"flags": [*words, *extra], "itemsize": itemsize})
+    predicted = _child({"what": "predict", "jobs": asked}, setting, folder, "predict")["jobs"]
+    for row, figures in zip(found, predicted, strict=True):
+        row |= figures
+    for row, job, side in zip(found[:2] if measure else (), asked, ("", ", 4 bits"), strict=False):
+        request = {"what": "load", "flags": [*job["flags"], "--data-path", inputs.data_prefix]}
+        row["weights_measured"] = _child(request, setting, folder, f"load-{row['form']}")["weights"]
+        row["measured"] = peaks.get(f"ours, batch {rows}{side}")
     return found
 
 

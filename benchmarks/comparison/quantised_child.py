@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +44,23 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def predict(request: dict[str, Any]) -> dict[str, Any]:
-    """What one rank that holds the whole model would hold, by its dry run."""
-    from mindspeed_lora.checkpoint.canonical import layer_linears
+    """What one rank that holds the whole model would hold, by its dry run; of each job."""
+    return {"jobs": [_predicted(job["flags"], job["itemsize"]) for job in request["jobs"]]}
+
+
+def _predicted(flags: list[str], itemsize: int) -> dict[str, float]:
     from mindspeed_lora.config.commands import parse
     from mindspeed_lora.device import resident_memory_bytes
     from mindspeed_lora.training.dry_run import memory_question
     from mindspeed_lora.training.memory import predict_memory
     from mindspeed_lora.training.plan import plan_training
 
-    plan = plan_training(parse("posttrain", [*request["flags"], "--dry-run"], {"WORLD_SIZE": "1"}))
-    question = memory_question(plan, 1, request["itemsize"])
+    plan = plan_training(parse("posttrain", [*flags, "--dry-run"], {"WORLD_SIZE": "1"}))
+    question = memory_question(plan, 1, itemsize)
     found = predict_memory(question, 0)
-    linears = sum(
-        prod(size)
-        for layer in range(plan.shape.num_layers)
-        for size in layer_linears(plan.shape, layer).values()
-    )
-    base = found.parameters - found.trained
-    rest = (base - linears) * request["itemsize"]
     return {
         "weights": found.weights,
-        "bits": 8 * (found.weights - rest) / linears,
+        "bits": found.quantized.bits or 8 * itemsize,
         "adapter_and_optimizer": found.adapters + found.gradients + found.optimizer,
         "total": found.total + resident_memory_bytes(),
     }
