@@ -87,6 +87,23 @@ class QuantizingSource(CheckpointSource):
             yield matrix
 
 
+class MeasuredSource(QuantizingSource):
+    """The plain base as it is; how far quantised weights would be from it is noted of what is read."""
+
+    def __init__(self, base: Source, settings: QuantSettings, weights: Collection[str]) -> None:
+        super().__init__(base, settings, weights, measure=True)
+
+    def is_quantized(self, name: str) -> bool:
+        """False: nothing is quantised here."""
+        return False
+
+    def read(self, name: str, axis: int | None = None, ranges: Sequence[Range] | None = None) -> torch.Tensor:
+        """The base's tensor."""
+        if name in self.weights:
+            self._latest.get(name, lambda: self.quantized(name) or [])
+        return self.base.read(name, axis, ranges)
+
+
 class QuantError:
     """How far quantised values are from what was quantised; several threads may add to it."""
 

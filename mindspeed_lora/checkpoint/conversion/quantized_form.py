@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 
 from mindspeed_lora.checkpoint.canonical import expert_number
-from mindspeed_lora.checkpoint.conversion.quantize import QuantizingSource
+from mindspeed_lora.checkpoint.conversion.quantize import MeasuredSource, QuantizingSource
 from mindspeed_lora.checkpoint.loading.quantization import QuantPlan, plan_quantization
 from mindspeed_lora.checkpoint.source import Source
 from mindspeed_lora.config.jobs import ConversionJob
-from mindspeed_lora.config.quantization import QuantSettings
+from mindspeed_lora.config.quantization import QuantFlags, QuantSettings
 from mindspeed_lora.errors import Refused
+from mindspeed_lora.training.run_folder import find_saved_run
 
 
 def dequantized_base(job: ConversionJob, base: Source) -> Source:
@@ -23,10 +25,29 @@ def dequantized_base(job: ConversionJob, base: Source) -> Source:
             "weights as --load-dir give a closer result"
         )
         return base
-    if not flags.merge_dequantized:
+    if flags.merge_dequantized:
+        plan = _plan(job, base, None)
+        return QuantizingSource(base, plan.settings, plan.weights, measure=True)
+    seen = next(filter(None, map(_trained_on, job.conversion.lora_load or ())), None)
+    if seen is None or job.conversion.unmerge:
         return base
-    plan = _plan(job, base, None)
-    return QuantizingSource(base, plan.settings, plan.weights, measure=True)
+    _notice(
+        f"the adapter was trained on weights quantised as {seen}; merged into the original ones, which is the better "
+        "result (--merge-dequantized takes what it was trained on)"
+    )
+    open_flags = QuantFlags(qlora=True, quant_skip_modules=flags.quant_skip_modules)
+    measured = plan_quantization(open_flags, base, base.shape, None)
+    assert measured is not None
+    return MeasuredSource(base, seen, measured.weights)
+
+
+def _trained_on(path: str) -> QuantSettings | None:
+    """How the base was quantised in the run that an adapter is of, if it is one of a run and it was."""
+    saved = find_saved_run(Path(path))
+    found = saved.state.get("quantization") if saved is not None else None
+    if not isinstance(found, dict) or not {"kind", "block_size", "double"} <= found.keys():
+        return None
+    return QuantSettings(found["kind"], found["block_size"], found["double"])
 
 
 def in_target_form(job: ConversionJob, source: Source, stored: QuantSettings | None) -> Source:

@@ -22,6 +22,7 @@ from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES
 from mindspeed_lora.quantization.matrix import dequantize, quantize
 from tests.support.moe_models import moe_model
+from tests.support.training import train
 from tests.unit.checkpoint.conversion.test_expert_conversion import random_layout
 
 Convert = Callable[..., None]
@@ -350,3 +351,23 @@ def test_resume_goes_on_and_asks_for_the_same_flags(
     assert files == sorted(path.name for path in two.iterdir())
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
     assert open_source(tmp_path / "other" / "mg2hf").quantization == QuantSettings("nf4")
+
+
+def test_merging_the_adapter_of_a_quantised_run_tells_the_difference(
+    tiny, workers, run_convert: Convert, tmp_path: Path, capsys
+) -> None:
+    """Merged into the original weights all the same; the difference told is the one of --merge-dequantized."""
+    save, merge = tmp_path / "run", {"load_dir": tiny.model, "save_model_type": "hf"}
+    workers.run(1, train, tiny.words(save=save, train_iters=1, qlora=True, quant_double=True))
+    run_convert(lora_load=save, save_dir=tmp_path / "run_merged", **merge)
+    told = capsys.readouterr()
+    assert "trained on weights quantised as nf4, blocks of 64, nested statistics" in told.err
+    run_convert(lora_load=save / "adapter", save_dir=tmp_path / "plain", **merge)
+    one, two = (
+        load_file(tmp_path / side / "mg2hf" / "model.safetensors") for side in ("run_merged", "plain")
+    )
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in two)
+    capsys.readouterr()
+    run_convert("--merge-dequantized", "--quant-double", lora_load=save, save_dir=tmp_path / "seen", **merge)
+    assert capsys.readouterr().out.splitlines()[-1] == told.out.splitlines()[-1]
+    assert "the dequantised weights differ from the original ones by at most" in told.out
