@@ -50,7 +50,7 @@ AS_THE_CHECKPOINT = (
 SMALL = {
     **dict.fromkeys(AS_THE_CHECKPOINT, ""),
     **{"BF16": "0", "DISTRIBUTED_BACKEND": "gloo", "TOKENIZER_NOT_USE_FAST": "0", "EVAL_ITERS": "0"},
-    **{"SEQ_LENGTH": "48", "GLOBAL_BATCH_SIZE": "2", "TRAIN_ITERS": "4", "LR": "1e-2", "LORA_R": "4"},
+    **{"SEQ_LENGTH": "48", "GLOBAL_BATCH_SIZE": "4", "TRAIN_ITERS": "5", "LR": "1e-2", "LORA_R": "4"},
 }
 
 
