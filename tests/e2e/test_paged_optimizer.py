@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_paged(tmp_path: Path) -> None:
     try:
         [(status, grown)] = plain.run(1, run, jobs["plain"], None)
         assert status == 0
-        # Less than that by three quarters of the moments; the heap grows in steps of a third of one of them.
+        # Less than that by three quarters of the moments. It may be 64 MiB too much, the step in which a heap grows.
         limit = grown - 3 * WEIGHTS // 2
         with pytest.raises(RankFailed, match=r"memory|alloc"):
             failing.run(1, run, jobs["none"], limit)
