@@ -27,7 +27,7 @@ from typing import Any
 from comparison.inputs import make_inputs
 from comparison.quantised import (
     BARS,
-    PUBLISHED_GB,
+    PUBLISHED_GIB,
     is_reached,
     memory,
     memory_text,
@@ -104,7 +104,7 @@ def _add(
         "benchmark": "qlora",
         "quantising": speed,
         "memory": bytes_of,
-        "published_gigabytes": PUBLISHED_GB,
+        "published_gibibytes": PUBLISHED_GIB,
         "figures": {
             name: {"value": value, "bar": BARS[name], "reached": is_reached(name, value)}
             for name, value in found.items()

@@ -38,8 +38,8 @@ LARGE: dict[str, list[str]] = {
     ],
 }
 """Models that are not here, by their flags."""
-PUBLISHED_GB = {"Llama-2-70B": (129, 35), "Mixtral-8x7B": (87, 24)}
-"""Weights in bf16 and quantised, as another trainer's documentation tells."""
+PUBLISHED_GIB = {"Llama-2-70B": (129, 35), "Mixtral-8x7B": (87, 24)}
+"""GiB of the weights in bf16 and quantised, as another trainer's documentation tells."""
 
 
 def _job(rows: int, seq_length: int) -> list[str]:
