@@ -74,6 +74,7 @@ def checkpoint(save: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_what_does_not_fit_is_paged(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows", random_rows(4, VOCABULARY))
     shared = [
