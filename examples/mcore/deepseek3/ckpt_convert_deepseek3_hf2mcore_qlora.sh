@@ -17,6 +17,8 @@ own PP 8
 own EP 4
 own NUM_LAYER_LIST 7,7,7,8,8,8,8,8
 own QLORA_NF4 1
+# Quantised matrices are written each by itself; training takes them so.
+own MOE_GROUPED_GEMM 0
 
 # shellcheck source=convert.sh
 source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"

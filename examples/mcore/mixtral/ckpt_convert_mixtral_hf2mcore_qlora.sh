@@ -16,6 +16,8 @@ own TP 2
 own PP 1
 own EP 1
 own QLORA_NF4 1
+# Quantised matrices are written each by itself; training takes them so.
+own MOE_GROUPED_GEMM 0
 
 # shellcheck source=convert.sh
 source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
