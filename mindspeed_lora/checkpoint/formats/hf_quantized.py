@@ -79,8 +79,9 @@ def quantized_matrices(files: Files, dtype: torch.dtype) -> dict[str, StoredMatr
             in different ways.
     """
     found = {name: _stored(files, name, parts, dtype) for name, parts in _grouped(files).items()}
-    lone = [name for name, file in files.owner.items() if file.entries[name].dtype in _CODES]
-    lone = [name for name in lone if name.endswith(".weight") and name not in found]
+    codes = [name for name, file in files.owner.items() if file.entries[name].dtype in _CODES]
+    matrices = [name for name in codes if name.endswith(".weight") and len(files.entry(name).shape) == 2]
+    lone = [name for name in matrices if name not in found]
     if lone:
         dtypes = str(files.entry(lone[0]).dtype).removeprefix("torch.")
         raise Refused(

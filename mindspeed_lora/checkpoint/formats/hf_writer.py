@@ -37,7 +37,13 @@ def plan_hf(source: Source, config_dir: Path, max_shard_bytes: int = MAX_SHARD_B
     family = family_for(config)
     shards = plan_shards(source, family, max_shard_bytes)
     files = shard_names(len(shards))
-    layouts = [SafetensorsLayout(_specs(source, family, shard)) for shard in shards]
+    full = canonical_tensors(source.shape)
+    layouts = [
+        SafetensorsLayout(
+            {part: spec for name in shard for part, spec in _specs(source, family, name, full[name]).items()}
+        )
+        for shard in shards
+    ]
 
     def finish(folder: Path) -> None:
         copy_model_files(config_dir, folder)
@@ -46,28 +52,30 @@ def plan_hf(source: Source, config_dir: Path, max_shard_bytes: int = MAX_SHARD_B
             _write_index(folder, files, [layout.specs for layout in layouts])
 
     planned = [
-        Shard({file: layout}, [one for name in shard for one in _plan_tensor(source, family, name)])
+        Shard(
+            {file: layout}, [one for name in shard for one in _plan_tensor(source, family, name, full[name])]
+        )
         for file, layout, shard in zip(files, layouts, shards, strict=True)
     ]
     return WritePlan(planned, finish)
 
 
-def _plan_tensor(source: Source, family: Family, name: str) -> Iterator[PlannedTensor]:
+def _plan_tensor(source: Source, family: Family, name: str, size: tuple[int, ...]) -> Iterator[PlannedTensor]:
     """A tensor in slices of rows that stay in the processor's cache until they are written."""
     if source.is_quantized(name):
         yield plan_quantized(source, family, name)
         return
-    size = canonical_tensors(source.shape)[name]
     row_bytes = prod(size[1:]) * source.dtype(name).itemsize
     step = max(1, SLICE_BYTES // row_bytes // SLICE_ROWS) * SLICE_ROWS
     for start in range(0, size[0], step):
-        yield _plan_slice(source, family, name, (start, min(start + step, size[0])))
+        yield _plan_slice(source, family, name, size, (start, min(start + step, size[0])))
 
 
-def _plan_slice(source: Source, family: Family, name: str, rows: Range) -> PlannedTensor:
+def _plan_slice(
+    source: Source, family: Family, name: str, size: tuple[int, ...], rows: Range
+) -> PlannedTensor:
     mapping, layer = family.mapping(name)
     names = mapping.names(layer)
-    size = canonical_tensors(source.shape)[name]
     segments, row_size = mapping.segments(source.shape, size[0]), prod(size[1:])
 
     def parts(read: torch.Tensor) -> Iterator[Part]:
@@ -80,9 +88,9 @@ def _plan_slice(source: Source, family: Family, name: str, rows: Range) -> Plann
 def plan_shards(source: Source, family: Family, max_shard_bytes: int) -> list[list[str]]:
     """Canonical names by file; the parts of a canonical tensor stay together, so that it is read once."""
     shards: list[list[str]] = [[]]
-    filled = 0
+    filled, full = 0, canonical_tensors(source.shape)
     for name in source.names():
-        size = sum(map(spec_bytes, _specs(source, family, [name]).values()))
+        size = sum(map(spec_bytes, _specs(source, family, name, full[name]).values()))
         if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
             filled = 0
@@ -98,20 +106,17 @@ def shard_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _specs(source: Source, family: Family, names: list[str]) -> dict[str, TensorSpec]:
-    """Hugging Face names, dtypes and shapes of some canonical tensors."""
-    full = canonical_tensors(source.shape)
+def _specs(source: Source, family: Family, name: str, full: tuple[int, ...]) -> dict[str, TensorSpec]:
+    """Hugging Face names, dtypes and shapes of what a canonical tensor of shape ``full`` becomes."""
+    mapping, layer = family.mapping(name)
+    dtype, settings = source.dtype(name), source.quantization
     specs: dict[str, TensorSpec] = {}
-    for name in names:
-        mapping, layer = family.mapping(name)
-        sizes = mapping.hf_shapes(source.shape, full[name])
-        dtype, quantized = source.dtype(name), source.is_quantized(name)
-        for part, size in zip(mapping.names(layer), sizes, strict=True):
-            if quantized:
-                assert source.quantization is not None
-                specs.update(matrix_specs(part, source.quantization, dtype, (size[0], size[1])))
-            else:
-                specs[part] = dtype, size
+    for part, size in zip(mapping.names(layer), mapping.hf_shapes(source.shape, full), strict=True):
+        if source.is_quantized(name):
+            assert settings is not None
+            specs.update(matrix_specs(part, settings, dtype, (size[0], size[1])))
+        else:
+            specs[part] = dtype, size
     return specs
 
 

@@ -117,7 +117,8 @@ def cut_state(words: list[str], paging: str | None) -> tuple[list[float], dict[s
             generator = torch.Generator().manual_seed(100 * step + number)
             parameter.param.main_grad.copy_(torch.randn(parameter.param.shape, generator=generator))
         norms.append(session.optimizer.step(LR).grad_norm)
-    session.optimizer.finish_gather()
+        # As the forward pass of the next step does; two gathers of one parameter would race.
+        session.optimizer.finish_gather()
     found = values(session) | states(session)
     destroy_groups()
     return norms, found

@@ -147,12 +147,16 @@ class _Shapes:
         from mindspeed_lora.checkpoint.canonical import canonical_tensors
 
         self.shape, self.tensors = shape, canonical_tensors(shape)
+        self.quantization = None
 
     def names(self) -> list[str]:
         return list(self.tensors)
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.bfloat16
+
+    def is_quantized(self, name: str) -> bool:
+        return False
 
 
 def test_planning_grows_with_the_number_of_tensors():
