@@ -21,14 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison.assets import assets
 from comparison.experts import BARS, Dense, Job, is_reached, make_jobs, reached, told
 from comparison.report import Facts, Outcome
-from comparison.setting import Setting
 from comparison.sides import Side, side_of
 from comparison.summary import Summary, summarise
 from comparison.table import table
-from train_vs_trl import alternate
+from train_vs_trl import alternate, setting_of
 
 from mindspeed_lora.errors import Failed, Refused, UserError
 
@@ -62,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace, words: Sequence[str], folder: Path) -> int:
-    setting = _setting(options)
+    setting = setting_of(options)
     _check_sides(options.sides)
     facts = Facts.now(setting, shlex.join(["python", "benchmarks/moe.py", *words]))
     mixture, dense = make_jobs(setting, options.experts, options.topk, folder)
@@ -129,26 +127,6 @@ def _check_sides(words: Sequence[str]) -> None:
             f"{' and '.join(missing)} cannot be imported; make bench installs what is compared with, "
             "--sides ours:packed dense:packed does without"
         )
-
-
-def _setting(options: argparse.Namespace) -> Setting:
-    model, data = options.model, options.data
-    if model is None or data is None:
-        found = assets()
-        model = model or found["MODEL"]
-        data = data or f"{found['DATA']}/alpaca_en_demo.json"
-    if not (Path(model) / "config.json").is_file():
-        raise Refused(
-            f"--model {model}: there is no config.json; give the Hugging Face folder of a dense model"
-        )
-    return Setting(
-        model=str(Path(model).resolve()),
-        data=str(Path(data).resolve()),
-        rows=options.rows,
-        threads=options.threads,
-        warmup=options.warmup,
-        steps=options.steps,
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
