@@ -9,6 +9,9 @@ NF4 that is looked up (:class:`_FixedPoint`), since a search among fifteen midpo
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -20,8 +23,8 @@ Tensor = torch.Tensor
 _SMALLEST = 1e-38
 """A magnitude below this is taken for it where it divides."""
 
-_TILE = 1 << 17
-"""Numbers that are encoded at a time, a multiple of every block size."""
+_TILE = 1 << 18
+"""Numbers that are encoded at a time, a multiple of every block size; with fewer, calls take longer than work."""
 
 
 def encode_four_bits(numbers: Tensor, kind: str, block_size: int) -> tuple[Tensor, Tensor]:
@@ -29,15 +32,35 @@ def encode_four_bits(numbers: Tensor, kind: str, block_size: int) -> tuple[Tenso
     size = numbers.numel()
     codes = torch.empty((size + 1) // 2, dtype=torch.uint8, device=numbers.device)
     absmax = torch.empty((size + block_size - 1) // block_size, dtype=torch.float32, device=numbers.device)
-    encoder = _FourBits(kind, block_size, numbers.device, min(_TILE, size))
     whole = size // block_size * block_size
-    for first in range(0, whole, _TILE):
-        last = min(first + _TILE, whole)
-        blocks = slice(first // block_size, last // block_size)
-        encoder.encode(numbers[first:last], absmax[blocks], codes[first // 2 : last // 2])
+
+    def encode(tiles: range) -> None:
+        encoder = _FourBits(kind, block_size, numbers.device, min(_TILE, size))
+        for first in tiles:
+            last = min(first + _TILE, whole)
+            blocks = slice(first // block_size, last // block_size)
+            encoder.encode(numbers[first:last], absmax[blocks], codes[first // 2 : last // 2])
+
+    tiles = range(0, whole, _TILE)
+    workers = min(torch.get_num_threads(), len(tiles)) if numbers.device.type == "cpu" else 1
+    _in_threads(encode, [tiles[first::workers] for first in range(workers)])
     if whole < size:
-        encoder.encode_last(numbers[whole:], absmax[-1], codes[whole // 2 :])
+        _encode_last(numbers[whole:], kind, absmax[-1], codes[whole // 2 :])
     return codes.unsqueeze(1), absmax
+
+
+def _in_threads(work: Callable[[range], None], parts: Sequence[range]) -> None:
+    """Each part in a thread of its own, which is twice as fast as the threads inside of each small call."""
+    if len(parts) < 2:
+        for part in parts:
+            work(part)
+        return
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(len(parts), "encoding", torch.set_num_threads, (1,)) as pool:
+            deque(pool.map(work, parts), maxlen=0)
+    finally:
+        torch.set_num_threads(threads)  # of the products' library, which has one number for all threads
 
 
 def encode_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,12 +103,13 @@ class _FourBits:
             torch.mul(blocks, factors.unsqueeze(1), out=scaled)
             _search(scaled.view(-1), self.kind, codes)
 
-    def encode_last(self, numbers: Tensor, absmax: Tensor, codes: Tensor) -> None:
-        """Less than a block: bitsandbytes divides it by its magnitude, which it keeps at the smallest at least."""
-        numbers = numbers.float()
-        torch.clamp(numbers.abs().amax(), min=_SMALLEST, out=absmax)
-        scaled = numbers / absmax
-        _search(torch.nn.functional.pad(scaled, (0, scaled.numel() % 2)), self.kind, codes)
+
+def _encode_last(numbers: Tensor, kind: str, absmax: Tensor, codes: Tensor) -> None:
+    """Less than a block: bitsandbytes divides it by its magnitude, which it keeps at the smallest at least."""
+    numbers = numbers.float()
+    torch.clamp(numbers.abs().amax(), min=_SMALLEST, out=absmax)
+    scaled = numbers / absmax
+    _search(torch.nn.functional.pad(scaled, (0, scaled.numel() % 2)), kind, codes)
 
 
 def _search(scaled: Tensor, kind: str, codes: Tensor) -> None:

@@ -58,11 +58,16 @@ class QuantizedMatrix:
         return decode_statistics(self.absmax, self.nested)
 
 
-def quantize(matrix: Tensor, settings: QuantSettings, name: str) -> QuantizedMatrix:
+def quantize(
+    matrix: Tensor, settings: QuantSettings, name: str, dtype: torch.dtype | None = None
+) -> QuantizedMatrix:
     """Quantises ``matrix [out, in]`` (float32, bfloat16 or float16); ``name`` is the tensor's, for refusals.
 
-    Holds, beside the result, buffers of a fixed size. Raises :class:`Refused` for NaN or infinite values, and where
-    nested statistics overflow.
+    ``dtype`` (default: the matrix's) is what the numbers are rounded to when they are dequantised. Holds,
+    beside the result, buffers of a fixed size.
+
+    Raises:
+        Refused: NaN or infinite values, or nested statistics overflow.
     """
     if matrix.dtype not in _DTYPES:
         raise Refused(
@@ -70,21 +75,22 @@ def quantize(matrix: Tensor, settings: QuantSettings, name: str) -> QuantizedMat
             " float16: convert the checkpoint first, or load it without --qlora"
         )
     shape = (matrix.size(0), matrix.size(1))
-    if settings.kind == "int8":
+    if settings.kind == "int8":  # has no dtype of its own
+        dtype = torch.float32
         packed, absmax = encode_rows(matrix)
     else:
         packed, absmax = encode_four_bits(matrix.reshape(-1), settings.kind, settings.block_size)
     if not torch.isfinite(absmax).all():
         raise Refused(f"{name} holds NaN or infinite values, which cannot be quantised: {_where(matrix)}")
     if settings.kind == "int8" or not settings.double:
-        return QuantizedMatrix(settings, shape, packed, absmax, dtype=_rounding(matrix, settings))
+        return QuantizedMatrix(settings, shape, packed, absmax, dtype=dtype or matrix.dtype)
     codes, nested = encode_statistics(absmax)
     if not torch.isfinite(nested.offset):
         raise Refused(
             f"{name} holds values up to {absmax.max().item():.3g}, whose mean magnitude overflows float32: leave out"
             " --quant-double"
         )
-    return QuantizedMatrix(settings, shape, packed, codes, nested, matrix.dtype)
+    return QuantizedMatrix(settings, shape, packed, codes, nested, dtype or matrix.dtype)
 
 
 def dequantize(matrix: QuantizedMatrix, dtype: torch.dtype) -> Tensor:
@@ -123,11 +129,6 @@ def decode_statistics(codes: Tensor, nested: Nested) -> Tensor:
     values = dynamic_values(codes.device).index_select(0, codes.int())
     scales = nested.absmax.repeat_interleave(NESTED_BLOCK)[: codes.numel()]
     return values.mul_(scales).add_(nested.offset)
-
-
-def _rounding(matrix: Tensor, settings: QuantSettings) -> torch.dtype:
-    """The dtype that the dequantised numbers are rounded to first; int8 rows have none of their own."""
-    return torch.float32 if settings.kind == "int8" else matrix.dtype
 
 
 def _where(matrix: Tensor) -> str:

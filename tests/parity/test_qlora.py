@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from mindspeed_lora.checkpoint.conversion.convert import convert
 from mindspeed_lora.config.commands import parse
+from mindspeed_lora.quantization.shard import QuantizedWeight
 from tests.support.differences import Differences
 from tests.support.layouts import Layout
 from tests.support.parity import Case, ParityBench
 from tests.support.quantized import Quant, quantized_shards
-from tests.support.reference import Reference
+from tests.support.reference import Recipe, Reference
 from tests.support.shards import assemble
+from tests.support.training import Breakage
 
 NESTED = Quant(double=True)
 DENSE = Case(quant=NESTED)
@@ -126,3 +129,32 @@ def test_experts_are_exact(
     layout: Layout, flags: str, bench: ParityBench, within: Callable[[Differences], None]
 ) -> None:
     within(bench.compare(EXPERTS, bench.train(EXPERTS, layout, flags.split())))
+
+
+def take_the_statistics_of_the_block_before(session: Any) -> None:
+    """Every block that is not a shard's first is dequantised by the magnitude of the one before it."""
+    for weight in _quantised(session):
+        weight.statistics.copy_(weight.statistics.roll(1))
+
+
+def take_the_mean_of_what_is_held(session: Any) -> None:
+    """The offset of nested statistics is that of the shard's part, not of the whole matrix: 1% off."""
+    for weight in _quantised(session):
+        weight.nested[1] *= 1.01
+
+
+def _quantised(session: Any) -> list[Any]:
+    return [
+        module
+        for chunk in session.chunks
+        for module in chunk.modules()
+        if isinstance(module, QuantizedWeight)
+    ]
+
+
+@pytest.mark.parametrize("breakage", [take_the_statistics_of_the_block_before, take_the_mean_of_what_is_held])
+def test_wrong_statistics_are_found(breakage: Breakage, bench: ParityBench) -> None:
+    case = replace(DENSE, recipe=Recipe(steps=3, warmup_iters=0))
+    outcome = bench.train(case, Layout(tp=2), breakage=breakage)
+    with pytest.raises(AssertionError, match="above tolerance: logits, loss, grad_norm, gradient"):
+        bench.compare(case, outcome).check()

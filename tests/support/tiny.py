@@ -54,7 +54,7 @@ def plan(words: list[str]) -> TrainPlan:
 def join(tp: int = 1, pp: int = 1) -> ParallelGroups:
     """The groups of the ranks that a function of the pool runs on."""
     parallel = ParallelConfig(
-        tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, distributed_timeout_minutes=0.5
+        tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, distributed_timeout_minutes=3
     )
     return initialize_groups(parallel, seed=1)[0]
 

@@ -93,13 +93,13 @@ def convert(job: ConversionJob) -> None:
         target, conversion.overwrite, _adopter(conversion, fingerprint), conversion.resume
     ) as folder:
         execute(plan, folder, conversion.workers, progress, fingerprint)
-    _finish(opened, progress, target)
+    _finish(opened, progress, target, plan.num_bytes)
 
 
-def _finish(opened: Conversion, progress: Progress, target: Path) -> None:
+def _finish(opened: Conversion, progress: Progress, target: Path, num_bytes: int) -> None:
     """Say what was written, and what it lost."""
     derived = [stage for stage in opened.stages if isinstance(stage, DerivedSource)]
-    progress.finish(target, derived[-1].losses.of("infinite") if derived else None)
+    progress.finish(target, num_bytes, derived[-1].losses.of("infinite") if derived else None)
     for stage in opened.stages:
         if isinstance(stage, DerivedSource) and (lost := stage.losses.sentence()) is not None:
             print(f"warning: {lost}", file=sys.stderr)

@@ -68,8 +68,8 @@ class Progress:
                 self._printed = now
                 self._print(now - self._started)
 
-    def finish(self, path: object, made_infinite: Mapping[str, int] | None = None) -> None:
-        """Print the last line, and a warning where values are not finite.
+    def finish(self, path: object, num_bytes: int, made_infinite: Mapping[str, int] | None = None) -> None:
+        """Print the last line, with the bytes that were written, and a warning where values are not finite.
 
         ``made_infinite``: of these, by canonical name, those that were finite in the source.
         """
@@ -85,7 +85,7 @@ class Progress:
                 file=sys.stderr,
             )
         clear = "\r\x1b[K" if self._terminal else ""
-        size = readable_size(self.total_bytes)
+        size = readable_size(num_bytes)
         print(f"{clear}wrote {path}: {self.total_tensors} tensors, {size}, {seconds:.1f} s", flush=True)
 
     def _print(self, seconds: float) -> None:

@@ -23,7 +23,7 @@ from mindspeed_lora.checkpoint.loading.local_parameters import (
     local_parameters,
 )
 from mindspeed_lora.checkpoint.loading.quantization import QuantPlan
-from mindspeed_lora.checkpoint.loading.quantized import quantized_weight
+from mindspeed_lora.checkpoint.loading.quantized import quantized_weights
 from mindspeed_lora.checkpoint.peft.adapted import AdaptedSource
 from mindspeed_lora.checkpoint.source import Source
 from mindspeed_lora.config.shape import ModelShape
@@ -81,8 +81,8 @@ def build_model(
     The scheduler tells which schedule each linear with an adapter runs; without it, unfused. What ``quantization``
     names is quantised while it is read, or read as it was quantised.
 
-    Peak memory is the rank's shard and one tensor: the modules are made on the meta device, and each parameter
-    is read as just the ranges that this rank holds.
+    Peak memory is the rank's shard and one tensor (quantising: two): the modules are made on the meta device, and each
+    parameter is read as just the ranges that this rank holds.
     """
     if adapter is not None:
         shape, source = adapter.shape, AdaptedSource(source, adapter.shape, adapter.source)
@@ -97,10 +97,14 @@ def build_model(
         if parameter.is_adapter:
             _set_stream(model, parameter)
         elif quantization is not None and quantization.covers(parameter.members):
-            weight = quantized_weight(parameter, source, quantization.settings, parameter.param.dtype)
-            _set_quantized(model, parameter, weight)
             continue
         _set_parameter(model, parameter, _values(parameter, adapter, source))
+    if quantization is not None:
+        covered = [one for one in local_parameters(model) if quantization.covers(one.members)]
+        for parameter, weight in zip(
+            covered, quantized_weights(covered, source, quantization.settings), strict=True
+        ):
+            _set_quantized(model, parameter, weight)
     return model, local_parameters(model)
 
 

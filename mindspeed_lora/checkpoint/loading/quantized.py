@@ -6,7 +6,8 @@ holds the same numbers; a rank therefore reads whole matrices and keeps its piec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -20,50 +21,74 @@ from mindspeed_lora.quantization.runs import Piece
 from mindspeed_lora.quantization.shard import QuantizedWeight
 
 
-def quantized_weight(
-    parameter: LocalParameter, source: Source, settings: QuantSettings, dtype: torch.dtype
-) -> QuantizedWeight:
-    """This rank's shard of the weights that a parameter is made of.
+def quantized_weights(
+    parameters: Sequence[LocalParameter], source: Source, settings: QuantSettings
+) -> Iterator[QuantizedWeight]:
+    """This rank's shards, in the order of the plain parameters that they take the place of.
+
+    While a matrix is quantised the next one is read, so that two whole ones are held at most.
 
     Args:
-        parameter: the plain parameter that it takes the place of.
+        parameters: each computes in its own dtype.
         source: of plain values, which are quantised, or of matrices that are so already.
         settings: how plain values are quantised.
-        dtype: that products are computed in.
 
     Raises:
         Refused: a matrix holds NaN or infinite values.
     """
-    family, whole = FAMILIES[source.shape.family], (parameter.shape[0], parameter.shape[1])
-    pieces_of_all: list[Piece] = []
-    count = 0
-    for name in parameter.members:
-        mapping, _ = family.mapping(name)
-        segments = mapping.segments(source.shape, whole[0])
-        pieces_of_all += shard_pieces(segments, parameter.axis, parameter.ranges, whole, count)
-        count += len(mapping.hf)
-    matrices = (
-        matrix for name in parameter.members for matrix in _matrices(name, whole[0], source, settings, dtype)
+    plain = _read_ahead(
+        source,
+        (request for one in parameters for name in one.members for request in _requests(one, name, source)),
     )
-    return QuantizedWeight.from_matrices(matrices, pieces_of_all, tuple(parameter.param.shape), dtype)
+    for parameter in parameters:
+        family, whole = FAMILIES[source.shape.family], (parameter.shape[0], parameter.shape[1])
+        pieces_of_all: list[Piece] = []
+        count = 0
+        for name in parameter.members:
+            mapping, _ = family.mapping(name)
+            segments = mapping.segments(source.shape, whole[0])
+            pieces_of_all += shard_pieces(segments, parameter.axis, parameter.ranges, whole, count)
+            count += len(mapping.hf)
+        matrices = _matrices(parameter, source, plain, settings)
+        shape, dtype = tuple(parameter.param.shape), parameter.param.dtype
+        yield QuantizedWeight.from_matrices(matrices, pieces_of_all, shape, dtype)
 
 
 def _matrices(
-    name: str, rows: int, source: Source, settings: QuantSettings, dtype: torch.dtype
+    parameter: LocalParameter, source: Source, plain: Iterator[torch.Tensor], settings: QuantSettings
 ) -> Iterator[QuantizedMatrix]:
-    """The Hugging Face matrices of one canonical weight: as they are stored, or each from its stored values."""
-    stored = source.quantized(name)
-    if stored is not None:
-        yield from stored
-        return
-    mapping, layer = FAMILIES[source.shape.family].mapping(name)
-    places = mapping.places(source.shape, rows)
-    for hf_name, own_rows in zip(mapping.names(layer), places, strict=True):
-        values = source.read(name, 0, own_rows)
+    """The Hugging Face matrices of a parameter: as they are stored, or each from its stored values."""
+    dtype = parameter.param.dtype
+    for name in parameter.members:
+        stored = source.quantized(name)
+        if stored is not None:
+            yield from stored
+            continue
+        mapping, layer = FAMILIES[source.shape.family].mapping(name)
         # A wider dtype than the stored one is exact, and is what the numbers are rounded to when they are decoded.
-        yield quantize(
-            values.to(torch.promote_types(values.dtype, dtype)), settings, f"{source.path}: {hf_name}"
-        )
+        rounding = torch.promote_types(source.dtype(name), dtype)
+        for hf_name in mapping.names(layer):
+            yield quantize(next(plain), settings, f"{source.path}: {hf_name}", rounding)
+
+
+def _requests(parameter: LocalParameter, name: str, source: Source) -> Iterator[tuple[str, Sequence[Range]]]:
+    """Canonical weight and rows of each Hugging Face matrix in it that is stored plain."""
+    if not source.is_quantized(name):
+        mapping, _ = FAMILIES[source.shape.family].mapping(name)
+        yield from ((name, rows) for rows in mapping.places(source.shape, parameter.shape[0]))
+
+
+def _read_ahead(source: Source, requests: Iterable[tuple[str, Sequence[Range]]]) -> Iterator[torch.Tensor]:
+    """Rows of weights, each read in a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        ahead: Future[torch.Tensor] | None = None
+        for name, rows in requests:
+            following = reader.submit(source.read, name, 0, rows)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = following
+        if ahead is not None:
+            yield ahead.result()
 
 
 def shard_pieces(

@@ -17,7 +17,7 @@ from tests.support.pool import WorkerPool
 def _join(tp: int = 1, pp: int = 1) -> ParallelGroups:
     return initialize_groups(
         ParallelConfig(
-            tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, distributed_timeout_minutes=0.5
+            tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, distributed_timeout_minutes=3
         ),
         seed=1,
     )[0]

@@ -16,7 +16,7 @@ from tests.support.pool import WorkerPool
 
 def end(first: int, kind: str) -> tuple[str, str]:
     """How this rank ends where rank ``first`` fails by itself and the others feel it."""
-    groups, _ = initialize_groups(ParallelConfig(distributed_timeout_minutes=0.5), seed=1)
+    groups, _ = initialize_groups(ParallelConfig(distributed_timeout_minutes=3), seed=1)
     own: Exception = {
         "user": Failed("iteration 3: the loss is nan"),
         "bug": ZeroDivisionError("division by zero"),

@@ -19,9 +19,11 @@ ROOT = Path(__file__).parents[4]
 
 
 @pytest.mark.parametrize("kills", [100, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("resume", [False, True], ids=["clean", "resume"])
+@pytest.mark.parametrize(
+    "more", [(), ("--resume",), ("--qlora-nf4", "--quant-double")], ids=["clean", "resume", "quantised"]
+)
 def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(
-    models, tmp_path: Path, resume: bool, kills: int
+    models, tmp_path: Path, more: tuple[str, ...], kills: int
 ):
     flags = [
         "--load-dir",
@@ -33,7 +35,7 @@ def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(
     ]
     job = {
         "old": [*flags, "--params-dtype", "bf16"],
-        "new": [*flags, "--max-shard-size", "20KB", "--overwrite", *(["--resume"] if resume else [])],
+        "new": [*flags, "--max-shard-size", "20KB", "--overwrite", *more],
         "target": str(tmp_path / "work" / "mg2hf"),
         "kills": kills,
     }

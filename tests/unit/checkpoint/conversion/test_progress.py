@@ -30,9 +30,9 @@ def test_off_a_terminal_lines_are_rare_and_whole(models, capsys, monkeypatch):
     for name in source.names()[:6]:
         progress(name, None, source.read(name))
     progress("embedding.word_embeddings.weight", None, source.read("embedding.word_embeddings.weight"))
-    progress.finish("somewhere")
+    progress.finish("somewhere", 74_900)
     output = capsys.readouterr().out
     assert "\r" not in output
     lines = output.splitlines()
-    assert len(lines) == 3 and lines[-1].startswith("wrote somewhere: 27 tensors, 149.9 kB, ")
+    assert len(lines) == 3 and lines[-1].startswith("wrote somewhere: 27 tensors, 74.9 kB, ")
     assert lines[0].startswith("3/27 tensors, ") and "left" in lines[0]
