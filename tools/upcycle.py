@@ -149,7 +149,7 @@ def upcycle(dense: Path, target: Path, recipe: Recipe, *, overwrite: bool = Fals
         check_space(target, plan.num_bytes)
         with atomic_directory(target, overwrite) as folder:
             execute(plan, folder, workers, progress)
-    progress.finish(target)
+    progress.finish(target, plan.num_bytes)
 
 
 def _shape(source: Source, config_dir: Path) -> ModelShape:

@@ -1,6 +1,7 @@
 """Numbers to codes: four bits in blocks, eight bits in rows.
 
-Work goes tile by tile over buffers of a fixed size, so that what is between numbers and codes stays in the cache.
+Work goes tile by tile over buffers of a fixed size, so that what is between numbers and codes stays in the cache; on
+CPUs with a C compiler by one function (:mod:`~mindspeed_lora.quantization.native`).
 
 A number divided by its block's magnitude, ``v`` in [-1, 1], takes the code of as many midpoints as are below it. For
 NF4 that is looked up (:class:`_FixedPoint`), since a search among fifteen midpoints costs ten times as much.
@@ -17,6 +18,7 @@ from functools import cache
 import torch
 
 from mindspeed_lora.quantization.codebooks import four_bit_bounds, four_bit_codes
+from mindspeed_lora.quantization.native import block_encoder
 
 Tensor = torch.Tensor
 
@@ -26,6 +28,9 @@ _SMALLEST = 1e-38
 _TILE = 1 << 18
 """Numbers that are encoded at a time, a multiple of every block size; with fewer, calls take longer than work."""
 
+_WORTH_BUILDING = 1 << 20
+"""Numbers of a matrix from where on the C function is built, which takes a second, once on a machine."""
+
 
 def encode_four_bits(numbers: Tensor, kind: str, block_size: int) -> tuple[Tensor, Tensor]:
     """Of ``numbers [n]`` the codes, uint8 ``[ceil(n / 2), 1]``, and magnitudes, float32 ``[ceil(n / block)]``."""
@@ -33,16 +38,22 @@ def encode_four_bits(numbers: Tensor, kind: str, block_size: int) -> tuple[Tenso
     codes = torch.empty((size + 1) // 2, dtype=torch.uint8, device=numbers.device)
     absmax = torch.empty((size + block_size - 1) // block_size, dtype=torch.float32, device=numbers.device)
     whole = size // block_size * block_size
+    on_cpu = numbers.device.type == "cpu"
+    native = block_encoder(kind) if on_cpu and numbers.is_contiguous() and size >= _WORTH_BUILDING else None
 
     def encode(tiles: range) -> None:
-        encoder = _FourBits(kind, block_size, numbers.device, min(_TILE, size))
+        encoder = None if native else _FourBits(kind, block_size, numbers.device, min(_TILE, size))
         for first in tiles:
             last = min(first + _TILE, whole)
-            blocks = slice(first // block_size, last // block_size)
-            encoder.encode(numbers[first:last], absmax[blocks], codes[first // 2 : last // 2])
+            tile, magnitudes = numbers[first:last], absmax[first // block_size : last // block_size]
+            halves = codes[first // 2 : last // 2]
+            if encoder is not None:
+                encoder.encode(tile, magnitudes, halves)
+            elif native is not None:
+                native(tile.float() if tile.dtype == torch.float16 else tile, block_size, magnitudes, halves)
 
     tiles = range(0, whole, _TILE)
-    workers = min(torch.get_num_threads(), len(tiles)) if numbers.device.type == "cpu" else 1
+    workers = min(torch.get_num_threads(), len(tiles)) if on_cpu else 1
     _in_threads(encode, [tiles[first::workers] for first in range(workers)])
     if whole < size:
         _encode_last(numbers[whole:], kind, absmax[-1], codes[whole // 2 :])

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Assets
-from tests.support.launch import ROOT, run_ranks
+from tests.support.forked import ROOT
+from tests.support.launch import run_ranks
 from tests.support.rows import random_rows, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -79,7 +80,7 @@ def test_the_peak_is_predicted_within_a_tenth(layout: str, smollm2: Assets, tmp_
         *flags.split(),
     ]
     predicted = _predicted(words, world_size)
-    ended = run_ranks("posttrain_gpt.py", world_size, words, timeout=900)
+    ended = run_ranks("posttrain_gpt.py", world_size, words, timeout=900, fresh=True)
     assert ended.statuses == [0] * world_size, ended.errors
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     measured = max(json.loads(line)["peak_memory_bytes"] for line in lines) / 2**20

@@ -14,6 +14,11 @@ from tests.support.pool import WorkerPool
 from tests.support.reference import Reference
 
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
+SLOW_AT_TWO_STAGES = [
+    (1, 1),
+    (2, 1),
+    *(pytest.param(*cut, marks=pytest.mark.slow) for cut in ((1, 2), (2, 2))),
+]
 LENGTHS = (1, 5, 17, 11)
 """Of the prompts; with 24 new tokens all of them outgrow the window of 9 positions."""
 TEXTS = (
@@ -50,10 +55,11 @@ def test_tiny_models_answer_as_transformers_does(
     tiny: dict[str, tuple[Case, list[Tokens]]], workers: WorkerPool, tp: int, pp: int
 ) -> None:
     """Prompts of unequal lengths in one batch; every rank knows the same answers."""
-    cases = [case for case, _ in tiny.values()]
-    of_ranks = workers.run(tp * pp, answers_on_rank, tp, pp, cases)
+    # Several ranks: with their adapters alone, which go through the models' own linears too.
+    some = tiny if tp * pp == 1 else {name: case for name, case in tiny.items() if case[0].adapter}
+    of_ranks = workers.run(tp * pp, answers_on_rank, tp, pp, [case for case, _ in some.values()])
     for rank, answers in enumerate(of_ranks):
-        for (name, (_, expected)), found in zip(tiny.items(), answers, strict=True):
+        for (name, (_, expected)), found in zip(some.items(), answers, strict=True):
             assert found == expected, f"{name} on rank {rank}"
 
 
@@ -130,7 +136,7 @@ def real(smollm2: Assets, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return cases
 
 
-@pytest.mark.parametrize(("tp", "pp"), LAYOUTS)
+@pytest.mark.parametrize(("tp", "pp"), SLOW_AT_TWO_STAGES)
 def test_the_real_model_answers_as_transformers_does(
     real: dict[str, tuple[Case, list[Tokens]]], workers: WorkerPool, tp: int, pp: int
 ) -> None:

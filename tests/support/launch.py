@@ -1,4 +1,7 @@
-"""Ranks as a user starts them: real processes of an entry file, which can be killed."""
+"""Ranks as a user starts them: real processes of an entry file, which can be killed.
+
+They are forks of a process that has imported everything; ``fresh`` ones start from nothing, for their peak memory.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.forked import ROOT, Forked
 from tests.support.pool import free_port
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Ended:
 class Ranks:
     """The processes of one job, killed at the latest when the context is left."""
 
-    def __init__(self, program: str, world_size: int, words: Sequence[object]) -> None:
+    def __init__(self, program: str, world_size: int, words: Sequence[object], fresh: bool = False) -> None:
         self._errors = tempfile.TemporaryDirectory(prefix="ranks_")
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes] | Forked] = []
+        command = [str(ROOT / program), *map(str, words)]
         address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         for rank in range(world_size):
             environment = {
@@ -47,10 +50,13 @@ class Ranks:
                 "LOCAL_RANK": str(rank),
                 "OMP_NUM_THREADS": "1",
             }
+            if not fresh:
+                self.processes.append(Forked(command, environment, self._error_file(rank)))
+                continue
             with self._error_file(rank).open("wb") as errors:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, str(ROOT / program), *map(str, words)],
+                        [sys.executable, *command],
                         env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
@@ -105,7 +111,9 @@ class Ranks:
         return Path(self._errors.name, f"{rank}")
 
 
-def run_ranks(program: str, world_size: int, words: Sequence[object], timeout: float = 120.0) -> Ended:
+def run_ranks(
+    program: str, world_size: int, words: Sequence[object], timeout: float = 120.0, fresh: bool = False
+) -> Ended:
     """Runs a job to its end."""
-    with Ranks(program, world_size, words) as ranks:
+    with Ranks(program, world_size, words, fresh) as ranks:
         return ranks.wait(timeout)

@@ -21,8 +21,8 @@ session = TrainingSession(plan, initialize_groups(plan.job.parallel, 1)[0])
 os._exit(0)
 """
 HIDDEN, LAYERS = 1024, 8
-SLACK = 64_000_000
-"""Buffers of quantising (some tiles of 2^18 numbers a thread) and what the allocator keeps."""
+SLACK = 96_000_000
+"""Buffers of quantising (some tiles of 2^18 numbers a thread) and freed memory that the allocator keeps."""
 
 
 def test_loading_takes_the_shard_and_two_matrices(tiny: Tiny, tmp_path: Path) -> None:
