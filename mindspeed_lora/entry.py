@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 from mindspeed_lora.config.commands import chosen_command, parse
 from mindspeed_lora.config.config_file import to_yaml
 from mindspeed_lora.config.help import help_text
+from mindspeed_lora.config.launcher import adopt_slurm, has_launchers_store, restart_count
 from mindspeed_lora.config.parser import HELP_FLAGS
+from mindspeed_lora.config.runtime import LaunchedRuntimeConfig
 from mindspeed_lora.errors import PeerFailure, Refused, UserError
 
 _FAILED = 1
@@ -100,6 +102,18 @@ def _infer(job: Any) -> None:
     infer(job)
 
 
+def _is_started_anew(job: Any) -> bool:
+    """Whether a job of several ranks is one that its launcher has started before, on this node or on another."""
+    runtime = job.runtime
+    works = isinstance(runtime, LaunchedRuntimeConfig) and not (runtime.dry_run or runtime.print_config)
+    if not works or not has_launchers_store(os.environ):
+        return False
+    from mindspeed_lora.parallel.attempt import agree_on_attempt
+
+    agree_on_attempt()
+    return restart_count(os.environ) > 0
+
+
 def _family(file: str | None) -> AbstractContextManager[None]:
     """``--family-file``: while the command runs, its family is one of those that are known."""
     if file is None:
@@ -125,7 +139,10 @@ def _status(command: str, argv: Sequence[str], function: Callable[[Any], int | N
         if any(word in HELP_FLAGS for word in argv):
             _say(sys.stdout, help_text(command))
             return 0
+        adopt_slurm(os.environ)
         job = parse(command, argv)
+        if _is_started_anew(job):
+            job = parse(command, argv)
         if job.runtime.print_config:
             _say(sys.stdout, to_yaml(job))
             return 0

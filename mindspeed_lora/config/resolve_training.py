@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.config.launcher import restart_count
 from mindspeed_lora.config.lora import FUSION_PLANS, FUSION_WEIGHTS, LoraConfig
 from mindspeed_lora.config.resolve import (
     check_precision,
@@ -56,6 +57,7 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
     _check_packing(job)
     if job.runtime.print_config:
         return job
+    job = _after_restart(job, environ)
     _check_batch(job, job.runtime.resolve_world_size(job.parallel, environ))
     if not job.runtime.dry_run:
         require(job.data, "data_path")
@@ -169,6 +171,18 @@ def _check_schedule(job: TrainJob) -> None:
         raise Refused(
             "--is-instruction-dataset: pretraining reads plain text; use posttrain_gpt.py --stage sft"
         )
+
+
+def _after_restart(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
+    """``--resume auto`` by itself where the launcher has started the job anew; other flags tell of its first start."""
+    count = restart_count(environ)
+    if not count or job.checkpoint.save is None or job.checkpoint.resume is not None or job.runtime.dry_run:
+        return job
+    return dataclasses.replace(
+        job,
+        checkpoint=dataclasses.replace(job.checkpoint, resume="auto"),
+        notices=(*job.notices, f"restart {count} of this job: --resume auto is taken"),
+    )
 
 
 def _check_packing(job: TrainJob) -> None:

@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.device import bind_device, communication_backend
 from mindspeed_lora.errors import Failed
+from mindspeed_lora.parallel.attempt import store_of_attempt
 from mindspeed_lora.parallel.context import ContextParallel, context_parallel
 from mindspeed_lora.parallel.experts import ExpertParallel, expert_parallel
 
@@ -113,7 +114,12 @@ def _join(backend: str, timeout: timedelta, device: torch.device) -> None:
             rank = int(os.environ.get("RANK", "0"))
             device_id = device if backend == "nccl" else None
             dist.init_process_group(
-                backend, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
+                backend,
+                store=store_of_attempt(timeout),
+                rank=rank,
+                world_size=world_size,
+                timeout=timeout,
+                device_id=device_id,
             )
     except (RuntimeError, ValueError) as error:
         raise Failed(

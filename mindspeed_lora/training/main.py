@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mindspeed_lora.training.dry_run import dry_run
 from mindspeed_lora.training.loop import TrainingLoop
 from mindspeed_lora.training.plan import TrainPlan, plan_training
 from mindspeed_lora.training.reporting import ModelFlops, Reporter
-from mindspeed_lora.training.run_folder import clear_run
+from mindspeed_lora.training.run_folder import announce_replacement, clear_run
 from mindspeed_lora.training.session import TrainingSession
 from mindspeed_lora.training.signals import StopRequest
 
@@ -31,6 +32,8 @@ def train(job: TrainJob) -> int:
         dry_run(job)
         return 0
     plan = plan_training(job)
+    if _replaces(plan) and job.checkpoint.save is not None and os.environ.get("RANK", "0") == "0":
+        announce_replacement(Path(job.checkpoint.save))
     with StopRequest(job.training.exit_duration_in_mins, started) as stop:
         groups, notices = initialize_groups(job.parallel, job.training.seed)
         try:
@@ -45,7 +48,7 @@ def _train(plan: TrainPlan, groups: ParallelGroups, stop: StopRequest, notices: 
     job = plan.job
     save = Path(job.checkpoint.save) if job.checkpoint.save else None
     session = TrainingSession(plan, groups)
-    if save is not None and job.checkpoint.overwrite and not plan.start.goes_on_in(save):
+    if save is not None and _replaces(plan):
         together(groups, lambda: clear_run(save) if groups.is_main else None)
     with together(groups, lambda: _reporter(session, save)) as reporter:
         for text in (*plan.notices, *notices, *session.notices):
@@ -54,6 +57,12 @@ def _train(plan: TrainPlan, groups: ParallelGroups, stop: StopRequest, notices: 
         status = TrainingLoop(session, reporter, stop).run()
         reporter.finish()
     return status
+
+
+def _replaces(plan: TrainPlan) -> bool:
+    """Whether what ``--save`` holds gives way to this run."""
+    checkpoint = plan.job.checkpoint
+    return checkpoint.overwrite and not (checkpoint.save and plan.start.goes_on_in(Path(checkpoint.save)))
 
 
 def _reporter(session: TrainingSession, save: Path | None) -> Reporter:

@@ -32,6 +32,8 @@ ADAPTER_FOLDER = "adapter"
 BEST_FOLDER = "best"
 OPTIMIZER_FOLDER = "optimizer"
 RANDOM_FOLDER = "random"
+_TO_BE_REPLACED = ".to_be_replaced"
+"""Beside a run that ``--overwrite`` is about to replace: a restart before that must not go on with it."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def find_start(job: TrainJob) -> Start:
             f"--save {save} holds a Megatron checkpoint that is no training run of this program and would be "
             "overwritten; choose another folder"
         )
-    if checkpoint.resume == "auto" and held is not None:
+    still_old = checkpoint.overwrite and save is not None and (save / _TO_BE_REPLACED).is_file()
+    if checkpoint.resume == "auto" and held is not None and not still_old:
         return Start(run=held, continues=True, load_optimizer=True, load_random_state=True)
     start = _start_from_flags(job)
     if held is not None and save is not None and not checkpoint.overwrite and not start.goes_on_in(save):
@@ -145,6 +148,11 @@ def make_save_folder(save: Path) -> None:
         ) from error
 
 
+def announce_replacement(save: Path) -> None:
+    """Notes that the run in a folder is to be removed by :func:`clear_run`, which the job may not live to do."""
+    (save / _TO_BE_REPLACED).touch()
+
+
 def clear_run(save: Path) -> None:
     """Removes the run that a folder holds, for ``--overwrite``; what is not a run's stays."""
     (save / LATEST_FILE).unlink(missing_ok=True)
@@ -154,6 +162,7 @@ def clear_run(save: Path) -> None:
     if adapter.is_symlink():
         adapter.unlink()
     (save / METRICS_FILE).unlink(missing_ok=True)
+    (save / _TO_BE_REPLACED).unlink(missing_ok=True)
 
 
 def prune(newest: Path, keep: int) -> None:

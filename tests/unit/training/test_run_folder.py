@@ -15,6 +15,7 @@ from mindspeed_lora.config.commands import parse
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.run_folder import (
     Start,
+    announce_replacement,
     clear_run,
     find_saved_run,
     find_start,
@@ -269,3 +270,13 @@ def test_a_save_folder_without_permission() -> None:
                     f"--save {save}: cannot be written to (Permission denied); choose another folder"
                 )
         assert not list(folder.iterdir())
+
+
+def test_a_restart_before_the_replacement_replaces(save: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first attempt may die while it loads: the run in the folder is then still another one."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    announce_replacement(save)
+    assert start("--lora-r", 4, "--save", save, "--overwrite") == NOTHING
+    clear_run(save)
+    make_run(save, 3)
+    assert start("--lora-r", 4, "--save", save, "--overwrite").iteration == 3
