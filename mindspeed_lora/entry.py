@@ -21,6 +21,7 @@ from mindspeed_lora.config.launcher import adopt_slurm, has_launchers_store, res
 from mindspeed_lora.config.parser import HELP_FLAGS
 from mindspeed_lora.config.runtime import LaunchedRuntimeConfig
 from mindspeed_lora.errors import PeerFailure, Refused, UserError
+from mindspeed_lora.hub import with_local_folders
 
 _FAILED = 1
 
@@ -146,7 +147,8 @@ def _status(command: str, argv: Sequence[str], function: Callable[[Any], int | N
         if job.runtime.print_config:
             _say(sys.stdout, to_yaml(job))
             return 0
-        for notice in job.notices:
+        job, taken = with_local_folders(job)
+        for notice in (*job.notices, *taken):
             _say(sys.stderr, f"notice: {notice}")
         with _family(job.runtime.family_file):
             return function(job) or 0
