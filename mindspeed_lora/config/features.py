@@ -112,9 +112,5 @@ NOT_BUILT: dict[str, Feature] = {
         "this command only reads: there is nothing to try without doing it",
         "dry-run",
     ),
-    **_features(
-        "weights and biases and the like are not supported by this version; use --tensorboard-dir",
-        "report-to=1:tensorboard,none wandb-project=1 wandb-exp-name=1 wandb-save-dir=1",
-    ),
 }
 """Flag name → the feature that it belongs to."""

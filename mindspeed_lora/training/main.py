@@ -6,6 +6,9 @@ import os
 import time
 from pathlib import Path
 
+import yaml
+
+from mindspeed_lora.config.config_file import to_yaml
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.parallel.collectives import together
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
@@ -15,6 +18,7 @@ from mindspeed_lora.training.dry_run import dry_run
 from mindspeed_lora.training.loop import TrainingLoop
 from mindspeed_lora.training.plan import TrainPlan, plan_training
 from mindspeed_lora.training.reporting import ModelFlops, Reporter
+from mindspeed_lora.training.reporting.trackers import check_trackers
 from mindspeed_lora.training.run_folder import announce_replacement, clear_run
 from mindspeed_lora.training.session import TrainingSession
 from mindspeed_lora.training.signals import StopRequest
@@ -31,6 +35,7 @@ def train(job: TrainJob) -> int:
     if job.runtime.dry_run:
         dry_run(job)
         return 0
+    check_trackers(job.logging)
     plan = plan_training(job)
     if _replaces(plan) and job.checkpoint.save is not None and os.environ.get("RANK", "0") == "0":
         announce_replacement(Path(job.checkpoint.save))
@@ -76,6 +81,7 @@ def _reporter(session: TrainingSession, save: Path | None) -> Reporter:
         global_batch_size=plan.job.training.global_batch_size,
         resumed_iteration=plan.start.iteration,
         world_size=groups.world_size,
+        config=yaml.safe_load(to_yaml(plan.job)),
         model_flops=ModelFlops.of(plan.shape, plan.adapter.spec if plan.adapter is not None else None),
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from mindspeed_lora.config.logging import LoggingConfig
 from mindspeed_lora.training.reporting.console import Console
@@ -18,6 +19,7 @@ from mindspeed_lora.training.reporting.plot import draw_loss
 from mindspeed_lora.training.reporting.progress import Progress
 from mindspeed_lora.training.reporting.records import EvaluationRecord, StepRecord
 from mindspeed_lora.training.reporting.tensorboard import TensorboardEvents, tensorboard_installed
+from mindspeed_lora.training.reporting.trackers import Trackers
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -40,9 +42,13 @@ class Reporter:
         is_terminal: bool | None = None,
         world_size: int = 1,
         model_flops: ModelFlops | None = None,
+        config: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``is_terminal`` None: whether standard output is one. ``model_flops`` is for --log-throughput."""
+        """``is_terminal`` None: whether standard output is one. ``model_flops`` is for --log-throughput.
+
+        ``config`` is what experiment trackers keep of the run's flags.
+        """
         self._logging = logging
         self._total_steps = total_steps
         self._global_batch_size = global_batch_size
@@ -56,6 +62,7 @@ class Reporter:
         self._progress = Progress(total_steps, self._console.is_terminal, clock())
         self._metrics = None if save is None else MetricsFile(save, resumed_iteration)
         self._events = self._open_events(save, resumed_iteration)
+        self._trackers = Trackers(logging, save, resumed_iteration > 0, config or {}, self.notice)
 
     @staticmethod
     def silent() -> Reporter:
@@ -76,6 +83,7 @@ class Reporter:
         self._append(record.metrics())
         if self._events is not None:
             self._events.step(record)
+        self._trackers.step(record, self._global_batch_size)
         self._interval.append(record)
         if record.iteration % self._logging.log_interval == 0:
             self._print_interval()
@@ -89,6 +97,7 @@ class Reporter:
         self._append(record.metrics())
         if self._events is not None:
             self._events.evaluation(record)
+        self._trackers.evaluation(record)
         self._console.line("\n".join(evaluation_lines(record)))
 
     def saved(self, path: Path, seconds: float) -> None:
@@ -119,6 +128,7 @@ class Reporter:
         if self._events is not None:
             self._events.close()
             self._events = None
+        self._trackers.close()
         if self._metrics is not None:
             if self._metrics.flush() is not None:
                 self.notice(f"{self._metrics.path} lacks its last {self._metrics.waiting} lines")
@@ -137,7 +147,7 @@ class Reporter:
         """Events where they were asked for; else under --save, where tensorboard is installed."""
         if self._logging.tensorboard_dir is not None:
             folder = Path(self._logging.tensorboard_dir)
-        elif save is not None and tensorboard_installed():
+        elif save is not None and self._logging.events and tensorboard_installed():
             folder = save / TENSORBOARD_FOLDER
         else:
             return None

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mindspeed_lora.training.reporting.iteration_line import perplexity
 from mindspeed_lora.training.reporting.records import EvaluationRecord, StepRecord
+from mindspeed_lora.training.reporting.scalars import evaluation_scalars, step_scalars
 
 
 def tensorboard_installed() -> bool:
@@ -45,22 +45,12 @@ class TensorboardEvents:
     def step(self, record: StepRecord) -> None:
         """Write the scalars of a step."""
         self._consumed_samples = record.consumed_samples
-        loss = {} if record.skipped else {"lm loss": record.lm_loss}
-        by_both = {"learning-rate": record.learning_rate, "grad-norm": record.grad_norm, **loss}
-        by_iteration = {
-            "batch-size": float(self._global_batch_size),
-            "loss-scale": record.loss_scale,
-            "iteration-time": record.elapsed_ms / 1000.0,
-            "tokens-per-second": record.tokens_per_second,
-            "mem-max-allocated-bytes": float(record.peak_memory_bytes),
-        }
+        by_both, by_iteration = step_scalars(record, self._global_batch_size)
         self._write(by_both, by_iteration, record.iteration)
 
     def evaluation(self, record: EvaluationRecord) -> None:
         """Write the scalars of an evaluation."""
-        loss = record.eval_loss
-        by_both = {"lm loss validation": loss, "lm loss validation ppl": perplexity(loss)}
-        self._write(by_both, {}, record.iteration)
+        self._write(evaluation_scalars(record), {}, record.iteration)
 
     def close(self) -> None:
         """Close the file; harmless when closed or switched off."""
