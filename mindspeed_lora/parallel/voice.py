@@ -12,18 +12,26 @@ import torch.distributed as dist
 
 from mindspeed_lora.errors import Failed, PeerFailure, UserError
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.parallel.heartbeat import SPOKEN, Heartbeat, bounded, hang_sentence
 
-_SPOKEN = "mindspeed_lora/spoken"
 _LOST_PEER = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "nccl", "gloo")
 
 
-def speak_or_leave(error: Exception, groups: ParallelGroups) -> Exception:
-    """The error that this rank should end with: its own, a sentence about a lost peer, or silence."""
+_TIMED_OUT = ("timed out", "timeout")
+
+
+def speak_or_leave(error: Exception, groups: ParallelGroups, heartbeat: Heartbeat | None = None) -> Exception:
+    """The error that this rank should end with: its own, a sentence about a lost peer, or silence.
+
+    ``heartbeat`` tells which rank the others wait for, where a collective has run into its time-out.
+    """
     if isinstance(error, PeerFailure) or groups.world_size == 1:
         return error
     if not _is_first(groups):
         return PeerFailure(groups.rank)
     if isinstance(error, RuntimeError) and not isinstance(error, UserError) and _lost_peer(error):
+        if heartbeat is not None and any(sign in str(error).lower() for sign in _TIMED_OUT):
+            return Failed(hang_sentence(heartbeat.summary(), groups.timeout.total_seconds()))
         # gloo begins with the line of its own source that noticed.
         reason = re.sub(r"^\[\S+:\d+\] ", "", " ".join(str(error).split())).partition(". ")[0]
         return Failed(
@@ -37,8 +45,8 @@ def _is_first(groups: ParallelGroups) -> bool:
     """True on the first rank that asks. Where the store went down with rank 0, the next rank speaks."""
     try:
         store = dist.distributed_c10d._get_default_store()
-        return bool(store.add(_SPOKEN, 1) == 1)
-    except (RuntimeError, ValueError):
+        return bool(bounded(lambda: store.add(SPOKEN, 1)) == 1)
+    except (RuntimeError, ValueError, TimeoutError):
         return groups.rank == 1
 
 

@@ -13,6 +13,7 @@ import torch
 from mindspeed_lora.device import peak_memory_bytes, synchronize
 from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.collectives import all_reduce_max
+from mindspeed_lora.parallel.heartbeat import Heartbeat
 from mindspeed_lora.training.reporting import EvaluationRecord, Reporter, StepRecord
 from mindspeed_lora.training.session import TrainingSession
 from mindspeed_lora.training.signals import LEFT_EARLY, StopReason, StopRequest
@@ -32,8 +33,15 @@ class Progress:
 class TrainingLoop:
     """Runs a session to its end; the same on every rank."""
 
-    def __init__(self, session: TrainingSession, reporter: Reporter, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        session: TrainingSession,
+        reporter: Reporter,
+        stop: StopRequest,
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
         self.session = session
+        self._mark = heartbeat.mark if heartbeat is not None else _nowhere
         self.plan = session.plan
         self.training = session.plan.job.training
         self.checkpoint = session.plan.job.checkpoint
@@ -78,6 +86,7 @@ class TrainingLoop:
         step = progress.iteration + 1
         synchronize()
         started = time.perf_counter()
+        self._mark("forward and backward passes", step)
         session.optimizer.zero_grad()
         loss = session.runner.train(session.batches.step(step), step)
         lr = self.plan.learning_rate.at(step - 1)
@@ -88,6 +97,7 @@ class TrainingLoop:
                 f"iteration {step}: no row of the global batch carries loss; nothing is updated"
             )
         else:
+            self._mark("optimizer")
             outcome = session.optimizer.step(lr)
             grad_norm, skipped = outcome.grad_norm, outcome.skipped
             self._check_finite(step, loss.lm_loss, skipped)
@@ -139,6 +149,7 @@ class TrainingLoop:
         assert session.evaluation is not None
         total, tokens = 0.0, 0
         for batches in session.evaluation:
+            self._mark("evaluation")
             loss = session.runner.evaluate(batches)
             total += loss.lm_loss * loss.loss_tokens
             tokens += loss.loss_tokens
@@ -168,6 +179,7 @@ class TrainingLoop:
         writer = self.session.writer
         if writer is None or self.progress.saved_at == self.progress.iteration:
             return
+        self._mark("saving")
         folder, seconds = writer.write(self._state())
         self.progress.saved_at = self.progress.iteration
         self.reporter.saved(folder, seconds)
@@ -181,3 +193,7 @@ class TrainingLoop:
             "evaluated_at": self.progress.evaluated_at,
             **self.session.state(),
         }
+
+
+def _nowhere(phase: str, step: int | None = None) -> None:
+    """In the place of a heartbeat."""

@@ -12,6 +12,7 @@ from mindspeed_lora.config.config_file import to_yaml
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.parallel.collectives import together
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from mindspeed_lora.parallel.heartbeat import Heartbeat
 from mindspeed_lora.parallel.voice import speak_or_leave
 from mindspeed_lora.training.description import plan_rows
 from mindspeed_lora.training.dry_run import dry_run
@@ -41,16 +42,20 @@ def train(job: TrainJob) -> int:
         announce_replacement(Path(job.checkpoint.save))
     with StopRequest(job.training.exit_duration_in_mins, started) as stop:
         groups, notices = initialize_groups(job.parallel, job.training.seed)
-        try:
-            status = _train(plan, groups, stop, notices)
-        except Exception as error:
-            raise speak_or_leave(error, groups) from error
+        with Heartbeat(groups) as heartbeat:
+            try:
+                status = _train(plan, groups, stop, heartbeat, notices)
+            except Exception as error:
+                raise speak_or_leave(error, groups, heartbeat) from error
         destroy_groups()
         return status
 
 
-def _train(plan: TrainPlan, groups: ParallelGroups, stop: StopRequest, notices: list[str]) -> int:
+def _train(
+    plan: TrainPlan, groups: ParallelGroups, stop: StopRequest, heartbeat: Heartbeat, notices: list[str]
+) -> int:
     job = plan.job
+    heartbeat.mark("building the model and reading its weights")
     save = Path(job.checkpoint.save) if job.checkpoint.save else None
     session = TrainingSession(plan, groups)
     if save is not None and _replaces(plan):
@@ -59,7 +64,7 @@ def _train(plan: TrainPlan, groups: ParallelGroups, stop: StopRequest, notices: 
         for text in (*plan.notices, *notices, *session.notices):
             reporter.notice(text)
         _describe(session, reporter)
-        status = TrainingLoop(session, reporter, stop).run()
+        status = TrainingLoop(session, reporter, stop, heartbeat).run()
         reporter.finish()
     return status
 

@@ -1,0 +1,202 @@
+"""Heartbeats of the ranks, and the one summary of a job in which a rank stands still.
+
+Each rank has a thread that tells the job's store, every few seconds, where the rank is: step, phase, and the
+collective that it waits in. When a collective runs into its time-out, the rank that speaks for all reads what every
+rank told last: whose beats have stopped is stopped or gone, who is in no collective is what the others wait for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.parallel.whereabouts import our_line, ranks_text, waits_in
+
+T = TypeVar("T")
+
+SPOKEN = "mindspeed_lora/spoken"
+"""Counter of the ranks that wanted to speak; the first one does."""
+_KEY = "mindspeed_lora/beat"
+_SHORTEST, _LONGEST = 0.25, 5.0
+_ANSWER = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a rank told last."""
+
+    number: int
+    """Of its beats; the same twice: it has stopped telling."""
+    step: int | None
+    phase: str
+    waits: str
+    """The collective that it waits in; empty in none."""
+    line: str
+    """Our line that it is in."""
+
+    @property
+    def place(self) -> str:
+        """Step and phase in words."""
+        return f"step {self.step}, {self.phase}" if self.step is not None else self.phase
+
+
+class Heartbeat:
+    """This rank's beats, from its creation until :meth:`close`; without peers there are none."""
+
+    def __init__(self, groups: ParallelGroups) -> None:
+        self._groups = groups
+        self._timeout = groups.timeout.total_seconds()
+        self._interval = min(max(self._timeout / 10, _SHORTEST), _LONGEST)
+        self._step: int | None = None
+        self._phase = "start"
+        self._marked = time.monotonic()
+        self._number = 0
+        self._ended = threading.Event()
+        self._store: Any = None
+        if groups.world_size > 1:
+            self._store = _own_connection()
+            self._publish()
+            threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def mark(self, phase: str, step: int | None = None) -> None:
+        """Note what begins now; ``step`` is kept where none is given."""
+        self._phase, self._marked = phase, time.monotonic()
+        if step is not None:
+            self._step = step
+
+    @property
+    def phase(self) -> str:
+        """What has begun last."""
+        return self._phase
+
+    @property
+    def step(self) -> int | None:
+        """The step that goes on."""
+        return self._step
+
+    def close(self) -> None:
+        """No more beats."""
+        self._ended.set()
+
+    def __enter__(self) -> Heartbeat:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def summary(self) -> str:
+        """Which ranks stand still, where, and who waits for them; takes a few seconds."""
+        store = self._store
+        if store is None:
+            return ""
+        try:
+            before = bounded(lambda: _read_all(store, self._groups.world_size))
+            time.sleep(2 * self._interval)
+            now = bounded(lambda: _read_all(store, self._groups.world_size))
+        except (RuntimeError, ValueError, TimeoutError):
+            return "rank 0 or its launcher, which keeps the job's store, does not answer"
+        silent = {rank for rank, beat in now.items() if beat.number == before[rank].number} - {
+            self._groups.rank
+        }
+        return summarise(now, silent)
+
+    def _publish(self) -> None:
+        self._number += 1
+        beat = [self._number, self._step, self._phase, waits_in(), our_line()]
+        self._store.set(f"{_KEY}/{self._groups.rank}", json.dumps(beat))
+
+    def _beat(self) -> None:
+        """The life of the thread."""
+        over = False
+        while not self._ended.wait(self._interval):
+            stands = time.monotonic() - self._marked
+            try:
+                self._publish()
+                over = self._store.add(SPOKEN, 0) > 0
+            except (RuntimeError, ValueError):
+                over = True
+            if over and stands > self._timeout + self._interval:
+                # Another rank has spoken, and this one has no way to notice.
+                os._exit(1)
+            if stands > 2 * self._timeout and waits_in() and not self._ended.is_set():
+                self._speak()
+
+    def _speak(self) -> None:
+        """Where a collective has no time-out that works."""
+        if self._store.add(SPOKEN, 1) == 1:
+            text = f"error: rank {self._groups.rank}: {hang_sentence(self.summary(), self._timeout)}"
+            print(text, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def hang_sentence(summary: str, timeout_seconds: float) -> str:
+    """The whole sentence of a job that stands still."""
+    minutes = f"no progress within --distributed-timeout-minutes {timeout_seconds / 60:g}"
+    told = f": {summary}" if summary else ""
+    return f"{minutes}{told}; the last checkpoint is whole, start again with --resume auto"
+
+
+def summarise(beats: Mapping[int, Beat], silent: set[int]) -> str:
+    """Who stands still and who waits, by what the ranks told last; ``silent`` have stopped telling."""
+    parts: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for rank, beat in beats.items():
+        if rank in silent:
+            last = f"waiting in {beat.waits}" if beat.waits else f"at {beat.line}"
+            text = f"no more signs of life (stopped, or its node is gone) since {beat.place}, {last}"
+            parts[0, text].append(rank)
+        elif beat.waits:
+            parts[2, f"waiting in {beat.waits} ({beat.place})"].append(rank)
+        else:
+            parts[1, f"in no collective: {beat.place}, at {beat.line}"].append(rank)
+    return "; ".join(f"{ranks_text(ranks)}: {text}" for (_, text), ranks in sorted(parts.items()))
+
+
+def bounded(work: Callable[[], T], seconds: float = _ANSWER.total_seconds()) -> T:
+    """The result of something that may never return.
+
+    Raises:
+        TimeoutError: it has not returned in time, and is left behind in its thread.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"not within {seconds:g} s")
+    return results[0]
+
+
+def _read_all(store: Any, world_size: int) -> dict[int, Beat]:
+    told = store.multi_get([f"{_KEY}/{rank}" for rank in range(world_size)])
+    return {rank: Beat(*json.loads(text)) for rank, text in enumerate(told)}
+
+
+def _own_connection() -> Any:
+    """The job's store over a connection of its own: the main thread may be waiting in the other one."""
+    store = dist.distributed_c10d._get_default_store().clone()
+    store.set_timeout(_ANSWER)
+    return store
