@@ -25,7 +25,7 @@ _KERNELS_AND_DEVICE = """
 _TRUE_HERE_ANYWAY = """
     use-mcore-models use-rotary-position-embeddings use-kv-cache exit-signal-handler enable-hf2mg-convert
     reset-attention-mask-in-cp padded-samples full-shuffle-instruction-dataset cut-max-seqlen
-    no-shared-storage return-document-ids no-check-for-nan-in-loss-and-grad streaming save-layer-by-layer
+    return-document-ids no-check-for-nan-in-loss-and-grad streaming save-layer-by-layer
     load-hf-from-config load-checkpoint-loosely spec=* dataset-additional-keys=*
     lora-register-forward-hook=+ cp-comm-type=+ attention-mask-type=1 num-workers=1 workers=1
     model-type-hf=1 hf-cfg-dir=1 mg-save-dir=1 seed=1 make-vocab-size-divisible-by=1 pad-vocab-size-to=1

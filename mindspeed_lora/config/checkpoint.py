@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspeed_lora.config.flags import AT_LEAST_ONE, Section, flag
+from mindspeed_lora.config.flags import AT_LEAST_ONE, POSITIVE, Section, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,15 @@ class CheckpointConfig(LoadConfig):
     no_save_optim: bool = flag("do not save optimizer and scheduler", False)
     no_save_rng: bool = flag("do not save the random state", False)
     resume: str | None = flag("auto: go on with the run in --save if there is one", choices=("auto",))
+    sigterm_grace_seconds: float = flag(
+        "seconds that the scheduler gives between SIGTERM and the kill; a save that may not fit is told beforehand",
+        30.0,
+        check=POSITIVE,
+    )
     overwrite: bool = flag("replace the run that --save holds", False)
+    no_shared_storage: bool = flag(
+        "the nodes see different files under --save: each of them gets whole checkpoints", False
+    )
     keep_chat_template: bool = flag("save the base model's chat template instead of the trained one", False)
     base_model_name: str | None = flag(
         "base_model_name_or_path of the saved adapter; left out: where it came from"

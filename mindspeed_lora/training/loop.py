@@ -14,6 +14,7 @@ from mindspeed_lora.device import peak_memory_bytes, synchronize
 from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.collectives import all_reduce_max
 from mindspeed_lora.parallel.heartbeat import Heartbeat
+from mindspeed_lora.training.grace import SaveGrace, estimate_save_seconds
 from mindspeed_lora.training.reporting import EvaluationRecord, Reporter, StepRecord
 from mindspeed_lora.training.session import TrainingSession
 from mindspeed_lora.training.signals import LEFT_EARLY, StopReason, StopRequest
@@ -55,21 +56,21 @@ class TrainingLoop:
             self.progress.evaluated_at = state.get("evaluated_at")
         if self.checkpoint.save and session.plan.start.goes_on_in(Path(self.checkpoint.save)):
             self.progress.saved_at = self.progress.iteration
+        self._grace = self._watch_grace()
 
     def run(self) -> int:
         """Trains until the last step, a signal, the time limit or early stopping; returns the exit status."""
         progress = self.progress
-        if progress.iteration == 0 and self._evaluates():
-            self._evaluate()
+        self._evaluate_if_due()
         while progress.iteration < self.plan.num_steps:
             stop_reason = self._step()
-            if self._evaluates() and progress.iteration % self.training.eval_interval == 0:
-                self._evaluate()
             if stop_reason:
+                # Whoever sent the signal may not wait: an evaluation that is due is the first thing after resuming.
                 why = stop_reason.describe()
                 self.reporter.notice(f"{why}: saving and leaving after iteration {progress.iteration}")
                 self._save()
                 return LEFT_EARLY
+            self._evaluate_if_due()
             interval = self.checkpoint.save_interval
             if interval is not None and progress.iteration % interval == 0:
                 self._save()
@@ -121,7 +122,20 @@ class TrainingLoop:
                 router_losses=loss.router_losses,
             )
         )
+        self._tell(self._grace.after_step(elapsed) if self._grace is not None else None)
         return stop_reason
+
+    def _watch_grace(self) -> SaveGrace | None:
+        """On the rank that speaks, where there is something to save."""
+        groups, save = self.session.groups, self.checkpoint.save
+        if not groups.is_main or self.session.writer is None or save is None:
+            return None
+        size = self.session.writer.estimated_bytes(sum(p.num_trained for p in self.session.trained))
+        return SaveGrace(self.checkpoint.sigterm_grace_seconds, estimate_save_seconds(Path(save), size))
+
+    def _tell(self, text: str | None) -> None:
+        if text is not None:
+            self.reporter.notice(text)
 
     def _check_finite(self, step: int, lm_loss: float, skipped: bool) -> None:
         """Outside of float16 a loss or gradient that is not finite cannot be mended by a smaller loss scale."""
@@ -142,6 +156,12 @@ class TrainingLoop:
 
     def _evaluates(self) -> bool:
         return self.session.evaluation is not None
+
+    def _evaluate_if_due(self) -> None:
+        iteration = self.progress.iteration
+        due = iteration % self.training.eval_interval == 0 and self.progress.evaluated_at != iteration
+        if due and self._evaluates():
+            self._evaluate()
 
     def _evaluate(self) -> None:
         """Loss on the evaluation rows; keeps the best checkpoint where that is asked for."""
@@ -183,6 +203,7 @@ class TrainingLoop:
         folder, seconds = writer.write(self._state())
         self.progress.saved_at = self.progress.iteration
         self.reporter.saved(folder, seconds)
+        self._tell(self._grace.after_save(seconds) if self._grace is not None else None)
 
     def _state(self) -> dict[str, Any]:
         best = self.progress.best_eval_loss

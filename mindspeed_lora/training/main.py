@@ -10,6 +10,8 @@ import yaml
 
 from mindspeed_lora.config.config_file import to_yaml
 from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.device import compute_dtype
+from mindspeed_lora.device.limits import free_memory_bytes
 from mindspeed_lora.parallel.collectives import together
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from mindspeed_lora.parallel.heartbeat import Heartbeat
@@ -17,6 +19,7 @@ from mindspeed_lora.parallel.voice import speak_or_leave
 from mindspeed_lora.training.description import plan_rows
 from mindspeed_lora.training.dry_run import dry_run
 from mindspeed_lora.training.loop import TrainingLoop
+from mindspeed_lora.training.out_of_memory import is_out_of_memory, out_of_memory
 from mindspeed_lora.training.plan import TrainPlan, plan_training
 from mindspeed_lora.training.reporting import ModelFlops, Reporter
 from mindspeed_lora.training.reporting.trackers import check_trackers
@@ -38,14 +41,21 @@ def train(job: TrainJob) -> int:
         return 0
     check_trackers(job.logging)
     plan = plan_training(job)
-    if _replaces(plan) and job.checkpoint.save is not None and os.environ.get("RANK", "0") == "0":
+    if (
+        _replaces(plan)
+        and job.checkpoint.save is not None
+        and os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    ):
         announce_replacement(Path(job.checkpoint.save))
     with StopRequest(job.training.exit_duration_in_mins, started) as stop:
         groups, notices = initialize_groups(job.parallel, job.training.seed)
+        free = free_memory_bytes()
         with Heartbeat(groups) as heartbeat:
             try:
                 status = _train(plan, groups, stop, heartbeat, notices)
             except Exception as error:
+                if is_out_of_memory(error):
+                    error = _out_of_memory(plan, groups, heartbeat, free)
                 raise speak_or_leave(error, groups, heartbeat) from error
         destroy_groups()
         return status
@@ -58,8 +68,9 @@ def _train(
     heartbeat.mark("building the model and reading its weights")
     save = Path(job.checkpoint.save) if job.checkpoint.save else None
     session = TrainingSession(plan, groups)
-    if save is not None and _replaces(plan):
-        together(groups, lambda: clear_run(save) if groups.is_main else None)
+    if save is not None and session.writer is not None and _replaces(plan):
+        leads = session.writer.storage.leads
+        together(groups, lambda: clear_run(save) if leads else None)
     with together(groups, lambda: _reporter(session, save)) as reporter:
         for text in (*plan.notices, *notices, *session.notices):
             reporter.notice(text)
@@ -73,6 +84,15 @@ def _replaces(plan: TrainPlan) -> bool:
     """Whether what ``--save`` holds gives way to this run."""
     checkpoint = plan.job.checkpoint
     return checkpoint.overwrite and not (checkpoint.save and plan.start.goes_on_in(Path(checkpoint.save)))
+
+
+def _out_of_memory(plan: TrainPlan, groups: ParallelGroups, heartbeat: Heartbeat, free: int) -> Exception:
+    """What to say instead of an allocator's error."""
+    training = plan.job.training
+    dtype, _ = compute_dtype(training.bf16, training.fp16)
+    return out_of_memory(
+        plan, groups.world_size, groups.pp_rank, dtype.itemsize, heartbeat.phase, heartbeat.step, free
+    )
 
 
 def _reporter(session: TrainingSession, save: Path | None) -> Reporter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,11 @@ class ModelFiles:
         if self.shape.moe is None:
             return ExpertRanks(tp_size=tp_size, etp_size=tp_size)
         return ExpertRanks(tp_size=tp_size, ep_size=experts.ep_size, etp_size=experts.etp_size)
+
+    def local_bytes(self) -> int:
+        """What the parameters of this rank take in a file."""
+        entries = [entry for parameters in self.chunks for _, entry in _entries(parameters)]
+        return sum(math.prod(entry.shape) * entry.dtype.itemsize for entry in entries)
 
     def is_writer(self) -> bool:
         """Whether this rank is the first of those whose file has one name; every rank calls it."""

@@ -23,7 +23,7 @@ from mindspeed_lora.config.checkpoint import CheckpointConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.device import random_states, restore_random_states
 from mindspeed_lora.errors import Failed
-from mindspeed_lora.parallel.collectives import broadcast_object, gather_objects, together
+from mindspeed_lora.parallel.collectives import gather_objects, together
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.model_files import ModelFiles
 from mindspeed_lora.training.optimizer import AdamW
@@ -37,6 +37,7 @@ from mindspeed_lora.training.run_folder import (
     prune,
 )
 from mindspeed_lora.training.shard_slice import ShardSlice
+from mindspeed_lora.training.storage import Storage, complete_folders, folder_of_leader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class RunWriter:
     save: Path
     checkpoint: CheckpointConfig
     groups: ParallelGroups
+    storage: Storage
     shape: ModelShape
     optimizer: AdamW
     adapter: AdapterPlan | None
@@ -63,8 +65,18 @@ class RunWriter:
         started = time.perf_counter()
         target = iteration_folder(self.save, state["iteration"])
         self._write_folder(target, state)
-        together(self.groups, lambda: self._announce(target) if self.groups.is_main else None)
+        together(self.groups, lambda: self._announce(target) if self.storage.leads else None)
         return target, time.perf_counter() - started
+
+    def estimated_bytes(self, trained: int) -> int:
+        """Of one checkpoint, where this rank trains so many numbers: masters, two moments, and what is trained.
+
+        The model itself is counted where it is saved too, as if every rank wrote as much as this one.
+        """
+        groups = self.groups
+        copies = groups.tp_size * groups.pp_size
+        size = trained * 4 * (1 if self.checkpoint.no_save_optim else 4) * copies
+        return size + (self.model_files.local_bytes() * copies if self.model_files is not None else 0)
 
     def write_best(self, state: dict[str, Any]) -> Path:
         """Saves the state as ``<save>/best``, which ``--save-total-limit`` never deletes."""
@@ -74,9 +86,9 @@ class RunWriter:
     def _write_folder(self, target: Path, state: dict[str, Any]) -> None:
         groups = self.groups
         staging = together(
-            groups, lambda: StagedDirectory(target, overwrite=True) if groups.is_main else None
+            groups, lambda: StagedDirectory(target, overwrite=True) if self.storage.leads else None
         )
-        folder = broadcast_object(staging.path if staging is not None else Path(), groups)
+        folder = folder_of_leader(self.storage, staging.path if staging is not None else None, groups)
         try:
             together(groups, lambda: self._write_own_files(folder))
             if self.model_files is not None:
@@ -84,7 +96,9 @@ class RunWriter:
                 writes = model_files.is_writer()
                 together(groups, lambda: model_files.write(folder, iteration) if writes else None)
             trained = self._gather_trained() if self.adapter is not None else None
-            together(groups, lambda: self._finish(folder, state, trained, staging))
+            together(groups, lambda: self._describe(folder, state, trained) if groups.is_main else None)
+            complete_folders(folder, self.storage, groups)
+            together(groups, lambda: staging.commit() if staging is not None else None)
         finally:
             if staging is not None:
                 staging.discard()
@@ -99,15 +113,8 @@ class RunWriter:
             (folder / RANDOM_FOLDER).mkdir(exist_ok=True)
             save_file(random_states(), folder / RANDOM_FOLDER / _random_file(self.groups.rank))
 
-    def _finish(
-        self,
-        folder: Path,
-        state: dict[str, Any],
-        trained: dict[str, torch.Tensor] | None,
-        staging: StagedDirectory | None,
-    ) -> None:
-        if staging is None:
-            return
+    def _describe(self, folder: Path, state: dict[str, Any], trained: dict[str, torch.Tensor] | None) -> None:
+        """What rank 0 writes for all: adapter, tokenizer, state."""
         if self.has_new_words and (folder / HF_CONFIG_FOLDER).is_dir():
             self.write_tokenizer(folder / HF_CONFIG_FOLDER)
         if trained is not None and self.adapter is not None:
@@ -121,7 +128,6 @@ class RunWriter:
             write_adapter(target, self.shape, config, self.adapter.spec, values, self.adapter_dtype)
             self.write_tokenizer(target)
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        staging.commit()
 
     def _value_of(self, trained: dict[str, torch.Tensor]) -> Callable[[str], torch.Tensor]:
         """The whole tensors of the adapter by canonical name: as trained, or as it came with them."""

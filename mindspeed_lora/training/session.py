@@ -33,6 +33,7 @@ from mindspeed_lora.training.reporting import ParameterCounts
 from mindspeed_lora.training.run_folder import OPTIMIZER_FOLDER
 from mindspeed_lora.training.saving import RunWriter, load_random_states
 from mindspeed_lora.training.step import StepRunner
+from mindspeed_lora.training.storage import check_same_start, find_storage
 
 
 class TrainingSession:
@@ -43,6 +44,7 @@ class TrainingSession:
         self.plan = plan
         self.groups = groups
         self.notices: list[str] = []
+        check_same_start(plan.start.run.iteration if plan.start.run is not None else None, groups)
         self.dtype, notice = compute_dtype(job.training.bf16, job.training.fp16)
         if notice:
             self.notices.append(notice)
@@ -141,6 +143,7 @@ class TrainingSession:
             save=Path(job.checkpoint.save),
             checkpoint=job.checkpoint,
             groups=self.groups,
+            storage=find_storage(Path(job.checkpoint.save), self.groups, job.checkpoint.no_shared_storage),
             shape=plan.shape,
             optimizer=self.optimizer,
             adapter=plan.adapter,
