@@ -20,7 +20,7 @@ from mindspeed_lora.errors import Failed
 
 _ATTEMPT = "MINDSPEED_LORA_ATTEMPT"
 _CURRENT = "mindspeed_lora/attempt"
-_PATIENCE = timedelta(minutes=5)
+_PATIENCE = timedelta(minutes=10)
 _POLL_SECONDS = 0.05
 
 
