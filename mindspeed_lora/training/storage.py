@@ -63,8 +63,8 @@ def find_storage(save: Path, groups: ParallelGroups, no_shared_storage: bool) ->
         return Storage(groups.rank, 0)
     if not no_shared_storage:
         text = (
-            f"--save {save}: files that rank 0 writes there are not seen by {ranks_text(apart)}; name a folder that all "
-            "nodes share, or give --no-shared-storage, by which each node keeps whole checkpoints of its own"
+            f"--save {save}: files that rank 0 writes there are not seen by {ranks_text(apart)}; name a folder that "
+            "all nodes share, or give --no-shared-storage, by which each node keeps whole checkpoints of its own"
         )
         together(groups, lambda: _fail(text) if groups.is_main else None)
     nodes = [node for _, node in found]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.support.launch import ROOT
-from tests.support.models import make_model
+from tests.support.models import VOCAB_SIZE, make_model
 from tests.support.rows import random_rows, write_rows
 from tests.support.tiny import Tiny
 
@@ -20,59 +24,76 @@ set -e
 mount --bind "$WRITABLE" "$WRITABLE"
 mount -t tmpfs -o size=64k tmpfs /dev/shm
 mount -o remount,bind,ro /
-exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
+exec setpriv $USER_FLAGS "$@"
 """
+USERS = {
+    "nobody": "--reuid 65534 --regid 65534 --clear-groups",
+    # Where nobody may not even run Python: an owner without any right of root's.
+    "root without its rights": "--bounding-set=-all --inh-caps=-all",
+}
 
 
-def confined(words: list[str], writable: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """A command as nobody, with a root that is read-only, 64 kB of /dev/shm and one folder to write to."""
-    return subprocess.run(
-        ["unshare", "--mount", "bash", "-c", CONFINE, "confined", *words],
-        env={**environ, "WRITABLE": str(writable)},
-        cwd="/",
-        capture_output=True,
-        text=True,
-    )
+@dataclass(frozen=True)
+class Confinement:
+    """A read-only root, 64 kB of /dev/shm, one folder to write to, and a user without rights."""
+
+    folder: Path
+    user: str
+
+    def run(self, words: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """Runs a command in it."""
+        return subprocess.run(
+            ["unshare", "--mount", "bash", "-c", CONFINE, "confined", *words],
+            env={**environ, "WRITABLE": str(self.folder), "USER_FLAGS": USERS[self.user]},
+            cwd="/",
+            capture_output=True,
+            text=True,
+        )
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    """A folder of nobody's; skipped where this user may not become nobody, or nobody may not run Python."""
+def confinement() -> Iterator[Confinement]:
+    """Skipped where this user may not mount."""
     if shutil.which("unshare") is None or shutil.which("setpriv") is None:
         pytest.skip("no unshare or setpriv")
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    folder.chmod(0o777)
-    for parent in tmp_path.parents:
-        if parent.stat().st_mode & 0o1 == 0 and parent.owner() == "root" and os.getuid() == 0:
-            parent.chmod(parent.stat().st_mode | 0o11)
-    tmp_path.chmod(0o755)
-    tried = confined([sys.executable, "-c", "import torch"], folder, dict(os.environ))
-    if tried.returncode:
-        pytest.skip(f"cannot be confined here: {tried.stderr.strip()[-200:]}")
-    return folder
+    with tempfile.TemporaryDirectory(prefix="confined_") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        for user in USERS:
+            found = Confinement(folder, user)
+            told = found.run([sys.executable, "-c", "import yaml"], dict(os.environ))
+            if told.returncode == 0:
+                yield found
+                return
+        pytest.skip(f"cannot be confined here: {told.stderr.strip()[-200:]}")
 
 
-def test_a_read_only_root_and_nobody(scratch: Path, tiny: Tiny) -> None:
+def test_a_read_only_root_and_no_rights(confinement: Confinement, tiny: Tiny) -> None:
+    scratch = confinement.folder
     home = {name: str(scratch) for name in ("HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")}
     environ = {**home, "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     shutil.copytree(tiny.model, scratch / "model")
     for path in tiny.data.parent.glob(f"{tiny.data.name}*"):
         shutil.copy(path, scratch)
+    for path in scratch.rglob("*"):
+        path.chmod(0o755)
     job = {"load": scratch / "model", "data_path": scratch / tiny.data.name, "save": scratch / "run"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = [*launch, str(ROOT / "posttrain_gpt.py"), *tiny.words(**job, tensor_model_parallel_size=2)]
-    ended = confined(words, scratch, environ)
+    ended = confinement.run(words, environ)
     assert ended.returncode == 0, ended.stderr
     assert (scratch / "run" / "iter_0000004" / "adapter" / "adapter_model.safetensors").is_file()
-    assert (scratch / "run" / "metrics.jsonl").owner() == "nobody"
+    refused = confinement.run([*words, "--save", "/nowhere"], environ)
+    assert "--save /nowhere: cannot be written to" in refused.stderr
 
 
 def test_out_of_memory_is_one_sentence(tmp_path: Path) -> None:
     """Activations of 64 long rows in 400 MB more than the process has after its imports."""
     sizes = {"max_position_embeddings": 2048, "hidden_size": 256, "intermediate_size": 1024}
     model = make_model("llama", tmp_path / "model", **sizes)
-    data = write_rows(tmp_path / "rows", random_rows(64, 131, longest=1024, shortest=1000))
+    (row,) = random_rows(1, VOCAB_SIZE)
+    long = dataclasses.replace(row, input_ids=[5] * 1000, labels=[5] * 1000)
+    data = write_rows(tmp_path / "rows", [long] * 64)
     words = ["--load", model, "--data-path", data, "--lora-r", "4", "--seq-length", "1024"]
     words += ["--micro-batch-size", "64", "--global-batch-size", "64", "--train-iters", "1", "--lr", "1e-3"]
     limited = (
