@@ -12,7 +12,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-_COLLECTIVES = str(Path(dist.distributed_c10d.__file__))
+_COLLECTIVES = dist.distributed_c10d.__file__
+_BETWEEN = str(Path(_COLLECTIVES).parent)
+"""Folder of what stands between one collective and another that it stands on."""
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -56,7 +58,7 @@ def _collective(frame: FrameType) -> str:
             # The outermost one is what was called: all_gather_object stands on all_gather.
             name = each.f_code.co_name
             ranks = _ranks_of(each.f_locals.get("group")) if "group" in each.f_locals else ""
-        elif name:
+        elif name and not each.f_code.co_filename.startswith(_BETWEEN):
             break
     if name:
         return f"{name}{f' over {ranks}' if ranks else ''}"
