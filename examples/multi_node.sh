@@ -67,13 +67,20 @@ import sys
 from pathlib import Path
 
 out = Path(sys.argv[1])
-resumed = next(path for node in (0, 1) if (path := out / f"node{node}" / "metrics.jsonl").exists())
-runs = [
-    [json.loads(line)["lm_loss"] for line in path.read_text().splitlines()]
-    for path in (out / "one_node" / "metrics.jsonl", out / "two_nodes.jsonl", resumed)
-]
-for step, losses in enumerate(zip(*runs, strict=True), start=1):
-    print(f"step {step}: one node {losses[0]:.9g}, two nodes {losses[1]:.9g}, resumed {losses[2]:.9g}")
+
+
+def losses(path: Path) -> dict[int, float]:
+    records = map(json.loads, path.read_text().splitlines())
+    return {record["iteration"]: record["lm_loss"] for record in records}
+
+
+# The elastic rendezvous may make the other node the first one when they start again.
+written = max(out.glob("node*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+two_nodes = losses(out / "two_nodes.jsonl")
+resumed = {**two_nodes, **losses(written)}
+runs = [list(run.values()) for run in (losses(out / "one_node" / "metrics.jsonl"), two_nodes, resumed)]
+for step, (one, two, again) in enumerate(zip(*runs, strict=True), start=1):
+    print(f"step {step}: one node {one:.9g}, two nodes {two:.9g}, resumed {again:.9g}")
 kept = {
     node: sorted(str(p.relative_to(out / node)) for p in (out / node).glob("iter_*/**/*") if p.is_file())
     for node in ("node0", "node1")
