@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
+import importlib
 import os
 import re
 import time
@@ -140,10 +141,11 @@ def _from_hugging_face(
 ) -> Path | None:
     import huggingface_hub
     from huggingface_hub import constants, errors
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
     repo_type = "dataset" if kind == "dataset" else "model"
 
     def snapshot(allow: list[str], ignore: list[str] | None = None) -> Path:
@@ -189,12 +191,13 @@ def _from_modelscope(
     found: HubId, flag: str, kind: str, patterns: list[str], cached_only: bool
 ) -> Path | None:
     try:
-        from modelscope import dataset_snapshot_download, snapshot_download
+        modelscope: Any = importlib.import_module("modelscope")
     except ImportError as error:
         raise _refused(
             flag, found, "ModelScope is asked for and its package is not installed; pip install modelscope"
         ) from error
-    download: Callable[..., str] = dataset_snapshot_download if kind == "dataset" else snapshot_download
+    name = "dataset_snapshot_download" if kind == "dataset" else "snapshot_download"
+    download: Callable[..., str] = getattr(modelscope, name)
     try:
         revision = {} if found.revision is None else {"revision": found.revision}
         return Path(download(found.name, allow_patterns=patterns, local_files_only=cached_only, **revision))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from mindspeed_lora.config.launcher import restart_count
 from mindspeed_lora.errors import Failed

@@ -64,6 +64,7 @@ class Heartbeat:
         self._marked = time.monotonic()
         self._number = 0
         self._ended = threading.Event()
+        self._leaves = False
         self._store: Any = None
         if groups.world_size > 1:
             self._store = _own_connection()
@@ -85,6 +86,10 @@ class Heartbeat:
     def step(self) -> int | None:
         """The step that goes on."""
         return self._step
+
+    def leave(self) -> None:
+        """This rank knows that the job has failed: it goes on beating, and nobody has to end it."""
+        self._leaves = True
 
     def close(self) -> None:
         """No more beats."""
@@ -129,6 +134,8 @@ class Heartbeat:
                 over = self._store.add(SPOKEN, 0) > 0
             except (RuntimeError, ValueError):
                 over = True
+            if self._leaves:
+                continue
             if over and stands > self._timeout + self._interval:
                 # Another rank has spoken, and this one has no way to notice.
                 os._exit(1)
@@ -197,6 +204,7 @@ def _read_all(store: Any, world_size: int) -> dict[int, Beat]:
 
 def _own_connection() -> Any:
     """The job's store over a connection of its own: the main thread may be waiting in the other one."""
-    store = dist.distributed_c10d._get_default_store().clone()
+    default: Any = dist.distributed_c10d._get_default_store()
+    store = default.clone()
     store.set_timeout(_ANSWER)
     return store

@@ -25,6 +25,8 @@ def speak_or_leave(error: Exception, groups: ParallelGroups, heartbeat: Heartbea
 
     ``heartbeat`` tells which rank the others wait for, where a collective has run into its time-out.
     """
+    if heartbeat is not None:
+        heartbeat.leave()
     if isinstance(error, PeerFailure) or groups.world_size == 1:
         return error
     if not _is_first(groups):

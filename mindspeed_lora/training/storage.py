@@ -118,7 +118,7 @@ def _send_files(folder: Path, sender: int, storage: Storage, errors: list[Except
             file = None
         for start in range(0, size, _CHUNK_BYTES):
             chunk = torch.zeros(min(_CHUNK_BYTES, size - start), dtype=torch.uint8)
-            view = memoryview(chunk.numpy())
+            view = memoryview(chunk.numpy())  # type: ignore[arg-type]
             if own and file is not None:
                 _noting(errors, lambda file=file, view=view: _read_into(file, view))  # type: ignore[misc]
             dist.broadcast(chunk, src=sender, group=storage.group)

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.support.launch import ROOT, run_ranks
-from tests.support.pool import free_port
+from tests.support.launch import ROOT
+from tests.support.pool import WorkerPool, free_port
 from tests.support.tiny import Tiny
+from tests.support.training import train
 
 JOB: dict[str, Any] = {
     "train_iters": 5,
@@ -41,9 +42,9 @@ def rank_1_below(launcher: int) -> int | None:
     return None
 
 
-def test_a_killed_rank_is_started_anew(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_killed_rank_is_started_anew(tiny: Tiny, tmp_path: Path, workers: WorkerPool) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert run_ranks("posttrain_gpt.py", 2, tiny.words(**JOB, save=whole)).statuses == [0, 0]
+    assert workers.run(2, train, tiny.words(**JOB, save=whole)) == [0, 0]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
     launch += [f"--master-port={free_port()}", str(ROOT / "posttrain_gpt.py")]
     errors = tmp_path / "errors"

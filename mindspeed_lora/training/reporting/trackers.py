@@ -6,6 +6,7 @@ connection, gets the values from a queue, and is given up, with one notice, when
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -59,7 +60,7 @@ class Wandb:
     """A run of Weights & Biases; offline where ``WANDB_MODE`` says so, or nobody has logged in."""
 
     def __init__(self, run: TrackedRun) -> None:
-        import wandb
+        wandb: Any = importlib.import_module("wandb")
 
         run.folder.mkdir(parents=True, exist_ok=True)
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_login() else "offline")
@@ -87,13 +88,13 @@ class Swanlab:
     """A run of SwanLab; offline where ``SWANLAB_MODE`` says so, or nobody has logged in."""
 
     def __init__(self, run: TrackedRun) -> None:
-        import swanlab
+        swanlab: Any = importlib.import_module("swanlab")
 
         run.folder.mkdir(parents=True, exist_ok=True)
         logged_in = "SWANLAB_API_KEY" in os.environ or (Path.home() / ".swanlab" / ".netrc").exists()
         mode = os.environ.get("SWANLAB_MODE") or ("cloud" if logged_in else "offline")
         online = {"id": run.id, "resume": "allow"} if mode == "cloud" else {}
-        self._swanlab: Any = swanlab
+        self._swanlab = swanlab
         swanlab.init(
             project=run.project,
             experiment_name=run.name,
@@ -116,7 +117,7 @@ class Mlflow:
     """A run of MLflow: at ``MLFLOW_TRACKING_URI``, else in a database file under ``--save``."""
 
     def __init__(self, run: TrackedRun) -> None:
-        import mlflow
+        mlflow: Any = importlib.import_module("mlflow")
 
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
