@@ -13,6 +13,7 @@ import os
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from netrc import NetrcParseError, netrc
@@ -28,7 +29,8 @@ from mindspeed_lora.training.reporting.scalars import Scalars, evaluation_scalar
 RUNS_FILE = "trackers.json"
 """Under ``--save``: the trackers' names of this run, by which a resumed run goes on in them."""
 _WAITING = 10_000
-_CLOSING_SECONDS = 60.0
+_CLOSING_SECONDS = 20.0
+"""For all trackers together: a scheduler may not wait longer for the end of a run."""
 _PACKAGES = {"mlflow": "mlflow (or mlflow-skinny)"}
 
 
@@ -178,16 +180,20 @@ class BackgroundTracker:
             except queue.Full:
                 self._error = f"it is {_WAITING} steps behind"
 
-    def close(self) -> None:
-        """Wait until all is written, up to a minute."""
+    def end(self) -> None:
+        """No more values will come."""
         if self._error is None:
             try:
-                self._values.put(None, timeout=1.0)
-                self._thread.join(_CLOSING_SECONDS)
+                self._values.put_nowait(None)
             except queue.Full:
-                pass
-            if self._thread.is_alive():
-                self._error = f"its last values were not written within {_CLOSING_SECONDS:.0f} s"
+                self._error = f"it is {_WAITING} steps behind"
+
+    def close(self, seconds: float) -> None:
+        """Wait until all is written, after :meth:`end`, so long at most."""
+        if self._error is None:
+            self._thread.join(seconds)
+            if self._error is None and self._thread.is_alive():
+                self._error = "its last values are not written yet, and the run has ended"
         self._tell()
 
     def _work(self, open_run: Callable[[], Tracker]) -> None:
@@ -249,8 +255,11 @@ class Trackers:
 
     def close(self) -> None:
         """End all runs; harmless when ended."""
+        deadline = time.monotonic() + _CLOSING_SECONDS
+        for tracker in self._open:
+            tracker.end()
         while self._open:
-            self._open.pop().close()
+            self._open.pop().close(max(0.0, deadline - time.monotonic()))
 
     def _log(self, values: Scalars, iteration: int) -> None:
         for tracker in self._open:
