@@ -15,7 +15,8 @@ from mindspeed_lora.config.logging import LoggingConfig
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.reporting import EvaluationRecord, trackers
 from mindspeed_lora.training.reporting.scalars import Scalars
-from mindspeed_lora.training.reporting.trackers import TrackedRun, Trackers, check_trackers
+from mindspeed_lora.training.reporting.tracker_runs import TrackedRun
+from mindspeed_lora.training.reporting.trackers import Trackers, check_trackers
 from tests.unit.training.reporting.records import step_record
 
 
