@@ -89,6 +89,16 @@ def _preprocess(job: Any) -> None:
 
         dry_run(job)
         return
+    if job.preprocess.merge_group_keys:
+        from mindspeed_lora.data.merging import merge
+
+        merge(job)
+        return
+    if job.preprocess.show is not None:
+        from mindspeed_lora.data.show import show
+
+        show(job)
+        return
     from mindspeed_lora.data.preprocess import preprocess
 
     preprocess(job)

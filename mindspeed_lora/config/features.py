@@ -87,14 +87,18 @@ NOT_BUILT: dict[str, Feature] = {
     ),
     **_features(
         "this kind of input is not supported by this version of preprocess_data.py",
-        """hf-datasets-params=1 datasets=+ split-sentences interleave-probs=1 mix-strategy=1:concat
-        dataset-dir=1 max-samples=1 script-data-dir=1 merge-group-keys=+ data-obfuscation obf-seed-content=1
-        keep-newlines dataset-impl=1:mmap pad-to-multiple-of=1:1""",
+        """script-data-dir=1 data-obfuscation obf-seed-content=1
+        dataset-impl=1:mmap pad-to-multiple-of=1:1""",
+    ),
+    **_features("texts are tokenised whole, not cut into sentences", "split-sentences keep-newlines"),
+    **_features(
+        "these settings mix input files in preprocess_data.py; in training give --data-path several prefixes",
+        "hf-datasets-params=1 datasets=+ interleave-probs=1 mix-strategy=1:concat dataset-dir=1 max-samples=1 "
+        "merge-group-keys=+",
     ),
     **_features(
         "only the built-in templates and the tokenizer's own are supported by this version",
-        """prompt-type-path=1:configs/finetune/templates.json,./configs/finetune/templates.json
-        enable-thinking=1:none reasoning-effort=1 drop-thinking tokenizer-padding-side=1:right""",
+        "reasoning-effort=1 drop-thinking tokenizer-padding-side=1:right",
     ),
     **_features(
         "tokenizers are read from a Hugging Face folder (--tokenizer-name-or-path)",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 
 from mindspeed_lora.config.data import OVERLONG_CHOICES
@@ -16,6 +18,18 @@ def _is_json_object(text: str) -> bool:
         return False
 
 
+def _is_bad_row_limit(text: str) -> bool:
+    return re.fullmatch(r"\d+|\d+(\.\d+)?%", text) is not None and float(text.rstrip("%")) <= (
+        100 if text.endswith("%") else math.inf
+    )
+
+
+def _is_probabilities(text: str) -> bool:
+    return re.fullmatch(r"\s*\d*\.?\d+(\s*,\s*\d*\.?\d+)*\s*", text) is not None
+
+
+_BAD_ROW_LIMIT = Check("a share of the rows like 1%, or a number of rows", _is_bad_row_limit)
+_PROBABILITIES = Check("numbers like 0.3,0.7, one for each input", _is_probabilities)
 _JSON_OBJECT = Check("a JSON object", _is_json_object)
 
 
@@ -23,11 +37,50 @@ _JSON_OBJECT = Check("a JSON object", _is_json_object)
 class PreprocessConfig(Section):
     """From rows of text to an indexed dataset."""
 
-    input: str | None = flag("JSON, JSONL, Parquet or CSV file, or a folder of them", metavar="PATH")
+    input: str | None = flag(
+        "JSON, JSONL, Parquet, Arrow, CSV or text file, a folder of them, or several, separated by commas; with "
+        "LlamaFactoryInstructionHandler names of data sets",
+        metavar="PATH",
+    )
+    datasets: tuple[str, ...] = flag("further inputs, behind those of --input", (), metavar="PATH")
+    dataset_dir: str | None = flag(
+        "LlamaFactoryInstructionHandler: folder of dataset_info.json; left out: the folder that --input names",
+        metavar="DIR",
+    )
+    hf_datasets_params: str | None = flag(
+        "JSON file with the arguments of datasets.load_dataset, which gives the rows in place of --input",
+        metavar="FILE",
+    )
+    mix_strategy: str = flag(
+        "several inputs: one after the other, or in turn until the shortest (under) or the longest (over) ends",
+        "concat",
+        choices=("concat", "interleave_under", "interleave_over"),
+    )
+    interleave_probs: str | None = flag(
+        "in place of turns: how probable each input is to give the next row, like 0.3,0.7",
+        check=_PROBABILITIES,
+        metavar="P,P…",
+    )
+    seed: int = flag("seed of that choice", 1234)
+    max_samples: int | None = flag("rows that are read of each input, at most", check=AT_LEAST_ONE)
+    max_bad_rows: str = flag(
+        "share or number of rows that may be broken; they are left out and told",
+        "1%",
+        check=_BAD_ROW_LIMIT,
+        metavar="N%",
+    )
+    show: int | None = flag(
+        "print so many rows with their tokens and labels, and write nothing", check=AT_LEAST_ONE, metavar="N"
+    )
+    merge_group_keys: tuple[str, ...] = flag(
+        "merge the indexed data sets in the folder --input: those whose names hold a key become <prefix>_<key>",
+        (),
+        metavar="KEY",
+    )
     output_prefix: str | None = flag("the files are named <prefix>_packed_…_document", metavar="PREFIX")
     handler_name: str | None = flag(
-        "what the rows are: AlpacaStyleInstructionHandler, OpenAIInstructionHandler or "
-        "GeneralPretrainHandler; left out: found from the first row",
+        "what the rows are: AlpacaStyle-, SharegptStyle-, OpenAI- or LlamaFactoryInstructionHandler, "
+        "AlpacaStyle- or SharegptStylePairwiseHandler, GeneralPretrainHandler …; left out: found from the first row",
         metavar="NAME",
     )
     map_keys: str | None = flag(
@@ -47,5 +100,10 @@ class PreprocessConfig(Section):
         "pack so that attention, positions and loss stay inside of each row (implies --pack)", False
     )
     workers: int = flag("processes that tokenise", 1, check=AT_LEAST_ONE)
+    n_subs: int = flag(
+        "parts that are prepared side by side: as many processes, where these are more than --workers",
+        1,
+        check=AT_LEAST_ONE,
+    )
     log_interval: int = flag("rows between progress lines", 1000, check=AT_LEAST_ONE)
     overwrite: bool = flag("replace existing output", False, names=("--overwrite", "--overwrite-cache"))

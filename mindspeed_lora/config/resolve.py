@@ -139,7 +139,12 @@ def resolve_preprocess(job: PreprocessJob) -> PreprocessJob:
         name = "--neat-pack" if config.neat_pack else "--pack"
         raise Refused(f"{name} is given without --seq-length; give the length of the packed rows")
     if not job.runtime.print_config:
-        require(job.preprocess, "input", "output_prefix")
+        if config.hf_datasets_params is None and not config.datasets:
+            require(config, "input")
+        if config.show is None or job.runtime.dry_run:
+            require(config, "output_prefix")
+        if config.merge_group_keys:
+            return job
         if job.tokenizer.tokenizer_model is None:
             require(job.tokenizer, "tokenizer_name_or_path")
         if not job.runtime.dry_run:

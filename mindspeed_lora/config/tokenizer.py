@@ -30,5 +30,21 @@ class TokenizerConfig(Section):
     tokenizer_not_use_fast: bool = flag("use the slow (Python) tokenizer", False)
     trust_remote_code: bool = flag("run the .py files of a model or tokenizer folder", False)
     prompt_type: str | None = flag("name of the prompt template: llama2, chatml, qwen, alpaca, empty …")
+    prompt_type_path: str | None = flag(
+        "file of prompt templates of your own, as MindSpeed-LLM's templates.json or LLaMA-Factory's; left out: the "
+        "built-in ones",
+        metavar="FILE",
+    )
+    enable_thinking: str = flag(
+        "templates with thoughts: true trains an empty thought where an answer has none, none makes it part of the "
+        "prompt, false takes all thoughts out, too",
+        "none",
+        choices=("true", "false", "none"),
+    )
     hf_chat_template: bool = flag("use the chat template of the tokenizer", False)
     append_eod: bool = flag("end each document with the end token", False)
+
+    @property
+    def thinking(self) -> bool | None:
+        """``--enable-thinking`` as a value; None: as the rows have it."""
+        return {"true": True, "false": False}.get(self.enable_thinking)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mindspeed_lora.config.jobs import PreprocessJob
 from mindspeed_lora.data.preparation import prepare
 from mindspeed_lora.data.preprocess import dataset_prefixes
-from mindspeed_lora.data.readers import input_files
+from mindspeed_lora.data.sources import input_paths, open_inputs
 
 
 def dry_run(job: PreprocessJob) -> None:
@@ -18,11 +18,18 @@ def dry_run(job: PreprocessJob) -> None:
         Refused: the job cannot be.
     """
     config, tokenizer = job.preprocess, job.tokenizer
-    assert config.input is not None and config.output_prefix is not None
+    assert config.output_prefix is not None
+    if config.merge_group_keys:
+        print(
+            "would write   "
+            + "\n              ".join(f"{config.output_prefix}_{key}" for key in config.merge_group_keys)
+        )
+        print("dry run: flags checked, nothing written")
+        return
     named = tokenizer.tokenizer_name_or_path or tokenizer.tokenizer_model or ""
     missing = [
         f"{flag} {path} is not there"
-        for flag, path in (("--input", config.input), ("the tokenizer", named))
+        for flag, path in (*(("--input", name) for name in input_paths(config)), ("the tokenizer", named))
         if not Path(path).exists()
     ]
     for text in missing:
@@ -30,9 +37,9 @@ def dry_run(job: PreprocessJob) -> None:
     if missing:
         print("dry run: flags checked, rows not tried, nothing written")
         return
-    files = input_files(config.input, _notice)
-    preparation = prepare(job, files, _notice)
-    print("would read    " + "\n              ".join(str(file) for file in files))
+    inputs = open_inputs(config, _notice)
+    preparation = prepare(job, inputs, _notice)
+    print("would read    " + "\n              ".join(str(file) for file in inputs.files))
     print("would write   " + "\n              ".join(dataset_prefixes(config.output_prefix, preparation)))
     print("dry run: everything checked, nothing written")
 

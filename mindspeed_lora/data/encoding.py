@@ -110,4 +110,13 @@ class TemplateEncoder:
             ids = [content] if isinstance(content, int) else token_ids[content]
             input_ids += ids
             answers += [answer] * len(ids)
-        return label(np.array(input_ids, dtype=np.int32), np.array(answers, dtype=np.int32), self.loss_on)
+        owners = np.array(answers, dtype=np.int32)
+        labelled = label(np.array(input_ids, dtype=np.int32), owners, self.loss_on)
+        if self.template.efficient_eos and self._special.end is not None and self.loss_on != "all":
+            self._end_answers(labelled.labels, owners, self._special.end)
+        return labelled
+
+    def _end_answers(self, labels: np.ndarray[Any, Any], owners: np.ndarray[Any, Any], end: int) -> None:
+        """Where a question follows a trained answer, the end token is what is to be predicted (``efficient_eos``)."""
+        starts = np.flatnonzero((owners[1:] == PROMPT) & (owners[:-1] != PROMPT)) + 1
+        labels[starts[labels[starts - 1] != IGNORE_INDEX]] = end

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mindspeed_lora.data.conversation import Message, UnusableRow
+from mindspeed_lora.data.conversation import Message, UnusableRow, split_tools
 from mindspeed_lora.data.encoding import TokenRow, label
 from mindspeed_lora.data.prompt_template import PROMPT
 from mindspeed_lora.data.tokenizer import encode_batch
@@ -27,7 +27,9 @@ Span = tuple[int, int]
 class HfTemplateEncoder:
     """Encodes by the chat template that the tokenizer brings along."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, loss_on: str = "assistant") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, loss_on: str = "assistant", thinking: bool | None = None
+    ) -> None:
         if not tokenizer.chat_template:
             raise Refused(
                 f"--hf-chat-template: the tokenizer {tokenizer.name_or_path} has no chat template; "
@@ -35,6 +37,8 @@ class HfTemplateEncoder:
             )
         self.tokenizer = tokenizer
         self.loss_on = loss_on
+        self.options = {} if thinking is None else {"enable_thinking": thinking}
+        """What the template is told beside the messages."""
         self._special_texts = tuple(
             sorted(
                 (token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True
@@ -51,9 +55,14 @@ class HfTemplateEncoder:
     def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         from jinja2.exceptions import TemplateError
 
+        messages, tools = split_tools(messages)
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages,
+                tools=[dict(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **self.options,
             )
         except TemplateError as error:
             raise Refused(f"the tokenizer's chat template refuses the messages: {error}") from error

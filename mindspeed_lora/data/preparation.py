@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_lora.config.jobs import PreprocessJob
@@ -15,18 +15,17 @@ from mindspeed_lora.data.added_tokens import job_tokenizer
 from mindspeed_lora.data.chat_template import chat_template, count_differing
 from mindspeed_lora.data.conversation import Message, UnusableRow
 from mindspeed_lora.data.encoding import ConversationEncoder, TemplateEncoder
-from mindspeed_lora.data.handlers import (
-    InstructionHandler,
-    TextHandler,
-    guess_handler,
-    make_handler,
-)
+from mindspeed_lora.data.handler_choice import choose_handler
+from mindspeed_lora.data.handlers import ALPACA_TEXT_BY_DEFAULT, Handler, PairHandler, TextHandler
 from mindspeed_lora.data.hf_template import HfTemplateEncoder
 from mindspeed_lora.data.packed_rows import PackFormat
+from mindspeed_lora.data.pair_work import GIVEN_CONVERSATIONS, PairWork
 from mindspeed_lora.data.prepared_info import PreparedInfo
-from mindspeed_lora.data.prompt_template import missing_end_token, prompt_template, special_tokens
-from mindspeed_lora.data.readers import read_rows
+from mindspeed_lora.data.prompt_template import missing_end_token, special_tokens
+from mindspeed_lora.data.readers import Row
 from mindspeed_lora.data.row_work import InstructionWork, TextWork, Work
+from mindspeed_lora.data.sources import Inputs
+from mindspeed_lora.data.template_files import chosen_template
 from mindspeed_lora.data.tokenizer import LazyTokenizer, pad_token_id, tokenizer_fingerprint
 from mindspeed_lora.errors import Refused
 
@@ -60,30 +59,32 @@ class _Encoding:
     end_token_id: int | None
 
 
-def prepare(job: PreprocessJob, files: list[Path], notice: Notice) -> Preparation:
+def prepare(job: PreprocessJob, inputs: Inputs, notice: Notice) -> Preparation:
     """Load the tokenizer, choose handler and template, and try them on the first rows."""
     config = job.preprocess
     folder = job.tokenizer.tokenizer_name_or_path or job.tokenizer.tokenizer_model
     assert folder is not None, "checked when the flags were parsed"
     lazy = job_tokenizer(job.tokenizer, folder)
     tokenizer = lazy.loaded
-    name = config.handler_name
-    if name is None:
-        name = guess_handler(next(iter(read_rows(files[0]))), config.map_keys)
-        notice(f"default taken: --handler-name {name}")
-    handler = make_handler(name, config.map_keys, config.json_keys)
+    name, handler = choose_handler(config, inputs, notice)
     if isinstance(handler, TextHandler):
         return _prepare_text(job, name, handler, lazy, notice)
-    encoding = _encoding(job, tokenizer, notice)
+    pairs = isinstance(handler, PairHandler)
+    if pairs and (config.pack or config.neat_pack):
+        raise Refused(f"--handler-name {name}: pairs are not packed; leave --pack and --neat-pack out")
+    encoding = _encoding(job, name, pairs, tokenizer, notice)
     if isinstance(encoding.encoder, TemplateEncoder):
-        _check_chat_template(encoding.encoder, encoding.chat_template, handler, files[0], notice)
-    work = InstructionWork(
-        handler=handler,
+        _check_chat_template(encoding.encoder, encoding.chat_template, handler, inputs, notice)
+    work: Work = InstructionWork(
+        handler=GIVEN_CONVERSATIONS if isinstance(handler, PairHandler) else handler,
         encoder=encoding.encoder,
         end_token_id=_appended(job.tokenizer, encoding.end_token_id, tokenizer),
         seq_length=config.seq_length,
         overlong=config.overlong,
     )
+    if isinstance(handler, PairHandler):
+        assert isinstance(work, InstructionWork)
+        work = PairWork(handler=handler, single=work)
     packing = _packing(config, pad_token_id(tokenizer))
     info = PreparedInfo(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
@@ -146,18 +147,22 @@ def _appended(
     return end_token_id
 
 
-def _encoding(job: PreprocessJob, tokenizer: PreTrainedTokenizerBase, notice: Notice) -> _Encoding:
-    loss_on = getattr(job.preprocess, "loss_on", "assistant")
+def _encoding(
+    job: PreprocessJob, name: str, pairs: bool, tokenizer: PreTrainedTokenizerBase, notice: Notice
+) -> _Encoding:
+    loss_on = "last-assistant" if pairs else getattr(job.preprocess, "loss_on", "assistant")
     prompt_type = job.tokenizer.prompt_type
     if prompt_type is None:
         if not job.tokenizer.hf_chat_template:
             prompt_type = None if tokenizer.chat_template else "default"
+            if name in ALPACA_TEXT_BY_DEFAULT:
+                prompt_type = "alpaca"
             taken = "--hf-chat-template" if prompt_type is None else f"--prompt-type {prompt_type}"
             notice(f"default taken: {taken}")
         if prompt_type is None:
-            own = HfTemplateEncoder(tokenizer, loss_on)
+            own = HfTemplateEncoder(tokenizer, loss_on, job.tokenizer.thinking)
             return _Encoding(own, loss_on, None, tokenizer.get_chat_template(), tokenizer.eos_token_id)
-    template = prompt_template(prompt_type)
+    template = chosen_template(dataclasses.replace(job.tokenizer, prompt_type=prompt_type))
     lacking = missing_end_token(template, tokenizer)
     if lacking is not None:
         notice(
@@ -166,18 +171,23 @@ def _encoding(job: PreprocessJob, tokenizer: PreTrainedTokenizerBase, notice: No
         )
     encoder = TemplateEncoder(tokenizer, template, loss_on)
     end = special_tokens(template, tokenizer).end
-    return _Encoding(encoder, loss_on, prompt_type, chat_template(prompt_type, tokenizer), end)
+    return _Encoding(encoder, loss_on, prompt_type, chat_template(template, tokenizer), end)
 
 
 def _check_chat_template(
-    encoder: TemplateEncoder, template: str, handler: InstructionHandler, file: Path, notice: Notice
+    encoder: TemplateEncoder, template: str, handler: Handler, inputs: Inputs, notice: Notice
 ) -> None:
     conversations: list[list[Message]] = []
-    for row in itertools.islice(read_rows(file), _ROWS_CHECKED):
+    for row in itertools.islice(inputs.rows(), _ROWS_CHECKED):
         try:
-            conversations.append(handler.messages(row))
-        except UnusableRow:
+            if not isinstance(row, Row) or isinstance(handler, TextHandler):
+                continue
+            conversation = handler.pair(row)[0] if isinstance(handler, PairHandler) else handler.messages(row)
+            encoder.encode([conversation])
+        except (UnusableRow, Refused):
+            # Counted when the row's turn comes.
             continue
+        conversations.append(conversation)
     differing = count_differing(encoder, template, conversations)
     if differing:
         notice(

@@ -18,15 +18,17 @@ import numpy as np
 
 from mindspeed_lora.config.jobs import PreprocessJob
 from mindspeed_lora.data.atomic_output import prepare_folder, publish, remove_stale, temporary_sibling
+from mindspeed_lora.data.bad_rows import BadRowLimit, CheckedWork, told
 from mindspeed_lora.data.indexed_dataset import IndexedDatasetBuilder
 from mindspeed_lora.data.packed_rows import RowSpool
 from mindspeed_lora.data.preparation import Preparation, prepare
 from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, text_info_path, to_json
 from mindspeed_lora.data.progress import Progress
-from mindspeed_lora.data.readers import Row, input_files, read_rows
-from mindspeed_lora.data.row_work import InstructionWork, Outcome
+from mindspeed_lora.data.readers import BadRow, Row
+from mindspeed_lora.data.row_work import Outcome, TextWork
 from mindspeed_lora.data.sample import IGNORE_INDEX
 from mindspeed_lora.data.sft_dataset import packed_prefix
+from mindspeed_lora.data.sources import Inputs, open_inputs
 from mindspeed_lora.data.summary import Summary
 from mindspeed_lora.data.worker_pool import ordered_map
 from mindspeed_lora.errors import Refused
@@ -42,14 +44,14 @@ def preprocess(job: PreprocessJob) -> Summary:
     """
     for text in job.notices:
         _notice(text)
-    assert job.preprocess.input is not None and job.preprocess.output_prefix is not None
-    files = input_files(job.preprocess.input, _notice)
-    preparation = prepare(job, files, _notice)
+    assert job.preprocess.output_prefix is not None
+    inputs = open_inputs(job.preprocess, _notice)
+    preparation = prepare(job, inputs, _notice)
     prepare_folder(Path(job.preprocess.output_prefix).parent)
     output = _Output(job.preprocess.output_prefix, preparation)
     progress = Progress(job.preprocess.log_interval)
     try:
-        summary = _run(job, preparation, files, output, progress)
+        summary = _run(job, preparation, inputs, output, progress)
         output.pack(summary)
         output.publish(summary)
     except BaseException:
@@ -57,49 +59,45 @@ def preprocess(job: PreprocessJob) -> Summary:
         raise
     finally:
         progress.close()
+    for text in told(summary):
+        _notice(text)
     print(summary.text(progress.seconds))
     print("written       " + "\n              ".join(str(path) for path in output.prefixes))
     return summary
 
 
 def _run(
-    job: PreprocessJob, preparation: Preparation, files: list[Path], output: _Output, progress: Progress
+    job: PreprocessJob, preparation: Preparation, inputs: Inputs, output: _Output, progress: Progress
 ) -> Summary:
     summary = Summary()
     fractions: list[float] = []
-    chunks = _chunks(files, fractions)
-    for number, outcomes in enumerate(ordered_map(preparation.work, chunks, job.preprocess.workers)):
+    chunks = _chunks(inputs.rows(), fractions)
+    limit = BadRowLimit(job.preprocess.max_bad_rows, job.preprocess.input or "")
+    workers = max(job.preprocess.workers, job.preprocess.n_subs)
+    for number, outcomes in enumerate(ordered_map(CheckedWork(preparation.work), chunks, workers)):
         tokens = sum(summary.add(outcome) for outcome in outcomes)
         for outcome in outcomes:
             output.add(outcome)
         progress.update(len(outcomes), tokens, fractions[number])
+        limit.check_on_the_way(summary)
+    limit.check(summary)
     if summary.kept == 0:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in summary.dropped.most_common())
         raise Refused(f"--input {job.preprocess.input}: none of {summary.read} rows can be used ({reasons})")
     return summary
 
 
-def _chunks(files: Sequence[Path], fractions: list[float]) -> Iterator[list[Row]]:
+def _chunks(rows: Iterator[Row | BadRow], fractions: list[float]) -> Iterator[list[Row | BadRow]]:
     """Rows in order, many at a time; ``fractions`` gets how much of the input each chunk reaches to."""
-    sizes = [file.stat().st_size for file in files]
-    total = max(sum(sizes), 1)
-    before = 0
-    for file, size in zip(files, sizes, strict=True):
-        for rows in _batched(read_rows(file)):
-            fractions.append((before + rows[-1].fraction * size) / total)
-            yield rows
-        before += size
-
-
-def _batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
     while chunk := list(itertools.islice(rows, _ROWS_A_CHUNK)):
+        fractions.append(chunk[-1].fraction)
         yield chunk
 
 
 def dataset_prefixes(prefix: str, preparation: Preparation) -> list[str]:
     """The paths of the indexed data sets that a run writes, without their suffixes."""
     keys = preparation.work.keys
-    if isinstance(preparation.work, InstructionWork):
+    if not isinstance(preparation.work, TextWork):
         return [packed_prefix(prefix, key) for key in keys]
     return [f"{prefix}_{key}_document" for key in keys]
 
@@ -111,7 +109,7 @@ class _Output:
         self._info = preparation.info
         self._packing = preparation.packing
         self.prefixes = dataset_prefixes(prefix, preparation)
-        if isinstance(preparation.work, InstructionWork):
+        if not isinstance(preparation.work, TextWork):
             self._info_paths = [info_path(prefix)]
         else:
             self._info_paths = [text_info_path(path) for path in self.prefixes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,10 @@ class Outcome:
     was_cut: bool = False
     reason: str | None = None
     """Why the row was dropped."""
+    problem: str | None = None
+    """A sentence on what is wrong with a row that is broken."""
+    num_tokens: int | None = None
+    """Tokens of the row, where they are not those of its first document."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,10 @@ class InstructionWork:
     seq_length: int | None = None
     overlong: str = "truncate"
 
-    keys = ("input_ids", "attention_mask", "labels")
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the data sets that are written."""
+        return ("input_ids", "attention_mask", "labels")
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """One outcome a row, in order."""
@@ -141,4 +148,18 @@ class TextWork:
         return Outcome(tuple(documents), num_loss_tokens=sum(len(tokens) for tokens in documents))
 
 
-Work = InstructionWork | TextWork
+class Work(Protocol):
+    """What is done with the rows of a data set."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the data sets that are written."""
+        ...
+
+    def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
+        """One outcome a row, in order.
+
+        Raises:
+            Refused: a row is broken.
+        """
+        ...

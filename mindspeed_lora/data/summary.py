@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from mindspeed_lora.data.row_work import Outcome
 
+PROBLEMS_TOLD = 10
+"""So many broken rows are named."""
 _BAR_WIDTH = 40
 _BARS = 12
 
@@ -20,6 +22,9 @@ class Summary:
     cut: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     """Number of dropped rows by reason."""
+    broken: int = 0
+    problems: list[str] = field(default_factory=list)
+    """What is wrong with the first broken rows."""
     tokens: int = 0
     loss_tokens: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
@@ -32,10 +37,14 @@ class Summary:
     def add(self, outcome: Outcome) -> int:
         """Count one row; returns its tokens."""
         self.read += 1
+        if outcome.problem is not None:
+            self.broken += 1
+            self.problems += [outcome.problem] if len(self.problems) < PROBLEMS_TOLD else []
+            return 0
         if outcome.reason is not None:
             self.dropped[outcome.reason] += 1
             return 0
-        length = len(outcome.documents[0])
+        length = outcome.num_tokens or len(outcome.documents[0])
         self.kept += 1
         self.cut += outcome.was_cut
         self.tokens += length
@@ -55,6 +64,8 @@ class Summary:
             lines.append(f"  of them cut {self.cut:>12,}  to --seq-length")
         lines.append(f"rows dropped  {sum(self.dropped.values()):>12,}")
         lines += [f"              {count:>12,}  {reason}" for reason, count in self.dropped.most_common()]
+        if self.broken:
+            lines.append(f"rows broken   {self.broken:>12,}  {self.broken / self.read:.2%}, left out")
         lines.append(f"tokens        {self.tokens:>12,}  {self.tokens / max(self.kept, 1):,.1f} a row")
         if self.packed:
             filled = self.tokens / (self.packed * self.packed_length)

@@ -11,13 +11,9 @@ from mindspeed_lora.config.inference import InferenceConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
 from mindspeed_lora.data.conversation import Message, UnusableRow
 from mindspeed_lora.data.encoding import TemplateEncoder
-from mindspeed_lora.data.prompt_template import (
-    PromptTemplate,
-    missing_end_token,
-    prompt_template,
-    special_tokens,
-)
+from mindspeed_lora.data.prompt_template import PromptTemplate, missing_end_token, special_tokens
 from mindspeed_lora.data.sample import IGNORE_INDEX
+from mindspeed_lora.data.template_files import chosen_template
 from mindspeed_lora.data.tokenizer import encode_batch
 from mindspeed_lora.errors import Refused
 
@@ -87,7 +83,7 @@ class PromptEncoder:
         self, tokenizer: PreTrainedTokenizerBase, config: TokenizerConfig, add_eos_token: bool = False
     ) -> None:
         self.tokenizer = tokenizer
-        self.template = None if config.prompt_type is None else prompt_template(config.prompt_type)
+        self.template = None if config.prompt_type is None else chosen_template(config)
         self.hf_chat_template = config.hf_chat_template
         self.add_eos_token = add_eos_token
         if self.hf_chat_template and not tokenizer.chat_template:
@@ -131,8 +127,8 @@ class PromptEncoder:
             end = special_tokens(self.template, self.tokenizer).end
             stops += [] if end is None else [(end,)]
             spelled_out = missing_end_token(self.template, self.tokenizer)
-            if spelled_out is not None:
-                stops += [tuple(encode_batch(self.tokenizer, [spelled_out])[0])]
+            texts = [*self.template.stop_words, *([] if spelled_out is None else [spelled_out])]
+            stops += [tuple(tokens) for tokens in encode_batch(self.tokenizer, texts) if tokens]
         return list(dict.fromkeys(stops))
 
     def _encode_turns(self, messages: Sequence[Message]) -> list[int]:

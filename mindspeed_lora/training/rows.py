@@ -21,6 +21,7 @@ from mindspeed_lora.data.prepared_info import PreparedInfo, check_tokenizer, rea
 from mindspeed_lora.data.sample import Sample
 from mindspeed_lora.data.sampling import SampleOrder
 from mindspeed_lora.data.sft_dataset import SftDataset, count_documents
+from mindspeed_lora.data.template_files import chosen_template
 from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.packed_data import check_ends, check_packed, end_of_document
@@ -208,7 +209,7 @@ def _chat_template(job: TrainJob, info: PreparedInfo | None, tokenizer: LazyToke
     if info is None:
         if prompt_type is None or tokenizer is None:
             return None
-        return chat_template(prompt_type, tokenizer.loaded)
+        return chat_template(chosen_template(job.tokenizer), tokenizer.loaded)
     if prompt_type is not None and info.prompt_type is not None and prompt_type != info.prompt_type:
         raise Refused(
             f"--prompt-type {prompt_type} contradicts --data-path {job.data.data_path}, which was prepared with "

@@ -10,6 +10,39 @@ from transformers import PreTrainedTokenizerFast
 KINDS = ("gpt2", "llama3", "spm-legacy", "spm-first", "spm-always")
 CHAT_TOKENS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 THINK_TOKENS = ["<think>", "</think>"]
+FAMILY_TOKENS = [
+    *("[gMASK]", "sop", "<sop>", "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>"),
+    *(
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<｜User｜>",
+        "<｜Assistant｜>",
+        "<role>",
+        "</role>",
+        "<|role_end|>",
+    ),
+    *(
+        "<reserved_106>",
+        "<reserved_107>",
+        "<用户>",
+        "<AI>",
+        "<|endoftext|>",
+        "<tool_response>",
+        "</tool_response>",
+    ),
+    *(
+        "<|start|>",
+        "<|message|>",
+        "<|channel|>",
+        "<|end|>",
+        "[INST]",
+        "[/INST]",
+        "<tool_call>",
+        "</tool_call>",
+    ),
+    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+]
+"""What the published families have as tokens of their own, and the small vocabularies have not."""
 CORPUS = [
     "Human: How do I bake bread?\nAssistant: Mix flour and water, then wait.",
     "[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\nName three fruits. [/INST] apple, pear, plum",
@@ -82,3 +115,9 @@ def save_tokenizer(folder: Path, kind: str = "gpt2", chat_template: str | None =
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def add_family_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer, knowing the special tokens of every built-in template."""
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in FAMILY_TOKENS])
+    return tokenizer

@@ -7,7 +7,8 @@ from mindspeed_lora.data.chat_template import chat_template, count_differing, to
 from mindspeed_lora.data.conversation import Turns
 from mindspeed_lora.data.encoding import TemplateEncoder
 from mindspeed_lora.data.joints import find_joints
-from mindspeed_lora.data.prompt_template import pieces, prompt_template, prompt_templates, special_tokens
+from mindspeed_lora.data.prompt_template import pieces, special_tokens
+from mindspeed_lora.data.template_files import prompt_template, prompt_templates
 from tests.unit.data.made_tokenizers import KINDS, make_tokenizer
 
 PROMPT_TYPES = sorted(prompt_templates())
@@ -20,7 +21,10 @@ CONVERSATIONS = [
 THINKING = Turns("", ("hm",), ("<think>\nlet me see\n</think>\n\nIt is so.",))
 # One tokenizer sees ".[" of system text and question as one word; the other splits the two line feeds of a
 # header when an answer follows.
-MERGED = {("llama3", "mistral"), ("gpt2", "llama3"), ("gpt2", "qwen3")}
+MERGED = {
+    *(("llama3", "mistral"), ("llama3", "mixtral"), ("llama3", "glm4_moe")),
+    *(("gpt2", "llama3"), ("gpt2", "qwen3"), ("gpt2", "magistral"), ("gpt2", "glm4_moe")),
+}
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, turns: Turns, template: str, **options: bool) -> list[int]:
@@ -32,11 +36,11 @@ def rendered(tokenizer: PreTrainedTokenizerFast, turns: Turns, template: str, **
 @pytest.mark.parametrize("prompt_type", PROMPT_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_tokens_as_the_prompt_type(
-    tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, prompt_type: str
+    family_tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, prompt_type: str
 ) -> None:
     if (kind, prompt_type) in MERGED:
         pytest.skip("no chat template can keep these pieces apart")
-    tokenizer = tokenizers[kind]
+    tokenizer = family_tokenizers[kind]
     template = chat_template(prompt_type, tokenizer)
     encoder = TemplateEncoder(tokenizer, prompt_template(prompt_type))
     # An answer that begins with a special token needs no blank before it, which no template can know.
@@ -49,11 +53,11 @@ def test_the_same_tokens_as_the_prompt_type(
 @pytest.mark.parametrize("prompt_type", PROMPT_TYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_generation_starts_where_the_last_answer_does(
-    tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, prompt_type: str
+    family_tokenizers: dict[str, PreTrainedTokenizerFast], kind: str, prompt_type: str
 ) -> None:
     if (kind, prompt_type) in MERGED:
         pytest.skip("no chat template can keep these pieces apart")
-    tokenizer = tokenizers[kind]
+    tokenizer = family_tokenizers[kind]
     template = chat_template(prompt_type, tokenizer)
     encoder = TemplateEncoder(tokenizer, prompt_template(prompt_type), "last-assistant")
     for turns in CONVERSATIONS:
@@ -99,9 +103,9 @@ def _made(kind: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_prompt_of_a_first_answer_is_always_the_same(
-    tokenizers: dict[str, PreTrainedTokenizerFast], kind: str
+    family_tokenizers: dict[str, PreTrainedTokenizerFast], kind: str
 ) -> None:
-    tokenizer = tokenizers[kind]
+    tokenizer = family_tokenizers[kind]
     for prompt_type in PROMPT_TYPES:
         template = chat_template(prompt_type, tokenizer)
         encoder = TemplateEncoder(tokenizer, prompt_template(prompt_type))
@@ -116,10 +120,10 @@ def test_the_prompt_of_a_first_answer_is_always_the_same(
 
 
 def test_sentencepiece_texts_are_tokenised_as_if_alone(
-    tokenizers: dict[str, PreTrainedTokenizerFast],
+    family_tokenizers: dict[str, PreTrainedTokenizerFast],
 ) -> None:
     for kind in KINDS[2:]:
-        tokenizer = tokenizers[kind]
+        tokenizer = family_tokenizers[kind]
         for prompt_type in PROMPT_TYPES:
             template = prompt_template(prompt_type)
             for turns in CONVERSATIONS:

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from mindspeed_lora.data.conversation import UnusableRow, to_turns
+from mindspeed_lora.data.conversation import Call, Turns, UnusableRow, to_turns
 from mindspeed_lora.data.encoding import TemplateEncoder, TokenRow, label, with_end
-from mindspeed_lora.data.prompt_template import PROMPT, prompt_template
+from mindspeed_lora.data.prompt_template import PROMPT
+from mindspeed_lora.data.template_files import prompt_template
 
 IDS = np.arange(10, 16, dtype=np.int32)
 ANSWERS = np.array([PROMPT, PROMPT, 0, PROMPT, 1, 1], dtype=np.int32)
@@ -64,7 +65,9 @@ def test_turns() -> None:
         (["user", "assistant", "system", "assistant"], "do not alternate"),
         (["user", "assistant", "user"], "last message"),
         (["system"], "last message"),
-        (["user", "tool"], "role tool has no place"),
+        (["user", "tool"], "do not alternate"),
+        (["user", "assistant", "user", "tool", "assistant"], "do not alternate"),
+        (["user", "critic"], "role critic has no place"),
     ],
 )
 def test_conversations_that_no_prompt_template_has_slots_for(roles: list[str], reason: str) -> None:
@@ -72,6 +75,50 @@ def test_conversations_that_no_prompt_template_has_slots_for(roles: list[str], r
         to_turns([message(role) for role in roles])
 
 
-def test_tool_calls_have_no_slot() -> None:
-    with pytest.raises(UnusableRow, match="tool calls"):
-        to_turns([message("user"), message("assistant", "", tool_calls=[{}])])
+def call(name: str, arguments: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def test_turns_with_tools() -> None:
+    tools = [{"name": "f"}]
+    turns = to_turns(
+        [
+            message("system", "", tools=tools),
+            message("user", "q"),
+            message("assistant", "let me see", tool_calls=[call("f", '{"a":1}'), call("g", {"b": "ä"})]),
+            message("tool", "one"),
+            message("tool", "two"),
+            message("assistant", "a"),
+        ]
+    )
+    assert turns == Turns(
+        "",
+        ("q", ""),
+        ("let me see", "a"),
+        tuple(tools),
+        {1: ("one", "two")},
+        {0: (Call("f", '{"a": 1}'), Call("g", '{"b": "ä"}'))},
+    )
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "last-assistant", "all"])
+def test_the_end_of_an_answer_is_learnt_without_an_end_token_behind_it(
+    family_tokenizers: dict[str, PreTrainedTokenizerFast], loss_on: str
+) -> None:
+    """``efficient_eos``: the label of what follows an answer is the end token, and the row ends with one."""
+    tokenizer = family_tokenizers["gpt2"]
+    encoder = TemplateEncoder(tokenizer, prompt_template("glm4"), loss_on)
+    turns = [message("user", "q"), message("assistant", "a"), message("user", "r"), message("assistant", "b")]
+    (row,) = encoder.encode([turns])
+    assert isinstance(row, TokenRow)
+    end = tokenizer.eos_token_id
+    text = "[gMASK]<sop><|user|>\nq<|assistant|>", "\na", "<|user|>\nr<|assistant|>", "\nb"
+    first, answer, second, last = (tokenizer.encode(part) for part in text)
+    assert row.input_ids.tolist() == [*first, *answer, *second, *last, end]
+    quiet = [-100] * len(second)
+    expected = {
+        "assistant": [*([-100] * len(first)), *answer, end, *quiet[1:], *last, end],
+        "last-assistant": [*([-100] * len(first + answer)), *quiet, *last, end],
+        "all": row.input_ids.tolist(),
+    }
+    assert row.labels.tolist() == expected[loss_on]

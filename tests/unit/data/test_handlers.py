@@ -6,10 +6,14 @@ import pytest
 from mindspeed_lora.data.conversation import UnusableRow
 from mindspeed_lora.data.handlers import (
     ALPACA,
+    ALPACA_PAIRS,
     ALPACA_PRETRAIN,
     OPENAI,
     PRETRAIN,
+    SHAREGPT,
+    SHAREGPT_PAIRS,
     InstructionHandler,
+    PairHandler,
     TextHandler,
     guess_handler,
     make_handler,
@@ -122,7 +126,15 @@ CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
             },
             [("user", "ab")],
         ),
-        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, [("assistant", "")]),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+                ]
+            },
+            [("assistant", "")],
+        ),
+        ({"messages": [{"role": "function", "content": "r"}]}, [("tool", "r")]),
     ],
 )
 def test_openai(values: dict[str, Any], expected: list[tuple[str, str]]) -> None:
@@ -157,6 +169,14 @@ def test_null_keys_of_messages_are_left_out() -> None:
         ({"messages": [{"role": "user"}]}, "message 1: expected text as content, found no content"),
         ({"messages": [{"role": "user", "content": 5}]}, "message 1: .*found the number 5"),
         ({"messages": [{"role": "user", "content": [{"image": "x"}]}]}, "message 1: .*found a list"),
+        (
+            {"messages": [{"role": "user", "content": "a\ud800"}]},
+            "message 1: content: half of a surrogate pair",
+        ),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "message 1: tool_calls holds an object"),
+        ({"messages": [{"role": "function_call", "content": "f("}]}, "message 1: a function call is text"),
+        ({"messages": CHAT, "tools": "[1]"}, "tools holds the number 1; expected a function with a name"),
+        ({"messages": CHAT, "tools": [{"name": "f", "parameters": []}]}, "tools: the parameters of f are a list"),
     ],
 )
 def test_malformed_openai_rows(values: dict[str, Any], message: str) -> None:
@@ -182,10 +202,172 @@ def test_alpaca_rows_as_plain_text() -> None:
     )
 
 
+SAID = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"conversations": SAID}, [("user", "Q"), ("assistant", "A")]),
+        (
+            {"conversations": json.dumps(SAID), "system": "S"},
+            [("system", "S"), ("user", "Q"), ("assistant", "A")],
+        ),
+        (
+            {"conversations": [{"from": "system", "value": "T"}, *SAID], "system": "S", "id": 3},
+            [("system", "T"), ("user", "Q"), ("assistant", "A")],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Q"},
+                    {
+                        "from": "function_call",
+                        "value": '<think>hm</think>{"name": "f", "arguments": {"a": 1}}',
+                    },
+                    {"from": "observation", "value": "r"},
+                    {"from": "gpt", "value": "A"},
+                ]
+            },
+            [("user", "Q"), ("assistant", "<think>hm</think>"), ("tool", "r"), ("assistant", "A")],
+        ),
+    ],
+)
+def test_sharegpt(values: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert messages(SHAREGPT, values) == expected
+
+
+def test_sharegpt_calls_and_tools() -> None:
+    handler = make_handler(SHAREGPT)
+    calls = '[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": "{}"}]'
+    said = [{"from": "human", "value": "Q", "weight": 0.5}, {"from": "function_call", "value": calls}]
+    found = handler.messages(row({"conversations": said, "tools": '[{"name": "f"}, {"name": "g"}]'}))
+    assert found[0] == {"role": "system", "content": "", "tools": [{"name": "f"}, {"name": "g"}]}
+    assert found[1] == {"role": "user", "content": "Q", "weight": 0.5}
+    assert [call["function"]["name"] for call in found[2]["tool_calls"]] == ["f", "g"]
+
+
+def test_sharegpt_by_other_names_keeps_the_tags_that_are_not_named() -> None:
+    keys = {
+        "messages": "m",
+        "system": "s",
+        "tags": {"role_tag": "who", "content_tag": "what", "user_tag": "me"},
+    }
+    said = [{"who": "me", "what": "Q"}, {"who": "gpt", "what": "A"}]
+    expected = [("system", "S"), ("user", "Q"), ("assistant", "A")]
+    assert messages(SHAREGPT, {"m": said, "s": "S", "system": "not this"}, keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"messages": SAID}, "conversations is missing; found messages"),
+        ({"conversations": 3}, "conversations is the number 3; expected a list of messages"),
+        ({"conversations": [{"from": "human"}]}, "message 1: expected an object with from and value"),
+        (
+            {"conversations": [{"from": "you", "value": "Q"}]},
+            'message 1: from is text "you"; expected human, gpt',
+        ),
+        ({"conversations": [{"from": ["human"], "value": "Q"}]}, "message 1: from is a list"),
+        ({"conversations": [{"from": "human", "value": None}]}, "message 1: value is null; expected text"),
+        (
+            {"conversations": [{"from": "function_call", "value": "{}"}]},
+            "message 1: tool_calls holds an object",
+        ),
+    ],
+)
+def test_malformed_sharegpt_rows(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refused, match=f"^data.json, row 7(, |: ){message}"):
+        messages(SHAREGPT, values)
+
+
+def test_conversations_without_messages_are_dropped() -> None:
+    with pytest.raises(UnusableRow, match="no messages"):
+        messages(SHAREGPT, {"conversations": []})
+
+
+def pair(
+    name: str, values: dict[str, Any], map_keys: dict[str, Any] | None = None
+) -> list[list[tuple[str, str]]]:
+    handler = make_handler(name, map_keys)
+    assert isinstance(handler, PairHandler) and not isinstance(handler, TextHandler)
+    return [[(one["role"], one["content"]) for one in side] for side in handler.pair(row(values))]
+
+
+def test_pairs() -> None:
+    expected = [[("user", "I\nJ"), ("assistant", "good")], [("user", "I\nJ"), ("assistant", "bad")]]
+    given = {"instruction": "I", "input": "J"}
+    assert pair(ALPACA_PAIRS, {**given, "chosen": "good", "rejected": "bad"}) == expected
+    # Lists: of each its first text; where one column has both, the first and the second.
+    assert pair(ALPACA_PAIRS, {**given, "chosen": ["good", "x"], "rejected": ["bad", "y"]}) == expected
+    keys = {"chosen": "output", "rejected": "output"}
+    assert pair(ALPACA_PAIRS, {**given, "output": ["good", "bad"]}, keys) == expected
+    said = [{"from": "human", "value": "I\nJ"}]
+    good, bad = {"from": "gpt", "value": "good"}, {"from": "gpt", "value": "bad"}
+    assert pair(SHAREGPT_PAIRS, {"conversations": said, "chosen": good, "rejected": bad}) == expected
+    assert pair(SHAREGPT_PAIRS, {"conversations": said, "chosen": "good", "rejected": "bad"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        (ALPACA_PAIRS, {"instruction": "I", "chosen": "a"}, "rejected is missing"),
+        (ALPACA_PAIRS, {"instruction": "I", "chosen": [], "rejected": "b"}, "chosen has 0 texts"),
+        (
+            ALPACA_PAIRS,
+            {"instruction": "I", "chosen": 3, "rejected": "b"},
+            "chosen is the number 3; expected text",
+        ),
+        (
+            SHAREGPT_PAIRS,
+            {"conversations": SAID[:1], "chosen": {"from": "human", "value": "x"}, "rejected": "b"},
+            "chosen is a message of user; expected the assistant's",
+        ),
+    ],
+)
+def test_malformed_pairs(name: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refused, match=f"row 7: {message}"):
+        pair(name, values)
+
+
+def test_published_sets() -> None:
+    belle = {"instruction": "Human: a\nAssistant: b\nHuman: c\nAssistant:", "input": "", "output": " d"}
+    expected = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    assert messages("BelleMultiTurnInstructionHandler", belle) == expected
+    turn = {"Human": "<|Human|>: a<eoh>\n", "MOSS": "<|MOSS|>: b<eom>\n", "Inner Thoughts": "no"}
+    moss = {"chat": {"turn_1": turn, "turn_2": None}}
+    assert messages("MOSSMultiTurnHandler", moss) == [("user", "a"), ("assistant", "b")]
+    leetcode = {"code_with_problem": "Add.\n```python\nx```", "code_only": "x", "explanation_only": "y"}
+    assert messages("LeetcodePythonInstructionHandler", leetcode) == [("user", "Add."), ("assistant", "x\ny")]
+    general = {"instruction": "I", "input": "J", "output": "O"}
+    assert messages("GeneralInstructionHandler", general) == [("user", "I\nJ"), ("assistant", "O")]
+    question = {"title": "T", "question_body": "Q", "answer_body": "A"}
+    assert texts("StackOverflowPythonPretrainHandler", question) == (
+        "In python, T\n### Question:\nQ\n### Response:\nA\n",
+    )
+    (text,) = texts("SharegptPretrainHandler", {"conversations": SAID, "system": "S\n"})
+    assert text == "S\n### Instruction:\nQ\n\n### Response:\nA"
+
+
+@pytest.mark.parametrize("name", ["PPOAlpacaStyleInstructionHandler", "AlpacaStyleProcessRewardHandler"])
+def test_handlers_for_what_is_not_trained_here(name: str) -> None:
+    with pytest.raises(Refused, match=f"--handler-name {name}: .* not prepared here"):
+        make_handler(name)
+
+
+def test_unset_columns_are_not_read() -> None:
+    values = {"instruction": "I", "input": "J", "output": "O", "system": "S"}
+    assert messages(ALPACA, values, {"query": None, "system": ""}) == [("user", "I"), ("assistant", "O")]
+
+
 @pytest.mark.parametrize(
     ("values", "name"),
     [
         ({"messages": CHAT}, OPENAI),
+        ({"messages": SAID}, SHAREGPT),
+        ({"conversations": SAID, "id": 1}, SHAREGPT),
+        ({"conversations": SAID, "chosen": {}, "rejected": {}}, SHAREGPT_PAIRS),
+        ({"instruction": "I", "chosen": "a", "rejected": "b"}, ALPACA_PAIRS),
         ({"instruction": "I", "output": "O"}, ALPACA),
         ({"text": "x"}, PRETRAIN),
     ],
@@ -209,12 +391,31 @@ def test_the_handler_is_found_by_mapped_columns() -> None:
         ),
         ('{"prompt": 1}', "--map-keys: prompt is the number 1"),
         ("[1]", "expected an object"),
+        ('{"tags": {"role": "x"}}', "unknown key tags"),
         ("{", "not valid JSON"),
     ],
 )
 def test_wrong_maps(map_keys: str, message: str) -> None:
     with pytest.raises(Refused, match=message):
         make_handler(ALPACA, map_keys)
+
+
+@pytest.mark.parametrize(
+    ("map_keys", "message"),
+    [
+        ({"tags": {"role": "x"}}, "unknown tag role; expected some of role_tag, content_tag"),
+        ({"tags": {"role_tag": None}}, "tag role_tag is null"),
+        ({"tags": 3}, "tags is the number 3"),
+        ({"kto_tag": "x"}, "kto_tag is for KTO training"),
+        (
+            {"prompt": "x"},
+            "unknown key prompt; expected some of messages, system, tools, chosen, rejected, tags",
+        ),
+    ],
+)
+def test_wrong_tags(map_keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refused, match=f"--map-keys: {message}"):
+        make_handler(SHAREGPT, map_keys)
 
 
 def test_an_unknown_handler_lists_the_known() -> None:

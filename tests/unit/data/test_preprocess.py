@@ -249,7 +249,10 @@ def test_a_folder_of_files(tmp_path: Path, tokenizer: Path) -> None:
         ([], "the file has no rows"),
         ([{"instruction": "I"}], "row 1: cannot tell what the columns"),
         ([ROWS[0], {"instruction": "I"}], r"rows\.json, row 2: output is missing; found instruction"),
-        ([*ROWS[:300], {"instruction": "I", "output": 5}], "row 301: output is the number 5"),
+        (
+            [*ROWS[:300], *[{"instruction": "I", "output": 5}] * 4],
+            "4 of 304 .*row 301: output is the number 5",
+        ),
         ([{"instruction": "", "output": ""}], r"none of 1 rows can be used \(1 × question and answer"),
     ],
 )
@@ -277,7 +280,7 @@ def test_bad_flags(tmp_path: Path, tokenizer: Path) -> None:
 def test_a_failed_run_leaves_the_earlier_set(tmp_path: Path, tokenizer: Path) -> None:
     run(write_rows(tmp_path, ROWS[:4]), tokenizer, tmp_path / "data", "--prompt-type", "llama2")
     before = all_bytes(tmp_path, "data")
-    broken = write_rows(tmp_path, [*ROWS, {}], "broken.json")
+    broken = write_rows(tmp_path, [*ROWS, *[{}] * 9], "broken.json")
     with pytest.raises(Refused, match="row 701"):
         run(broken, tokenizer, tmp_path / "data", "--prompt-type", "llama2")
     assert all_bytes(tmp_path, "data") == before

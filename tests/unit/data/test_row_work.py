@@ -6,9 +6,9 @@ from transformers import PreTrainedTokenizerFast
 from mindspeed_lora.data.encoding import TemplateEncoder
 from mindspeed_lora.data.handlers import ALPACA, PRETRAIN, TextHandler, make_handler
 from mindspeed_lora.data.hf_template import HfTemplateEncoder
-from mindspeed_lora.data.prompt_template import prompt_template
 from mindspeed_lora.data.readers import Row
 from mindspeed_lora.data.row_work import InstructionWork, Outcome, TextWork
+from mindspeed_lora.data.template_files import prompt_template
 from mindspeed_lora.errors import Refused
 from tests.unit.data.made_tokenizers import make_tokenizer
 

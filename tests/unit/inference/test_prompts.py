@@ -13,7 +13,7 @@ from mindspeed_lora.config.inference import InferenceConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
 from mindspeed_lora.data.conversation import UnusableRow
 from mindspeed_lora.data.encoding import TemplateEncoder
-from mindspeed_lora.data.prompt_template import prompt_template, prompt_templates
+from mindspeed_lora.data.template_files import prompt_template, prompt_templates
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.inference.prompts import PromptEncoder, read_prompts
 from tests.unit.data.made_tokenizers import make_tokenizer

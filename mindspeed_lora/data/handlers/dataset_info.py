@@ -1,0 +1,112 @@
+"""``dataset_info.json`` of LLaMA-Factory: files, columns and form of data sets by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mindspeed_lora.data.handlers import (
+    ALPACA,
+    ALPACA_PAIRS,
+    OPENAI,
+    SHAREGPT,
+    SHAREGPT_PAIRS,
+    Handler,
+    make_handler,
+)
+from mindspeed_lora.errors import Refused
+
+FILE_NAME = "dataset_info.json"
+_REMOTE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+_KEYS = (
+    *("file_name", "formatting", "ranking", "columns", "tags", "num_samples", "split", "subset", "folder"),
+    *_REMOTE,
+)
+_NOT_TEXT = ("images", "videos", "audios", "kto_tag")
+
+
+@dataclass(frozen=True)
+class DescribedSet:
+    """One entry."""
+
+    path: Path
+    """A file or a folder."""
+    handler: Handler
+    num_samples: int | None = None
+
+
+def read_dataset_info(folder: str | Path, names: list[str]) -> list[DescribedSet]:
+    """The data sets of that names, in their order.
+
+    Raises:
+        Refused: the file or an entry is missing or malformed, or asks for what is not read here.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise Refused(
+            f"{path}: cannot be read ({error.strerror}); --dataset-dir names the folder that has it"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise Refused(f"{path}: expected an object of data sets by name")
+    found = []
+    for name in names:
+        if name not in entries:
+            raise Refused(f"--input {name}: not in {path}; it has {', '.join(entries)}")
+        if not isinstance(entries[name], dict):
+            raise Refused(f"{path}: {name} is not an object")
+        found.append(_described(path, name, entries[name]))
+    return found
+
+
+def _described(path: Path, name: str, entry: Mapping[str, Any]) -> DescribedSet:
+    where = f"{path}: {name}"
+    for key in entry:
+        if key not in _KEYS:
+            raise Refused(f"{where}: unknown key {key}; expected some of {', '.join(_KEYS)}")
+    if not isinstance(entry.get("file_name"), str):
+        remote = ", ".join(key for key in _REMOTE if key in entry) or "no file_name"
+        raise Refused(
+            f"{where} has {remote}; only files are read here: put them beside {path.name}, name file_name"
+        )
+    for key, usual in (("split", "train"), ("subset", None), ("folder", None)):
+        if entry.get(key, usual) not in (usual, None):
+            raise Refused(f"{where}: {key} {entry[key]} is of remote data sets; only files are read here")
+    columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
+    if not isinstance(columns, dict) or not isinstance(tags, dict):
+        raise Refused(f"{where}: columns and tags have to be objects")
+    for key in _NOT_TEXT:
+        if columns.get(key):
+            raise Refused(f"{where}: the column {key} is not text, which alone is trained here")
+    num_samples = entry.get("num_samples")
+    if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
+        raise Refused(f"{where}: num_samples is {num_samples!r}; expected an integer of at least 1")
+    map_keys = {key: column for key, column in columns.items() if key not in _NOT_TEXT}
+    try:
+        handler = make_handler(_handler_name(where, entry), {**map_keys, **({"tags": tags} if tags else {})})
+    except Refused as error:
+        raise Refused(f"{where}: {str(error).removeprefix('--map-keys: ')}") from error
+    return DescribedSet(path.parent / entry["file_name"], handler, num_samples)
+
+
+def _handler_name(where: str, entry: Mapping[str, Any]) -> str:
+    formatting, ranking = entry.get("formatting", "alpaca"), entry.get("ranking", False)
+    handlers = {
+        ("alpaca", False): ALPACA,
+        ("alpaca", True): ALPACA_PAIRS,
+        ("sharegpt", False): SHAREGPT,
+        ("sharegpt", True): SHAREGPT_PAIRS,
+        ("openai", False): OPENAI,
+    }
+    if not isinstance(ranking, bool) or (formatting, ranking) not in handlers:
+        raise Refused(
+            f"{where}: formatting {formatting} with ranking {ranking} is unknown; expected alpaca or sharegpt, "
+            "with or without ranking, or openai"
+        )
+    return handlers[formatting, ranking]
