@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mindspeed_lora.config.flags import AT_LEAST_ONE, Check, Section, flag
 
 OVERLONG_CHOICES = ("truncate", "proportional", "drop")
+LOSS_ON_CHOICES = ("assistant", "last-assistant", "all")
 
 
 def _is_split(text: str) -> bool:
@@ -26,8 +27,26 @@ _SPLIT = Check(
 class DataConfig(Section):
     """Where the prepared rows lie, in what order they are taken and how they are padded."""
 
-    data_path: str | None = flag("prefix of the prepared data, without _packed_…", metavar="PREFIX")
-    valid_data_path: str | None = flag("prefix of prepared data for the evaluation loss", metavar="PREFIX")
+    data_path: tuple[str, ...] | None = flag(
+        "prefix of the prepared data, without _packed_…, or a file or folder of raw rows; several of them, each with a "
+        "weight before it (0.3 A 0.7 B) or all without (taken by their sizes)",
+        metavar="PREFIX",
+    )
+    train_data_path: tuple[str, ...] | None = flag(
+        "data for training alone, in place of --data-path and --split; named in the same way",
+        metavar="PREFIX",
+    )
+    valid_data_path: tuple[str, ...] | None = flag(
+        "data for the evaluation loss, named in the same way", metavar="PREFIX"
+    )
+    test_data_path: tuple[str, ...] | None = flag(
+        "data for the test loss at the end of the run, named in the same way", metavar="PREFIX"
+    )
+    data_args_path: str | None = flag("file that holds the words of --data-path", metavar="FILE")
+    per_split_data_args_path: str | None = flag(
+        'JSON file with the words of the three: {"train": [0.3, "A", 0.7, "B"], "valid": ["C"], "test": null}',
+        metavar="FILE",
+    )
     split: str = flag("shares of training, validation and test, cut in file order", "100,0,0", check=_SPLIT)
     seq_length: int | None = flag(
         "longest row, in tokens; left out: the model's max_position_embeddings, at most 4096",
@@ -48,7 +67,9 @@ class DataConfig(Section):
     packing: bool = flag(
         "pack the rows of each global batch while training: attention and loss stay inside of each row", False
     )
-    neat_pack: bool = flag("the data were prepared with --neat-pack, as they tell themselves", False)
+    neat_pack: bool = flag(
+        "the data were prepared with --neat-pack, as they tell themselves; raw rows are", False
+    )
     reset_attention_mask: bool = flag(
         "attention does not cross documents: rows packed with --neat-pack; with plain text, end tokens", False
     )

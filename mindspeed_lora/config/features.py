@@ -82,10 +82,6 @@ NOT_BUILT: dict[str, Feature] = {
         "enable-mg2hf-convert hf-save-dir=1 only-convert-last-checkpoint",
     ),
     **_features(
-        "blended data sets are not supported by this version; give one --data-path",
-        "train-data-path=+ test-data-path=+ data-args-path=1",
-    ),
-    **_features(
         "this kind of input is not supported by this version of preprocess_data.py",
         """script-data-dir=1 data-obfuscation obf-seed-content=1
         dataset-impl=1:mmap pad-to-multiple-of=1:1""",
@@ -104,10 +100,7 @@ NOT_BUILT: dict[str, Feature] = {
         "tokenizers are read from a Hugging Face folder (--tokenizer-name-or-path)",
         "vocab-file=1 merge-file=1",
     ),
-    **_features(
-        "training reads prepared data; run preprocess_data.py first",
-        "handler-name=1 output-prefix=1 input=1 map-keys=1 pack",
-    ),
+    **_features("training reads rows from --data-path, prepared or raw", "input=1"),
     **_features(
         "this command runs in one process, which needs no torchrun",
         "world-size=1 nnodes=1 nproc_per_node=1 nproc-per-node=1",

@@ -14,7 +14,7 @@ from mindspeed_lora.config.lora import LoraConfig, LoraFlags
 from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.moe import ExpertsConfig, RoutingConfig
 from mindspeed_lora.config.parallel import ParallelConfig, StagesConfig
-from mindspeed_lora.config.preprocess import PreprocessConfig
+from mindspeed_lora.config.preprocess import PreprocessConfig, RawRowsConfig
 from mindspeed_lora.config.quantization import ConversionQuantFlags, QuantFlags, TrainQuantFlags
 from mindspeed_lora.config.runtime import FileRuntimeConfig, LaunchedRuntimeConfig, RuntimeConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
@@ -44,6 +44,7 @@ class TrainJob(Job):
     lora: LoraConfig
     quantization: TrainQuantFlags
     data: DataConfig
+    raw_rows: RawRowsConfig
     tokenizer: TokenizerConfig
     training: TrainingConfig
     checkpoint: CheckpointConfig

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from mindspeed_lora.config.data import OVERLONG_CHOICES
+from mindspeed_lora.config.data import LOSS_ON_CHOICES, OVERLONG_CHOICES
 from mindspeed_lora.config.flags import AT_LEAST_ONE, Check, Section, flag
 
 
@@ -34,7 +34,52 @@ _JSON_OBJECT = Check("a JSON object", _is_json_object)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig(Section):
+class RowsConfig(Section):
+    """What the rows are and how they become samples, wherever they are prepared."""
+
+    handler_name: str | None = flag(
+        "what the rows are: AlpacaStyle-, SharegptStyle-, OpenAI- or LlamaFactoryInstructionHandler, "
+        "AlpacaStyle- or SharegptStylePairwiseHandler, GeneralPretrainHandler …; left out: found from the first row",
+        metavar="NAME",
+    )
+    map_keys: str | None = flag(
+        "JSON object: this tool's column names to yours", check=_JSON_OBJECT, metavar="JSON"
+    )
+    json_keys: tuple[str, ...] = flag("GeneralPretrainHandler: columns with text", ("text",), metavar="KEY")
+    loss_on: str = flag(
+        "what carries loss: every answer, the last one, or the whole text; keys loss (true, false) and weight (0 and "
+        "up) of messages, and weight of rows, are read anyway",
+        "assistant",
+        choices=LOSS_ON_CHOICES,
+    )
+    pack: bool = flag(
+        "put rows together to rows of --seq-length; attention and positions run through them", False
+    )
+    max_samples: int | None = flag("rows that are read of each input, at most", check=AT_LEAST_ONE)
+    max_bad_rows: str = flag(
+        "share or number of rows that may be broken; they are left out and told",
+        "1%",
+        check=_BAD_ROW_LIMIT,
+        metavar="N%",
+    )
+    workers: int = flag("processes that tokenise", 1, check=AT_LEAST_ONE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawRowsConfig(RowsConfig):
+    """Raw rows given to a training, which prepares them first; without effect on prepared data."""
+
+    output_prefix: str | None = flag(
+        "where raw rows of --data-path are prepared; left out: a folder .prepared beside them",
+        metavar="PREFIX",
+    )
+    data_cache_path: str | None = flag(
+        "folder for prepared rows in place of .prepared beside the raw ones", metavar="DIR"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig(RowsConfig):
     """From rows of text to an indexed dataset."""
 
     input: str | None = flag(
@@ -62,13 +107,6 @@ class PreprocessConfig(Section):
         metavar="P,P…",
     )
     seed: int = flag("seed of that choice", 1234)
-    max_samples: int | None = flag("rows that are read of each input, at most", check=AT_LEAST_ONE)
-    max_bad_rows: str = flag(
-        "share or number of rows that may be broken; they are left out and told",
-        "1%",
-        check=_BAD_ROW_LIMIT,
-        metavar="N%",
-    )
     show: int | None = flag(
         "print so many rows with their tokens and labels, and write nothing", check=AT_LEAST_ONE, metavar="N"
     )
@@ -78,28 +116,15 @@ class PreprocessConfig(Section):
         metavar="KEY",
     )
     output_prefix: str | None = flag("the files are named <prefix>_packed_…_document", metavar="PREFIX")
-    handler_name: str | None = flag(
-        "what the rows are: AlpacaStyle-, SharegptStyle-, OpenAI- or LlamaFactoryInstructionHandler, "
-        "AlpacaStyle- or SharegptStylePairwiseHandler, GeneralPretrainHandler …; left out: found from the first row",
-        metavar="NAME",
-    )
-    map_keys: str | None = flag(
-        "JSON object: this tool's column names to yours", check=_JSON_OBJECT, metavar="JSON"
-    )
-    json_keys: tuple[str, ...] = flag("GeneralPretrainHandler: columns with text", ("text",), metavar="KEY")
     seq_length: int | None = flag(
         "longest row, in tokens, and the length of packed rows; left out: no limit", check=AT_LEAST_ONE
     )
     overlong: str = flag(
         "what happens to rows longer than --seq-length", "truncate", choices=OVERLONG_CHOICES
     )
-    pack: bool = flag(
-        "put rows together to rows of --seq-length; attention and positions run through them", False
-    )
     neat_pack: bool = flag(
         "pack so that attention, positions and loss stay inside of each row (implies --pack)", False
     )
-    workers: int = flag("processes that tokenise", 1, check=AT_LEAST_ONE)
     n_subs: int = flag(
         "parts that are prepared side by side: as many processes, where these are more than --workers",
         1,

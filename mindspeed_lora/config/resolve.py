@@ -188,6 +188,8 @@ def _texts(job: Job) -> Iterable[tuple[str, str]]:
                 value = getattr(section, option.dest)
                 if isinstance(value, str):
                     yield option.name, value
+                elif isinstance(value, tuple):
+                    yield option.name, " ".join(map(str, value))
 
 
 def given_lora(job: Job) -> bool:

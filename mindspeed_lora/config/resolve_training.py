@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from mindspeed_lora.config.blend import parse_blend, with_listed_data
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.launcher import restart_count
 from mindspeed_lora.config.lora import FUSION_PLANS, FUSION_WEIGHTS, LoraConfig
@@ -33,6 +34,9 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
 
     ``--print-config`` stops before all that depends on the launch or on the user's own paths.
     """
+    if not job.runtime.print_config:
+        data, told = with_listed_data(job.data, job.runtime.dry_run)
+        job = dataclasses.replace(job, data=data, notices=(*job.notices, *told))
     lora, lora_defaults = _fill_lora(job)
     training, training_defaults = _fill_training(job)
     job = dataclasses.replace(job, lora=lora, training=training)
@@ -55,12 +59,14 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
         )
     _check_saving(job)
     _check_packing(job)
+    _check_data(job)
     if job.runtime.print_config:
         return job
     job = _after_restart(job, environ)
     _check_batch(job, job.runtime.resolve_world_size(job.parallel, environ))
     if not job.runtime.dry_run:
-        require(job.data, "data_path")
+        if job.data.train_data_path is None:
+            require(job.data, "data_path")
         refuse_placeholders(job)
     if job.checkpoint.load is None and job.checkpoint.exit_on_missing_checkpoint:
         raise Refused("--exit-on-missing-checkpoint is given without --load; name the model")
@@ -121,7 +127,8 @@ def _notices(job: TrainJob, defaults: list[str]) -> list[str]:
 def has_validation(job: TrainJob) -> bool:
     """Whether the job names rows for an evaluation: a second share of the split, or data of their own."""
     shares = [float(share) for share in job.data.split.split(",")]
-    return job.data.valid_data_path is not None or (len(shares) > 1 and shares[1] > 0)
+    has_share = job.data.train_data_path is None and len(shares) > 1 and shares[1] > 0
+    return job.data.valid_data_path is not None or has_share
 
 
 def _check_fusion(lora: LoraConfig) -> None:
@@ -183,6 +190,20 @@ def _after_restart(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
         checkpoint=dataclasses.replace(job.checkpoint, resume="auto"),
         notices=(*job.notices, f"restart {count} of this job: --resume auto is taken"),
     )
+
+
+def _check_data(job: TrainJob) -> None:
+    """What the flags of data paths say."""
+    data = job.data
+    for name in ("data_path", "train_data_path", "valid_data_path", "test_data_path"):
+        words = getattr(data, name)
+        if words is not None:
+            parse_blend(words, "--" + name.replace("_", "-"))
+    if data.test_data_path is not None and not job.training.eval_iters:
+        raise Refused(
+            "--test-data-path is given, but --eval-iters says that nothing is evaluated; give the number of global "
+            "batches (-1: all), or leave it out"
+        )
 
 
 def _check_packing(job: TrainJob) -> None:

@@ -29,7 +29,7 @@ def job_tokenizer(config: TokenizerConfig, folder: str | Path) -> LazyTokenizer:
     digest = plain.files_digest
     if digest is not None:
         digest = hashlib.sha256(f"{digest} {json.dumps(tokens)}".encode()).hexdigest()
-    return LazyTokenizer(lambda: _with_tokens(plain.loaded, tokens), digest)
+    return LazyTokenizer(lambda: _with_tokens(plain.loaded, tokens), digest, plain.folder)
 
 
 def read_added_tokens(path: str) -> list[str]:

@@ -14,9 +14,15 @@ from mindspeed_lora.atomic import sync_directory
 from mindspeed_lora.errors import Refused
 
 
-def temporary_sibling(target: Path) -> Path:
-    """The path next to ``target`` that is written before it is renamed to ``target``."""
-    return target.with_name(f".{target.name}.tmp-{os.getpid()}")
+def temporary_sibling(target: Path, process_id: int | None = None) -> Path:
+    """The path next to ``target`` that is written before it is renamed to ``target``, by this process or another."""
+    return target.with_name(f".{target.name}.tmp-{process_id or os.getpid()}")
+
+
+def left_by_the_dead(target: Path) -> list[int]:
+    """The processes that wrote a temporary sibling of ``target`` and are no more."""
+    endings = (path.name.rpartition("-")[2] for path in target.parent.glob(f".{target.name}.tmp-*"))
+    return sorted(int(ending) for ending in endings if ending.isdigit() and not _is_alive(ending))
 
 
 def prepare_folder(folder: Path) -> None:
@@ -29,12 +35,15 @@ def prepare_folder(folder: Path) -> None:
         raise Refused(f"the output folder {folder} cannot be written to: permission denied")
 
 
-def remove_stale(targets: Iterable[Path]) -> None:
-    """Remove what interrupted runs left next to ``targets``, unless the process that writes it is alive."""
+def remove_stale(targets: Iterable[Path], kept: int | None = None) -> None:
+    """Remove what interrupted runs left next to ``targets``, unless the process that writes it is alive.
+
+    What the process ``kept`` left stays: it is gone on with.
+    """
     for target in targets:
-        for leftover in target.parent.glob(f".{target.name}.tmp-*"):
-            if not _is_alive(leftover.name.rpartition("-")[2]):
-                leftover.unlink(missing_ok=True)
+        for process_id in left_by_the_dead(target):
+            if process_id != kept:
+                temporary_sibling(target, process_id).unlink(missing_ok=True)
 
 
 def _is_alive(process_id: str) -> bool:

@@ -37,11 +37,16 @@ class Batch:
     """Tokens that are not padding."""
     num_loss_tokens: int
     """Positions with a target."""
+    loss_weights: torch.Tensor | None = None
+    """float32 ``[b, s]``: the weight of each position's loss in the mean; None: all are 1."""
+    sum_of_weights: float = 0.0
+    """The sum of the weights of all positions with a target; their number where there are no weights."""
 
     def at(self, positions: torch.Tensor) -> Batch:
         """Only these positions, int64 ``[n]``, of every row; sub-rows and counts stay those of the whole rows."""
-        tensors = ("tokens", "labels", "position_ids", "sample_ids", "sample_positions")
-        return replace(self, **{name: getattr(self, name)[..., positions] for name in tensors})
+        names = ("tokens", "labels", "position_ids", "sample_ids", "sample_positions", "loss_weights")
+        tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, **{name: tensor[..., positions] for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,8 @@ def collate(rows: Sequence[Sequence[NumberedSample]], padding: Padding, fill_to:
             start = stop
     if padding.vocab_size is not None:
         _check_vocabulary(tokens, sample_ids, padding.vocab_size)
+    with_loss = labels != IGNORE_INDEX
+    num_loss_tokens, loss_weights = int(with_loss.sum()), _loss_weights(rows, num_rows, length)
     return Batch(
         tokens=tokens,
         labels=labels,
@@ -106,8 +113,29 @@ def collate(rows: Sequence[Sequence[NumberedSample]], padding: Padding, fill_to:
         sample_ids=sample_ids,
         sample_positions=sample_positions,
         num_tokens=sum(len(entry) for row in rows for entry in row),
-        num_loss_tokens=int((labels != IGNORE_INDEX).sum()),
+        num_loss_tokens=num_loss_tokens,
+        loss_weights=loss_weights,
+        sum_of_weights=float(
+            num_loss_tokens if loss_weights is None else loss_weights[with_loss].sum(dtype=torch.float64)
+        ),
     )
+
+
+def _loss_weights(
+    rows: Sequence[Sequence[NumberedSample]], num_rows: int, length: int
+) -> torch.Tensor | None:
+    """``[b, s]``, shifted as the labels are; None where no sample has weights."""
+    if all(entry.sample.weights is None for row in rows for entry in row):
+        return None
+    weights = torch.ones((num_rows, length), dtype=torch.float32)
+    for number, row in enumerate(rows):
+        start = 0
+        for entry in row:
+            if entry.sample.weights is not None:
+                own = entry.sample.weights[1:]
+                weights[number, start : start + len(own)] = torch.from_numpy(own)
+            start += len(entry)
+    return weights
 
 
 def _sub_rows(

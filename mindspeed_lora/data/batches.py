@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.data.dealing import Dealing
 from mindspeed_lora.data.sample import Sample
-from mindspeed_lora.data.sampling import SampleOrder
 
 
 class Dataset(Protocol):
@@ -19,13 +18,21 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+class Order(Protocol):
+    """Which sample of a data set is the one of a number in the run."""
+
+    def order(self, sample: int) -> int:
+        """The index in the data set."""
+        ...
+
+
 class StepBatches:
     """The micro-batches of any training step, for one data-parallel rank.
 
     Step k takes the samples ``(k − 1) · gbs`` to ``k · gbs − 1`` of the run, however they are dealt out.
     """
 
-    def __init__(self, dataset: Dataset, order: SampleOrder, dealing: Dealing) -> None:
+    def __init__(self, dataset: Dataset, order: Order, dealing: Dealing) -> None:
         self.dataset = dataset
         self.order = order
         self.dealing = dealing
@@ -38,14 +45,22 @@ class StepBatches:
 
 
 class EvalBatches:
-    """Each sample once, in file order: the micro-batches of one data-parallel rank, global batch by global batch.
+    """The first samples: the micro-batches of one data-parallel rank, global batch by global batch.
 
+    Without ``num_samples`` each sample once; ``order`` says which one is the i-th, left out: file order.
     Every rank gets as many micro-batches; where samples run out, some of a row of padding. Can be gone through
     again and again.
     """
 
-    def __init__(self, dataset: Dataset, dealing: Dealing, num_samples: int | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        dealing: Dealing,
+        num_samples: int | None = None,
+        order: Callable[[int], int] | None = None,
+    ) -> None:
         self.dataset = dataset
+        self.order = order
         self.dealing = dealing
         self.num_samples = len(dataset) if num_samples is None else min(num_samples, len(dataset))
 
@@ -53,4 +68,7 @@ class EvalBatches:
         size = self.dealing.shape.global_batch_size
         for first in range(0, self.num_samples, size):
             numbers = range(first, min(first + size, self.num_samples))
-            yield self.dealing.micro_batches(numbers, self.dataset.__getitem__)
+            yield self.dealing.micro_batches(numbers, self._fetch)
+
+    def _fetch(self, number: int) -> Sample:
+        return self.dataset[number if self.order is None else self.order(number)]

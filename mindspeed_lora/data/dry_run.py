@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mindspeed_lora.config.jobs import PreprocessJob
 from mindspeed_lora.data.preparation import prepare
-from mindspeed_lora.data.preprocess import dataset_prefixes
+from mindspeed_lora.data.prepared_output import dataset_prefixes
 from mindspeed_lora.data.sources import input_paths, open_inputs
 
 

@@ -14,14 +14,13 @@ import numpy as np
 
 from mindspeed_lora.data.conversation import Message, UnusableRow, to_turns
 from mindspeed_lora.data.joints import find_joints
+from mindspeed_lora.data.loss_weights import message_weights, token_weights
 from mindspeed_lora.data.prompt_template import PROMPT, Piece, PromptTemplate, pieces, special_tokens
 from mindspeed_lora.data.sample import IGNORE_INDEX
 from mindspeed_lora.data.tokenizer import encode_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-LOSS_ON_CHOICES = ("assistant", "last-assistant", "all")
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,23 @@ class TokenRow:
     """int32 ``[n]``."""
     labels: np.ndarray[Any, Any]
     """int32 ``[n]``, unshifted."""
+    weights: np.ndarray[Any, Any] | None = None
+    """float32 ``[n]``: the weights of the labels, 0 among them; None: all are 1."""
+
+    def at(self, positions: np.ndarray[Any, Any]) -> TokenRow:
+        """Only these positions of the row."""
+        weights = None if self.weights is None else self.weights[positions]
+        return TokenRow(self.input_ids[positions], self.labels[positions], weights)
+
+    def weighted(self, weight: float) -> TokenRow:
+        """The row with all weights times ``weight``, and only those that are needed: a label of weight 0 is −100."""
+        if self.weights is None and weight == 1:
+            return self
+        ones = np.ones(len(self.labels), dtype=np.float32)
+        weights = (ones if self.weights is None else self.weights) * np.float32(weight)
+        labels = np.where(weights == 0, np.int32(IGNORE_INDEX), self.labels)
+        needed = (weights[labels != IGNORE_INDEX] != 1).any()
+        return TokenRow(self.input_ids, labels, weights if needed else None)
 
 
 class ConversationEncoder(Protocol):
@@ -42,25 +58,33 @@ class ConversationEncoder(Protocol):
         ...
 
 
-def label(input_ids: np.ndarray[Any, Any], answers: np.ndarray[Any, Any], loss_on: str) -> TokenRow:
+def label(
+    input_ids: np.ndarray[Any, Any],
+    answers: np.ndarray[Any, Any],
+    loss_on: str,
+    weights: Sequence[float] | None = None,
+) -> TokenRow:
     """The row whose labels are the tokens that ``loss_on`` names.
 
-    ``answers`` ``[n]`` holds the number of the answer that each token belongs to, or PROMPT.
+    ``answers`` ``[n]`` holds the number of the answer that each token belongs to, or PROMPT; ``weights`` are those
+    of the answers, None: all are 1.
     """
+    of_tokens = None if weights is None else token_weights(answers, weights, loss_on)
     if loss_on == "all":
-        return TokenRow(input_ids, input_ids.copy())
+        return TokenRow(input_ids, input_ids.copy(), of_tokens)
     trained = answers != PROMPT
     if loss_on == "last-assistant" and len(answers):
         trained &= answers == answers.max()
-    return TokenRow(input_ids, np.where(trained, input_ids, np.int32(IGNORE_INDEX)))
+    return TokenRow(input_ids, np.where(trained, input_ids, np.int32(IGNORE_INDEX)), of_tokens)
 
 
 def with_end(row: TokenRow, end_token_id: int) -> TokenRow:
-    """The row with the end token behind it, trained, unless it ends with that token already."""
+    """The row with the end token behind it, trained with the last token's weight, unless it ends with it already."""
     if len(row.input_ids) and row.input_ids[-1] == end_token_id:
         return row
     end = np.array([end_token_id], dtype=np.int32)
-    return TokenRow(np.concatenate([row.input_ids, end]), np.concatenate([row.labels, end]))
+    weights = None if row.weights is None else np.concatenate([row.weights, row.weights[-1:]])
+    return TokenRow(np.concatenate([row.input_ids, end]), np.concatenate([row.labels, end]), weights)
 
 
 class TemplateEncoder:
@@ -87,7 +111,11 @@ class TemplateEncoder:
             if isinstance(text, str)
         }
         token_ids = dict(zip(texts, encode_batch(self.tokenizer, list(texts)), strict=True))
-        return [row if isinstance(row, UnusableRow) else self._assemble(row, token_ids) for row in rendered]
+        weights = [message_weights(conversation, self.loss_on) for conversation in conversations]
+        return [
+            row if isinstance(row, UnusableRow) else self._assemble(row, token_ids, own)
+            for row, own in zip(rendered, weights, strict=True)
+        ]
 
     def _render(self, conversation: Sequence[Message]) -> list[Piece] | UnusableRow:
         try:
@@ -103,7 +131,9 @@ class TemplateEncoder:
                 joined.append((content, answer))
         return joined
 
-    def _assemble(self, row: list[Piece], token_ids: dict[str, list[int]]) -> TokenRow:
+    def _assemble(
+        self, row: list[Piece], token_ids: dict[str, list[int]], weights: Sequence[float] | None
+    ) -> TokenRow:
         input_ids: list[int] = []
         answers: list[int] = []
         for content, answer in row:
@@ -111,7 +141,7 @@ class TemplateEncoder:
             input_ids += ids
             answers += [answer] * len(ids)
         owners = np.array(answers, dtype=np.int32)
-        labelled = label(np.array(input_ids, dtype=np.int32), owners, self.loss_on)
+        labelled = label(np.array(input_ids, dtype=np.int32), owners, self.loss_on, weights)
         if self.template.efficient_eos and self._special.end is not None and self.loss_on != "all":
             self._end_answers(labelled.labels, owners, self._special.end)
         return labelled

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_lora.data.indexed_dataset import IndexedDataset
+from mindspeed_lora.data.indexed_dataset import token_dataset
 from mindspeed_lora.data.sample import IGNORE_INDEX, Sample
 from mindspeed_lora.data.sampling import seeded_permutation
 from mindspeed_lora.errors import Refused
@@ -66,7 +66,7 @@ class GptDataset:
         self.prefix = str(prefix)
         self.seq_length = seq_length
         self.end = end
-        self._tokens = IndexedDataset(prefix)
+        self._tokens = token_dataset(prefix)
         chosen = np.arange(len(self._tokens))
         if documents is not None:
             chosen = chosen[documents.start : documents.stop]

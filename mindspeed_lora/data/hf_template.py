@@ -8,12 +8,14 @@ to it ends; both renderings must be beginnings of the whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mindspeed_lora.data.conversation import Message, UnusableRow, split_tools
 from mindspeed_lora.data.encoding import TokenRow, label
+from mindspeed_lora.data.loss_weights import KEYS, message_weights
 from mindspeed_lora.data.prompt_template import PROMPT
 from mindspeed_lora.data.tokenizer import encode_batch
 from mindspeed_lora.errors import Refused
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A conversation as text."""
+
+    text: str
+    spans: list[Span]
+    """Where each answer lies; none where nobody needs to know."""
+    weights: tuple[float, ...] | None = None
+    """Of the answers."""
 
 
 class HfTemplateEncoder:
@@ -47,7 +60,7 @@ class HfTemplateEncoder:
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[TokenRow | UnusableRow]:
         """One result a conversation, in order: the row, or why there is none."""
-        rendered = [self._render_with_spans(list(conversation)) for conversation in conversations]
+        rendered = [self._render_with_spans(conversation) for conversation in conversations]
         usable = [row for row in rendered if not isinstance(row, UnusableRow)]
         rows = iter(self._tokenise(usable))
         return [row if isinstance(row, UnusableRow) else next(rows) for row in rendered]
@@ -68,15 +81,19 @@ class HfTemplateEncoder:
             raise Refused(f"the tokenizer's chat template refuses the messages: {error}") from error
         return str(text)
 
-    def _render_with_spans(self, messages: list[Message]) -> tuple[str, list[Span]] | UnusableRow:
+    def _render_with_spans(self, conversation: Sequence[Message]) -> _Rendered | UnusableRow:
         """The text of a conversation and where each answer lies in it."""
+        messages: list[Message] = [
+            {key: value for key, value in message.items() if key not in KEYS} for message in conversation
+        ]
+        weights = message_weights(conversation, self.loss_on)
         answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             return UnusableRow("there is no assistant message")
         whole = self._render(messages)
-        if self.loss_on == "all":
-            return whole, []
-        return whole, [self._span(whole, messages, number) for number in answers]
+        if self.loss_on == "all" and weights is None:
+            return _Rendered(whole, [])
+        return _Rendered(whole, [self._span(whole, messages, number) for number in answers], weights)
 
     def _span(self, whole: str, messages: list[Message], number: int) -> Span:
         before = self._render(messages[:number], add_generation_prompt=True)
@@ -110,35 +127,43 @@ class HfTemplateEncoder:
         stripped = whole[start:end].rstrip()
         return start + len(stripped) if stripped.endswith(self._special_texts) else end
 
-    def _tokenise(self, rendered: Sequence[tuple[str, list[Span]]]) -> list[TokenRow]:
-        if self.loss_on == "all" or not self.tokenizer.is_fast:
-            return [self._tokenise_parts(text, spans) for text, spans in rendered]
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(
-            [text for text, _ in rendered], add_special_tokens=False
-        )
+    def _tokenise(self, rendered: Sequence[_Rendered]) -> list[TokenRow]:
+        if not self.tokenizer.is_fast:
+            return [self._tokenise_parts(row) for row in rendered]
+        texts = [row.text for row in rendered]
+        if not any(row.spans for row in rendered):
+            return [_whole(ids) for ids in encode_batch(self.tokenizer, texts)]
+        encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         return [
-            self._by_offsets(encoding.ids, encoding.offsets, spans)
-            for encoding, (_, spans) in zip(encodings, rendered, strict=True)
+            self._by_offsets(encoding.ids, encoding.offsets, row)
+            for encoding, row in zip(encodings, rendered, strict=True)
         ]
 
-    def _by_offsets(self, token_ids: list[int], offsets: list[Span], spans: list[Span]) -> TokenRow:
+    def _by_offsets(self, token_ids: list[int], offsets: list[Span], row: _Rendered) -> TokenRow:
         """A token belongs to an answer if any of its characters does."""
         bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
         answers = np.full(len(token_ids), PROMPT, dtype=np.int32)
-        for number, (start, end) in enumerate(spans):
+        for number, (start, end) in enumerate(row.spans):
             answers[(bounds[:, 1] > start) & (bounds[:, 0] < end)] = number
-        return label(np.array(token_ids, dtype=np.int32), answers, self.loss_on)
+        return label(np.array(token_ids, dtype=np.int32), answers, self.loss_on, row.weights)
 
-    def _tokenise_parts(self, text: str, spans: list[Span]) -> TokenRow:
+    def _tokenise_parts(self, row: _Rendered) -> TokenRow:
         """Without offsets (slow tokenizers) the text is cut where answers begin and end."""
-        if self.loss_on == "all":
-            ids: Any = np.array(encode_batch(self.tokenizer, [text])[0], dtype=np.int32)
-            return TokenRow(ids, ids.copy())
-        cuts = [0, *(bound for span in spans for bound in span), len(text)]
-        parts = [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+        if not row.spans:
+            return _whole(encode_batch(self.tokenizer, [row.text])[0])
+        cuts = [0, *(bound for span in row.spans for bound in span), len(row.text)]
+        parts = [row.text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
         token_ids: list[int] = []
         answers: list[int] = []
         for number, ids in enumerate(encode_batch(self.tokenizer, parts)):
             token_ids += ids
             answers += [number // 2 if number % 2 else PROMPT] * len(ids)
-        return label(np.array(token_ids, dtype=np.int32), np.array(answers, dtype=np.int32), self.loss_on)
+        return label(
+            np.array(token_ids, dtype=np.int32), np.array(answers, dtype=np.int32), self.loss_on, row.weights
+        )
+
+
+def _whole(token_ids: list[int]) -> TokenRow:
+    """The row all of whose tokens carry loss."""
+    ids: np.ndarray[Any, Any] = np.array(token_ids, dtype=np.int32)
+    return TokenRow(ids, ids.copy())

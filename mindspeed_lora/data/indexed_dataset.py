@@ -7,18 +7,20 @@ document bounds (int64[D]: document d holds the sequences ``bounds[d]`` to ``bou
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from mindspeed_lora.data.atomic_output import publish, remove_stale, temporary_sibling
+from mindspeed_lora.data.growing_file import GrowingFile, Mark, flush
 from mindspeed_lora.errors import Refused
 
 _MAGIC = b"MMIDIDX\x00\x00"
+_LEGACY_MAGIC = b"TNTIDX\x00\x00"
+"""Of the older form, ``--dataset-impl lazy`` and ``cached``."""
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES: dict[int, type[np.generic]] = {
@@ -59,6 +61,12 @@ class IndexedDataset:
         size = path.stat().st_size
         with open(path, "rb") as stream:
             header = stream.read(_HEADER.size)
+        if header.startswith(_LEGACY_MAGIC):
+            raise Refused(
+                f"{path}: an index of Megatron's older form (it starts with TNTIDX, --dataset-impl lazy or cached), "
+                "which is not read; prepare the data again, with --dataset-impl mmap where it is another system that "
+                "prepares"
+            )
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             raise Refused(
                 f"{path}: not a Megatron index file (it does not start with MMIDIDX); prepare the data again"
@@ -89,13 +97,11 @@ class IndexedDataset:
             self._tokens = np.zeros(0, dtype=np.uint8)
             return
         ends = self.sequence_pointers + self.sequence_lengths.astype(np.int64) * self.dtype.itemsize
-        if (
-            int(self.sequence_lengths.min()) < 0
-            or int(self.sequence_pointers.min()) < 0
-            or int(ends.max()) > size
-        ):
+        # Sums of hostile numbers wrap around, so that they are looked at one by one, too.
+        first, last = int(self.sequence_pointers.min()), int(self.sequence_pointers.max())
+        if first < 0 or int(self.sequence_lengths.min()) < 0 or max(last, int(ends.max())) > size:
             raise Refused(
-                f"{path}: {size} bytes, but its index reaches to byte {int(ends.max())}; "
+                f"{path}: {size} bytes, but its index reaches to byte {max(last, int(ends.max()))}; "
                 "the file is cut off or not the one that the index was made for"
             )
         self._tokens = np.memmap(path, dtype=np.uint8, mode="r") if size else np.zeros(0, dtype=np.uint8)
@@ -120,39 +126,63 @@ class IndexedDataset:
         return self._tokens[start : start + count * self.dtype.itemsize].view(self.dtype)
 
 
+def token_dataset(prefix: str | Path) -> IndexedDataset:
+    """An indexed data set of tokens, which are integers of any width.
+
+    Raises:
+        Refused: they are not.
+    """
+    dataset = IndexedDataset(prefix)
+    if dataset.dtype.kind not in "iu":
+        raise Refused(f"{idx_path(prefix)}: its entries are {dataset.dtype}; tokens and labels are integers")
+    return dataset
+
+
 class IndexedDatasetBuilder:
     """Writes an indexed dataset whose two files take their names once both are complete."""
 
-    def __init__(self, prefix: str | Path, dtype: type[np.generic] = np.int32) -> None:
+    def __init__(
+        self,
+        prefix: str | Path,
+        dtype: type[np.generic] = np.int32,
+        taken_from: int | None = None,
+        mark: Mark | None = None,
+    ) -> None:
+        """``taken_from`` and ``mark``: goes on with what a dead process had written
+        (:class:`~mindspeed_lora.data.growing_file.GrowingFile`)."""
         self._targets = (bin_path(prefix), idx_path(prefix))
         self._dtype = np.dtype(dtype)
-        self._lengths: list[int] = []
-        self._bounds = [0]
-        remove_stale(self._targets)
-        self._stream: BinaryIO = temporary_sibling(self._targets[0]).open("wb")
+        remove_stale([self._targets[1]])
+        self._file = GrowingFile(self._targets[0], taken_from, mark)
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Of the documents so far."""
+        return self._file.lengths
 
     def add_document(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> None:
         """Append one document of one sequence, ``[n]``."""
         values = np.asarray(tokens, dtype=self._dtype)
-        self._stream.write(values.tobytes())
-        self._lengths.append(len(values))
-        self._bounds.append(len(self._lengths))
+        self._file.append(values.tobytes(), len(values))
+
+    def mark(self) -> Mark:
+        """Puts the documents so far on the disk."""
+        return self._file.mark()
 
     def finish(self) -> list[tuple[Path, Path]]:
         """Flush both files under temporary names; returns the ``(temporary, target)`` pairs to publish."""
-        _flush(self._stream)
-        self._stream.close()
-        lengths = np.asarray(self._lengths, dtype=np.int32)
+        self._file.close()
+        lengths = np.frombuffer(self._file.lengths, dtype=np.int32)
         pointers = np.zeros(len(lengths), dtype=np.int64)
         np.cumsum(lengths[:-1].astype(np.int64) * self._dtype.itemsize, out=pointers[1:])
         temporary_index = temporary_sibling(self._targets[1])
         with open(temporary_index, "wb") as stream:
             code = _CODES[self._dtype]
-            stream.write(_HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(self._bounds)))
+            stream.write(_HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1))
             stream.write(lengths.astype("<i4").tobytes())
             stream.write(pointers.astype("<i8").tobytes())
-            stream.write(np.asarray(self._bounds, dtype="<i8").tobytes())
-            _flush(stream)
+            stream.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+            flush(stream)
         return [(temporary_sibling(target), target) for target in self._targets]
 
     def publish(self) -> None:
@@ -161,11 +191,5 @@ class IndexedDatasetBuilder:
 
     def discard(self) -> None:
         """Remove the unfinished files."""
-        self._stream.close()
-        for target in self._targets:
-            temporary_sibling(target).unlink(missing_ok=True)
-
-
-def _flush(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
+        self._file.discard()
+        temporary_sibling(self._targets[1]).unlink(missing_ok=True)

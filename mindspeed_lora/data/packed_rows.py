@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_lora.data.atomic_output import temporary_sibling
+from mindspeed_lora.data.growing_file import GrowingFile, Mark
 from mindspeed_lora.data.packing import Packing, best_fit_decreasing
 from mindspeed_lora.data.sample import IGNORE_INDEX
 
 Array = np.ndarray[Any, Any]
+Part = tuple[Array, Array, Array | None]
+"""Tokens, labels and perhaps weights of a row, ``[n]`` each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,53 +36,71 @@ class PackFormat:
         """What :class:`~mindspeed_lora.data.prepared_info.PreparedInfo` calls it."""
         return "neat" if self.neat else "plain"
 
-    def row(self, parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array, Array]:
-        """Tokens, attention mask and labels, int32 ``[s]``, of rows of tokens and labels ``[n]``."""
+    def row(self, parts: Sequence[Part]) -> tuple[tuple[Array, Array, Array], Array | None]:
+        """Tokens, attention mask and labels, int32 ``[s]``, and float32 weights of the labels, of single rows."""
         input_ids = np.full(self.seq_length, self.pad_token_id, dtype=np.int32)
         attention_mask = np.zeros(self.seq_length, dtype=np.int32)
         labels = np.full(self.seq_length, IGNORE_INDEX, dtype=np.int32)
+        weights = None
+        if any(own is not None for _, _, own in parts):
+            weights = np.ones(self.seq_length, dtype=np.float32)
         start = 0
-        for number, (tokens, targets) in enumerate(parts, start=1):
+        for number, (tokens, targets, own) in enumerate(parts, start=1):
             stop = start + len(tokens)
             input_ids[start:stop] = tokens
             attention_mask[start:stop] = number if self.neat else 1
             labels[start:stop] = targets
+            if weights is not None and own is not None:
+                weights[start:stop] = own
             if self.neat:
                 # Readers shift labels over the whole row: the token before must not predict this one.
                 labels[start] = IGNORE_INDEX
             start = stop
-        return input_ids, attention_mask, labels
+        return (input_ids, attention_mask, labels), weights
 
 
 class RowSpool:
-    """A temporary file of rows in input order, read back in packing order."""
+    """A temporary file of rows in input order, read back in packing order.
 
-    def __init__(self, target: Path) -> None:
-        """``target`` names the file; it never gets this name itself."""
-        self._path = temporary_sibling(target)
-        self._stream = self._path.open("wb")
-        self.lengths: list[int] = []
+    A row is its tokens, its labels, and where it has weights these: two or three times n values of four bytes, which
+    the file knows as the length 2 n, or 2 n + 1 with weights.
+    """
 
-    def add(self, input_ids: Array, labels: Array) -> None:
-        """Append one row, int32 ``[n]`` each."""
-        for values in (input_ids, labels):
-            self._stream.write(values.astype(np.int32, copy=False).tobytes())
-        self.lengths.append(len(input_ids))
+    def __init__(self, target: Path, taken_from: int | None = None, mark: Mark | None = None) -> None:
+        """``target`` names the file; it never gets this name itself. See ``GrowingFile`` for the others."""
+        self._file = GrowingFile(target, taken_from, mark)
 
-    def packed(self, form: PackFormat) -> Iterator[tuple[Array, Array, Array]]:
-        """The packed rows, in packing order: tokens, attention mask, labels, int32 ``[s]``."""
-        self._stream.flush()
-        packing: Packing = best_fit_decreasing(self.lengths, form.seq_length)
-        values = np.memmap(self._path, dtype=np.int32, mode="r") if self.lengths else np.zeros(0, np.int32)
-        # A row is its tokens and then its labels.
-        ends = 2 * np.cumsum(np.asarray(self.lengths, dtype=np.int64))
+    def add(self, input_ids: Array, labels: Array, weights: Array | None = None) -> None:
+        """Append one row: int32 ``[n]`` each, the weights float32."""
+        content = (
+            input_ids.astype(np.int32, copy=False).tobytes() + labels.astype(np.int32, copy=False).tobytes()
+        )
+        if weights is not None:
+            content += weights.astype(np.float32, copy=False).tobytes()
+        self._file.append(content, 2 * len(input_ids) + (weights is not None))
+
+    def mark(self) -> Mark:
+        """Puts the rows so far on the disk."""
+        return self._file.mark()
+
+    def packed(self, form: PackFormat) -> Iterator[tuple[tuple[Array, Array, Array], Array | None]]:
+        """The packed rows, in packing order, as :meth:`PackFormat.row` gives them."""
+        self._file.stream.flush()
+        codes = np.frombuffer(self._file.lengths, dtype=np.int32).astype(np.int64)
+        lengths, weighted = codes // 2, codes % 2
+        packing: Packing = best_fit_decreasing(lengths, form.seq_length)
+        values = np.memmap(self._file.path, dtype=np.int32, mode="r") if len(codes) else np.zeros(0, np.int32)
+        starts = np.cumsum(lengths * (2 + weighted)) - lengths * (2 + weighted)
         for rows in packing:
-            spans = [(int(ends[row]) - 2 * self.lengths[row], self.lengths[row]) for row in rows]
             yield form.row(
-                [(values[at : at + length], values[at + length : at + 2 * length]) for at, length in spans]
+                [_part(values[starts[row] :], int(lengths[row]), bool(weighted[row])) for row in rows]
             )
 
     def close(self) -> None:
         """Remove the file."""
-        self._stream.close()
-        self._path.unlink(missing_ok=True)
+        self._file.discard()
+
+
+def _part(values: Array, length: int, weighted: bool) -> Part:
+    weights = values[2 * length : 3 * length].view(np.float32) if weighted else None
+    return values[:length], values[length : 2 * length], weights

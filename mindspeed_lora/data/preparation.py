@@ -150,7 +150,7 @@ def _appended(
 def _encoding(
     job: PreprocessJob, name: str, pairs: bool, tokenizer: PreTrainedTokenizerBase, notice: Notice
 ) -> _Encoding:
-    loss_on = "last-assistant" if pairs else getattr(job.preprocess, "loss_on", "assistant")
+    loss_on = "last-assistant" if pairs else job.preprocess.loss_on
     prompt_type = job.tokenizer.prompt_type
     if prompt_type is None:
         if not job.tokenizer.hf_chat_template:

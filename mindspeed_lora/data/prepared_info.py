@@ -45,6 +45,8 @@ class PreparedInfo:
     num_tokens: int = 0
     num_loss_tokens: int = 0
     longest: int = 0
+    source: str | None = None
+    """What a training made it from: a hash of rows, tokenizer, template and flags."""
     files: Mapping[str, int] = field(default_factory=dict)
     """Name and size in bytes of each file of the set."""
     format: int = FORMAT

@@ -11,9 +11,11 @@ import numpy as np
 from mindspeed_lora.data.conversation import Message, UnusableRow
 from mindspeed_lora.data.encoding import ConversationEncoder, TokenRow, with_end
 from mindspeed_lora.data.handlers import InstructionHandler, TextHandler
+from mindspeed_lora.data.loss_weights import row_weight
 from mindspeed_lora.data.overlong import kept_positions
 from mindspeed_lora.data.readers import Row
 from mindspeed_lora.data.sample import IGNORE_INDEX, carries_loss
+from mindspeed_lora.data.tokenizer import encode_batch
 from mindspeed_lora.errors import Refused
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ class Outcome:
     """int32 ``[n]`` for each data set that is written; none for a dropped row."""
     num_loss_tokens: int = 0
     was_cut: bool = False
+    weights: np.ndarray[Any, Any] | None = None
+    """float32 ``[n]``: the weights of the labels; None: all are 1."""
     reason: str | None = None
     """Why the row was dropped."""
     problem: str | None = None
@@ -65,7 +69,10 @@ class InstructionWork:
             conversation if isinstance(conversation, UnusableRow) else next(encoded)
             for conversation in conversations
         )
-        return [self._outcome(result) for result in results]
+        return [
+            self._outcome(result, row_weight(row.values, row.where))
+            for row, result in zip(rows, results, strict=True)
+        ]
 
     def _messages(self, row: Row) -> list[Message] | UnusableRow:
         try:
@@ -85,11 +92,12 @@ class InstructionWork:
                     raise Refused(f"{row.where}: {error}") from error
             raise
 
-    def _outcome(self, row: TokenRow | UnusableRow) -> Outcome:
+    def _outcome(self, row: TokenRow | UnusableRow, weight: float) -> Outcome:
         if isinstance(row, UnusableRow):
             return Outcome(reason=str(row))
         if self.end_token_id is not None:
             row = with_end(row, self.end_token_id)
+        row = row.weighted(weight)
         if not carries_loss(row.labels):
             return Outcome(reason="no token carries loss")
         was_cut = self.seq_length is not None and len(row.input_ids) > self.seq_length
@@ -98,11 +106,12 @@ class InstructionWork:
             if kept is None:
                 left = "" if self.overlong == "drop" else ", and without loss when cut"
                 return Outcome(reason=f"longer than --seq-length{left}")
-            row = TokenRow(row.input_ids[kept], row.labels[kept])
+            row = row.at(kept)
         return Outcome(
             documents=(row.input_ids, np.ones_like(row.input_ids), row.labels),
             num_loss_tokens=int((row.labels[1:] != IGNORE_INDEX).sum()),
             was_cut=was_cut,
+            weights=row.weights,
         )
 
 
@@ -123,7 +132,7 @@ class TextWork:
         """One outcome a row, in order."""
         texts = [self._texts(row) for row in rows]
         flat = [text for row in texts if not isinstance(row, UnusableRow) for text in row]
-        token_ids = iter(self.tokenizer(flat, verbose=False)["input_ids"] if flat else [])
+        token_ids = iter(encode_batch(self.tokenizer, flat, add_special_tokens=True))
         return [
             Outcome(reason=str(row))
             if isinstance(row, UnusableRow)

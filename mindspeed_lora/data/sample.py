@@ -24,6 +24,8 @@ class Sample:
     """Lengths of the parts that attention does not cross, summing to n; None: it is one."""
     position_ids: np.ndarray[Any, Any] | None = None
     """int64 ``[n]``; None: they start anew in each sub-row."""
+    weights: np.ndarray[Any, Any] | None = None
+    """float32, as long as ``labels``: the weight of each label's loss in the mean; None: all are 1."""
 
     def positions(self) -> np.ndarray[Any, Any]:
         """Position ids, int64 ``[n]``."""

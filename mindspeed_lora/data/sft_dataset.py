@@ -1,7 +1,8 @@
 """Instruction rows prepared as three indexed datasets: tokens, attention mask and labels.
 
 Files: ``{prefix}_packed_{input_ids|attention_mask|labels}_document.{bin,idx}``; labels are unshifted and as
-long as the tokens.
+long as the tokens. Where labels have other weights than 0 and 1, ``{prefix}_packed_loss_weights_document`` holds
+them, as long again.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_lora.data.indexed_dataset import IndexedDataset, idx_path
+from mindspeed_lora.data.indexed_dataset import IndexedDataset, idx_path, token_dataset
 from mindspeed_lora.data.overlong import kept_positions
 from mindspeed_lora.data.sample import IGNORE_INDEX, Sample
-from mindspeed_lora.errors import Refused
+from mindspeed_lora.errors import Failed, Refused
 
 PACKED_KEYS = ("input_ids", "attention_mask", "labels")
+WEIGHTS_KEY = "loss_weights"
+"""The key of the weights, which are only there where they are needed."""
 
 
 def packed_prefix(prefix: str | Path, key: str) -> str:
-    """The indexed dataset's own prefix for one of :data:`PACKED_KEYS`."""
+    """The indexed dataset's own prefix for one of :data:`PACKED_KEYS`, or :data:`WEIGHTS_KEY`."""
     return f"{prefix}_packed_{key}_document"
 
 
@@ -43,10 +46,12 @@ class SftDataset:
         self.seq_length = seq_length
         self.overlong = overlong
         _check_prefix(self.prefix)
-        self._input_ids = IndexedDataset(packed_prefix(prefix, "input_ids"))
+        self._input_ids = token_dataset(packed_prefix(prefix, "input_ids"))
         self._labels = self._beside("labels")
         mask = packed_prefix(prefix, "attention_mask")
         self._mask = self._beside("attention_mask") if packed and idx_path(mask).exists() else None
+        weights = packed_prefix(prefix, WEIGHTS_KEY)
+        self._weights = self._beside(WEIGHTS_KEY) if idx_path(weights).exists() else None
         self._documents = np.arange(len(self._input_ids))
         if documents is not None:
             self._documents = self._documents[documents.start : documents.stop]
@@ -54,7 +59,8 @@ class SftDataset:
 
     def _beside(self, key: str) -> IndexedDataset:
         """The dataset of another key, whose rows must be as long as the tokens."""
-        dataset = IndexedDataset(packed_prefix(self.prefix, key))
+        opened = IndexedDataset if key == WEIGHTS_KEY else token_dataset
+        dataset = opened(packed_prefix(self.prefix, key))
         if not np.array_equal(self._input_ids.sequence_lengths, dataset.sequence_lengths):
             raise Refused(
                 f"--data-path {self.prefix}: the rows of input_ids and {key} have different lengths; "
@@ -109,18 +115,32 @@ class SftDataset:
         assert kept is not None, "rows that keep nothing were dropped at the start"
         input_ids = self._input_ids[document][kept].astype(np.int64)
         labels = self._labels[document][kept].astype(np.int64)
+        weights = None
+        if self._weights is not None:
+            weights = self._weights_of(document)[kept]
+            labels[weights == 0] = IGNORE_INDEX
         if self._mask is None:
-            return Sample(input_ids, labels)
+            return Sample(input_ids, labels, weights=weights)
         mask = self._mask[document][kept]
         starts = np.flatnonzero(np.diff(mask)) + 1
         if not len(starts):
-            return Sample(input_ids, labels)
+            return Sample(input_ids, labels, weights=weights)
         # The token before a sub-row must not predict its first one.
         labels[starts] = IGNORE_INDEX
         labels[mask == 0] = IGNORE_INDEX
-        return Sample(
-            input_ids, labels, sub_rows=tuple(np.diff(starts, prepend=0, append=len(mask)).tolist())
-        )
+        sub_rows = tuple(np.diff(starts, prepend=0, append=len(mask)).tolist())
+        return Sample(input_ids, labels, sub_rows, weights=weights)
+
+    def _weights_of(self, document: int) -> np.ndarray:
+        """The weights of a document's labels, float32 ``[n]``."""
+        assert self._weights is not None
+        weights = self._weights[document].astype(np.float32)
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise Failed(
+                f"{self._weights.prefix}.bin: document {document} holds weights that are negative or not finite; "
+                "prepare the data again"
+            )
+        return weights
 
 
 def count_documents(prefix: str | Path) -> int:
@@ -137,5 +157,5 @@ def _check_prefix(prefix: str) -> None:
         raise Refused(f"--data-path {prefix}: give the prefix without _packed…, that is {stem}")
     raise Refused(
         f"--data-path {prefix}: there is no {packed_prefix(prefix, 'input_ids')}.idx; "
-        "expected the --output-prefix of preprocess_data.py"
+        "expected the --output-prefix of preprocess_data.py, or raw rows"
     )

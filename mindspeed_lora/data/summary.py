@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from mindspeed_lora.data.row_work import Outcome
 
@@ -51,6 +53,20 @@ class Summary:
         self.loss_tokens += outcome.num_loss_tokens
         self.lengths[length] += 1
         return length
+
+    def state(self) -> dict[str, Any]:
+        """What JSON can hold of the counts."""
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return {name: list(value.items()) if isinstance(value, Counter) else value for name, value in values}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Summary:
+        """From what :meth:`state` gave."""
+        summary = cls()
+        for name, value in state.items():
+            counted = isinstance(getattr(summary, name), Counter)
+            setattr(summary, name, Counter(dict(value)) if counted else value)
+        return summary
 
     @property
     def longest(self) -> int:

@@ -56,7 +56,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(folder), use_fast=use_fast, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -66,13 +66,25 @@ def load_tokenizer(
             f"tokenizer {path}: cannot be loaded ({lines[0] if lines else type(error).__name__}); "
             f"found {found}"
         ) from error
+    if tokenizer.is_fast:
+        # Some tokenizer.json cut and pad by themselves, which is for whoever makes batches.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 class LazyTokenizer:
     """A tokenizer that is read when it is first needed; that and importing transformers takes seconds."""
 
-    def __init__(self, load: Callable[[], PreTrainedTokenizerBase], files_digest: str | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], PreTrainedTokenizerBase],
+        files_digest: str | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self._load = load
+        self.folder = folder
+        """Where its files lie; None: it is not known."""
         self.files_digest = files_digest
         """What :func:`files_digest` says; None: it is not known."""
 
@@ -89,7 +101,7 @@ def lazy_tokenizer(path: str | Path, use_fast: bool = True, trust_remote_code: b
         _refuse_code(folder)
     load = functools.partial(load_tokenizer, path, use_fast, trust_remote_code)
     # Code of the folder may read what it likes.
-    return LazyTokenizer(load, None if trust_remote_code else files_digest(path, use_fast))
+    return LazyTokenizer(load, None if trust_remote_code else files_digest(path, use_fast), folder)
 
 
 def files_digest(path: str | Path, use_fast: bool) -> str:
@@ -140,14 +152,18 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
 
-def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each text, without special tokens around it."""
+def encode_batch(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], add_special_tokens: bool = False
+) -> list[list[int]]:
+    """The token ids of each text, with or without the special tokens that the tokenizer puts around a text."""
     if not texts:
         return []
     if tokenizer.is_fast:
-        backend = tokenizer.backend_tokenizer
-        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(
+            list(texts), add_special_tokens=add_special_tokens
+        )
+        return [encoding.ids for encoding in encodings]
+    return tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

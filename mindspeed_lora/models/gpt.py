@@ -83,6 +83,7 @@ class GPTModel(MegatronGPTModel):
         positions: Tensor | None = None,
         last_only: bool = False,
         context: ForwardContext | None = None,
+        loss_weights: Tensor | None = None,
     ) -> Tensor:
         """One micro-batch through this stage.
 
@@ -92,6 +93,7 @@ class GPTModel(MegatronGPTModel):
             positions: ``[s]`` or ``[b, s]`` int64; None means 0 … s − 1.
             last_only: logits of the last position only, ``[1, b, v]``.
             context: what else the layers must know of the micro-batch; None: rows are not packed.
+            loss_weights: ``[b, s]`` float32 on the host, what each position's loss is multiplied by; None: 1.
 
         Returns:
             On the last stage the summed cross entropy (float32 scalar), or the logits ``[s, b, v]`` over the
@@ -123,9 +125,9 @@ class GPTModel(MegatronGPTModel):
         if not self.post_process:
             # The schedule runs backward from here, also where no parameter below is trained.
             return hidden.requires_grad_() if self.training and not hidden.requires_grad else hidden
-        return self._logits(hidden, last_only) if labels is None else self._loss(hidden, labels)
+        return self._logits(hidden, last_only) if labels is None else self._loss(hidden, labels, loss_weights)
 
-    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, hidden: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         group = self.groups.tp_group
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, group=group)
@@ -138,6 +140,7 @@ class GPTModel(MegatronGPTModel):
             self.vocab_range,
             group,
             self.output_rows,
+            None if weights is None else weights.t().reshape(-1),
         )
 
     def _logits(self, hidden: Tensor, last_only: bool) -> Tensor:

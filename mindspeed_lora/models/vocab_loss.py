@@ -31,8 +31,9 @@ def vocab_parallel_loss(
     vocab_range: tuple[int, int],
     group: dist.ProcessGroup,
     token_rows: TokenRows | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Sum of the cross entropies of all positions whose label is not −100.
+    """Sum of the cross entropies of all positions whose label is not −100, each times its weight.
 
     Args:
         hidden: ``[n, h]``, the same on every TP rank; its gradient is this rank's partial sum over TP.
@@ -42,6 +43,7 @@ def vocab_parallel_loss(
         vocab_range: this rank's first row and the end of its rows that are no padding, as token numbers.
         group: the TP group.
         token_rows: rows that stand in the place of the weight's for some tokens.
+        weights: ``[n]`` float32 on the host, what each position's loss is multiplied by; None: 1.
 
     Returns:
         A float32 scalar, the same on every TP rank; 0 where no position carries loss, with zero gradients for all
@@ -51,7 +53,10 @@ def vocab_parallel_loss(
     targets = labels[positions].to(hidden.device, non_blocking=True)
     selected = hidden.index_select(0, positions.to(hidden.device, non_blocking=True))
     rows, columns = (None, None) if token_rows is None else token_rows.in_output()
-    loss: Tensor = _ChunkedCrossEntropy.apply(selected, weight, rows, columns, targets, vocab_range, group)
+    chosen = None if weights is None else weights[positions].to(hidden.device, non_blocking=True)
+    loss: Tensor = _ChunkedCrossEntropy.apply(
+        selected, weight, rows, columns, targets, chosen, vocab_range, group
+    )
     return loss
 
 
@@ -61,7 +66,8 @@ def logits_bytes(on_cpu: bool) -> int:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """``Σᵢ log Σ_v exp(hᵢ·w_v) − hᵢ·w_{yᵢ}`` with ``∂/∂hᵢ = Σ_v (p_iv − [v = yᵢ]) w_v``.
+    """``Σᵢ cᵢ (log Σ_v exp(hᵢ·w_v) − hᵢ·w_{yᵢ})`` with ``∂/∂hᵢ = cᵢ Σ_v (p_iv − [v = yᵢ]) w_v``; ``c [n]`` are 1
+    where no loss weights are given.
 
     Saves the gradient of ``hidden [n, h]`` in float32, and that of ``weight`` or ``rows`` where they are trained; no
     logits. ``rows [m, h]`` stand in the place of the rows ``columns [m]`` of the weight.
@@ -75,6 +81,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows: Tensor | None,
         columns: Tensor | None,
         labels: Tensor,
+        loss_weights: Tensor | None,
         vocab_range: tuple[int, int],
         group: dist.ProcessGroup,
     ) -> Tensor:
@@ -90,6 +97,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(first, first + size)
             logits = _logits(hidden[part], local_weight, rows, columns)
             losses = _cross_entropy(logits, labels[part] - start, group)
+            if loss_weights is not None:
+                losses *= loss_weights[part]
+                logits.mul_(loss_weights[part].unsqueeze(1))
             total += losses.sum(dtype=torch.float64)
             gradient = logits.to(weight.dtype)
             if rows is not None and columns is not None and grad_rows is not None:
@@ -115,7 +125,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 ctx.saved_tensors, (hidden_dtype, weight_dtype, weight_dtype), strict=True
             )
         ]
-        return *scaled, None, None, None, None
+        return *scaled, None, None, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:

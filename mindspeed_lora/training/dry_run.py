@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 
 from mindspeed_lora.checkpoint.canonical import padded_vocab_size
+from mindspeed_lora.config.blend import parse_blend
+from mindspeed_lora.config.data import DataConfig
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.missing_inputs import without_missing_inputs
 from mindspeed_lora.data.indexed_dataset import idx_path
@@ -21,6 +23,7 @@ from mindspeed_lora.training.description import plan_rows
 from mindspeed_lora.training.layer_memory import MemoryQuestion
 from mindspeed_lora.training.memory import predict_memory
 from mindspeed_lora.training.plan import TrainPlan, plan_training
+from mindspeed_lora.training.raw_data import DATA_FIELDS, raw_paths
 from mindspeed_lora.training.reporting import layout_lines
 
 _STAGES_SHOWN = 8
@@ -106,11 +109,24 @@ def _mib(size: int) -> str:
 def _without_missing(job: TrainJob) -> tuple[TrainJob, list[str]]:
     """The job without the paths at which nothing is, its data's among them, and a notice for each."""
     job, notices = without_missing_inputs(job)
-    data = job.data
-    if data.data_path is not None and not _is_prepared(data.data_path):
-        notices.append(f"--data-path {data.data_path} is not there: full rows are assumed")
-        data = dataclasses.replace(data, data_path=None, valid_data_path=None)
+    data, raw = job.data, raw_paths(job)
+    if raw:
+        notices.append(f"{', '.join(raw)}: raw rows, which a run would prepare first; full rows are assumed")
+        return dataclasses.replace(job, data=_without_paths(data)), notices
+    given = {name: words for name in DATA_FIELDS if (words := getattr(data, name)) is not None}
+    for name, words in given.items():
+        flag = "--" + name.replace("_", "-")
+        if not all(_is_prepared(path) for path in parse_blend(words, flag).paths):
+            notices.append(f"{flag} {' '.join(words)} is not there: full rows are assumed")
+            data = _without_paths(data)
+            break
     return dataclasses.replace(job, data=data), notices
+
+
+def _without_paths(data: DataConfig) -> DataConfig:
+    return dataclasses.replace(
+        data, data_path=None, train_data_path=None, valid_data_path=None, test_data_path=None
+    )
 
 
 def _is_prepared(prefix: str) -> bool:

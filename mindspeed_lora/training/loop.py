@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.device import peak_memory_bytes, synchronize
 from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.collectives import all_reduce_max
@@ -79,6 +81,7 @@ class TrainingLoop:
         if self._evaluates() and progress.evaluated_at != progress.iteration:
             self._evaluate()
         self._save()
+        self._test()
         return 0
 
     def _step(self) -> StopReason:
@@ -167,13 +170,7 @@ class TrainingLoop:
         """Loss on the evaluation rows; keeps the best checkpoint where that is asked for."""
         session, progress = self.session, self.progress
         assert session.evaluation is not None
-        total, tokens = 0.0, 0
-        for batches in session.evaluation:
-            self._mark("evaluation")
-            loss = session.runner.evaluate(batches)
-            total += loss.lm_loss * loss.loss_tokens
-            tokens += loss.loss_tokens
-        eval_loss = total / max(tokens, 1)
+        eval_loss, tokens = self._mean_loss(session.evaluation)
         self.reporter.evaluation(EvaluationRecord(progress.iteration, eval_loss, tokens))
         progress.evaluated_at = progress.iteration
         if eval_loss < progress.best_eval_loss:
@@ -183,6 +180,23 @@ class TrainingLoop:
                 session.writer.write_best(self._state())
         else:
             progress.evaluations_without_gain += 1
+
+    def _test(self) -> None:
+        """Loss on the test rows, at the end."""
+        if self.session.test is not None:
+            loss, tokens = self._mean_loss(self.session.test)
+            self.reporter.evaluation(EvaluationRecord(self.progress.iteration, loss, tokens, "test"))
+
+    def _mean_loss(self, rows: Iterable[list[Batch]]) -> tuple[float, int]:
+        """Mean over all loss-carrying tokens of the rows, each with its weight, and their number."""
+        total, weight, tokens = 0.0, 0.0, 0
+        for batches in rows:
+            self._mark("evaluation")
+            loss = self.session.runner.evaluate(batches)
+            total += loss.lm_loss * loss.loss_weight
+            weight += loss.loss_weight
+            tokens += loss.loss_tokens
+        return total / (weight or 1.0), tokens
 
     def _out_of_patience(self) -> bool:
         patience = self.training.early_stopping_patience

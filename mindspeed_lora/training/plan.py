@@ -38,6 +38,7 @@ from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.data.added_tokens import job_tokenizer, token_numbers
 from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
+from mindspeed_lora.training.raw_data import with_prepared_rows
 from mindspeed_lora.training.rows import TrainingRows, assumed_rows, open_rows
 from mindspeed_lora.training.run_folder import SavedRun, Start, find_start, make_save_folder
 from mindspeed_lora.training.run_layout import RunLayout
@@ -94,7 +95,9 @@ def plan_training(job: TrainJob) -> TrainPlan:
     quantization = plan_quantization(job.quantization, source, shape, adapter.spec if adapter else None)
     notices += quantization.notices if quantization is not None else ()
     seq_length = _seq_length(job, shape, notices)
-    rows = (open_rows if job.data.data_path is not None else assumed_rows)(
+    job, told = with_prepared_rows(job, seq_length, tokenizer)
+    notices += told
+    rows = (open_rows if job.data.data_path or job.data.train_data_path else assumed_rows)(
         job, seq_length, shape.vocab_size, tokenizer
     )
     notices += rows.notices
@@ -103,7 +106,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
     pad_to = _pad_multiple(job, seq_length)
     if start.run is not None and start.continues:
         _check_base(quantization, start.run)
-        _check_continuation(job, start.run, len(rows.train), notices)
+        _check_continuation(job, start.run, rows, notices)
     layout = RunLayout.of(job, placement, dp_size)
     start = _in_layout(start, layout, shape, notices)
     if job.checkpoint.save is not None and not job.runtime.dry_run:
@@ -242,7 +245,7 @@ def _tokenizer(job: TrainJob, own: Path | None) -> LazyTokenizer | None:
     return job_tokenizer(job.tokenizer, folder)
 
 
-def _check_continuation(job: TrainJob, run: SavedRun, num_rows: int, notices: list[str]) -> None:
+def _check_continuation(job: TrainJob, run: SavedRun, rows: TrainingRows, notices: list[str]) -> None:
     """The position in the data is the number of samples taken: it means the same rows only in the same order."""
     training, state = job.training, run.state
     batch = state.get("global_batch_size", training.global_batch_size)
@@ -252,10 +255,12 @@ def _check_continuation(job: TrainJob, run: SavedRun, num_rows: int, notices: li
             f"would repeat or skip rows; give {batch}, or --finetune to start at iteration 0 with its weights"
         )
     notices.append(f"going on after iteration {run.iteration} of {run.folder}")
-    for name, now in (("seed", training.seed), ("documents", num_rows)):
+    ordering = {"seed": training.seed, "documents": len(rows.train), "blend": rows.blend}
+    names = {"seed": "--seed", "documents": "number of rows", "blend": "blend of the data"}
+    for name, now in ordering.items():
         before = state.get(name, now)
         if before != now:
-            what = "--seed" if name == "seed" else "number of rows"
+            what = names[name]
             notices.append(
                 f"{what} is {now}, and was {before} before iteration {run.iteration}: the order differs"
             )

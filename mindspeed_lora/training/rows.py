@@ -8,40 +8,20 @@ from pathlib import Path
 
 from mindspeed_lora.config.data import DataConfig
 from mindspeed_lora.config.jobs import TrainJob
-from mindspeed_lora.config.resolve_training import has_validation
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.data.batch import Padding
 from mindspeed_lora.data.batches import EvalBatches, StepBatches
+from mindspeed_lora.data.blend import BlendedDataset, BlendOrder
 from mindspeed_lora.data.chat_template import chat_template
 from mindspeed_lora.data.dealing import BatchShape, Dealing, OneSampleARow, PackedRows
-from mindspeed_lora.data.documents import split_documents
-from mindspeed_lora.data.gpt_dataset import EndOfDocument, GptDataset
-from mindspeed_lora.data.indexed_dataset import IndexedDataset
-from mindspeed_lora.data.prepared_info import PreparedInfo, check_tokenizer, read_info
-from mindspeed_lora.data.sample import Sample
+from mindspeed_lora.data.prepared_info import PreparedInfo
 from mindspeed_lora.data.sampling import SampleOrder
-from mindspeed_lora.data.sft_dataset import SftDataset, count_documents
+from mindspeed_lora.data.sft_dataset import SftDataset
 from mindspeed_lora.data.template_files import chosen_template
 from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.training.packed_data import check_ends, check_packed, end_of_document
-
-
-@dataclass(frozen=True)
-class AssumedRows:
-    """The rows of a dry run whose data are not there: as many as one step takes, of the full length."""
-
-    count: int
-    longest: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Sample:
-        raise AssertionError("a dry run reads no row")
-
-
-RowsDataset = SftDataset | GptDataset | AssumedRows
+from mindspeed_lora.training.data_sets import AssumedRows, DataSets, RowsDataset, single_sets
+from mindspeed_lora.training.packed_data import check_packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +31,8 @@ class TrainingRows:
     train: RowsDataset
     valid: RowsDataset | None
     """None where nothing is evaluated."""
+    test: RowsDataset | None = None
+    """None where nothing is tested."""
     data: DataConfig
     training: TrainingConfig
     seq_length: int
@@ -60,23 +42,46 @@ class TrainingRows:
     """Renders the very tokens that the rows have; None where that is not known."""
     notices: tuple[str, ...]
 
+    @property
+    def blend(self) -> list[float] | None:
+        """What the order of a blend depends on: its weights, or its sizes; None for a single data set."""
+        if not isinstance(self.train, BlendedDataset):
+            return None
+        return [*(self.train.weights or map(len, self.train.parts))]
+
     def train_batches(
         self, dp_rank: int, dp_size: int, pad_to: int | None, micro_batch_multiple: int = 1
     ) -> StepBatches:
         """The micro-batches of each step for one data-parallel rank."""
-        order = SampleOrder(len(self.train), self.training.seed, shuffle=not self.data.no_shuffle)
+        seed, shuffle = self.training.seed, not self.data.no_shuffle
+        order: SampleOrder | BlendOrder
+        if isinstance(self.train, BlendedDataset):
+            order = BlendOrder(self.train, seed, shuffle)
+        else:
+            order = SampleOrder(len(self.train), seed, shuffle)
         return StepBatches(self.train, order, self._dealing(dp_rank, dp_size, pad_to, micro_batch_multiple))
 
     def eval_batches(
         self, dp_rank: int, dp_size: int, pad_to: int | None, micro_batch_multiple: int = 1
     ) -> EvalBatches | None:
         """The evaluation rows for one data-parallel rank: ``--eval-iters`` global batches, or all (−1)."""
-        if self.valid is None:
+        return self._evaluation(self.valid, self._dealing(dp_rank, dp_size, pad_to, micro_batch_multiple))
+
+    def test_batches(
+        self, dp_rank: int, dp_size: int, pad_to: int | None, micro_batch_multiple: int = 1
+    ) -> EvalBatches | None:
+        """The same of the rows for the test loss."""
+        return self._evaluation(self.test, self._dealing(dp_rank, dp_size, pad_to, micro_batch_multiple))
+
+    def _evaluation(self, rows: RowsDataset | None, dealing: Dealing) -> EvalBatches | None:
+        if rows is None:
             return None
         iters, batch = self.training.eval_iters, self.training.global_batch_size
         num_samples = None if iters < 0 else iters * batch
-        dealing = self._dealing(dp_rank, dp_size, pad_to, micro_batch_multiple)
-        return EvalBatches(self.valid, dealing, num_samples)
+        order = None
+        if isinstance(rows, BlendedDataset) and num_samples is not None:
+            order = BlendOrder(rows, shuffle=False).order
+        return EvalBatches(rows, dealing, num_samples, order)
 
     def tokenizer_writer(
         self, tokenizer: LazyTokenizer | None, keep_chat_template: bool
@@ -121,34 +126,24 @@ class TrainingRows:
 def open_rows(
     job: TrainJob, seq_length: int, vocab_size: int, tokenizer: LazyTokenizer | None
 ) -> TrainingRows:
-    """Opens ``--data-path`` and the validation part.
+    """Opens the data of training, evaluation and test.
 
     Raises:
         Refused: files are missing or damaged, no row is left, or they were prepared with another tokenizer.
     """
-    data, training = job.data, job.training
-    prefix = data.data_path
-    assert prefix is not None, "checked with the flags"
-    info = read_info(prefix)
-    if tokenizer is not None:
-        check_tokenizer(info, tokenizer, prefix)
-        if data.valid_data_path is not None:
-            check_tokenizer(read_info(data.valid_data_path), tokenizer, data.valid_data_path)
-    train_part, valid_part, _ = split_documents(_num_documents(job, prefix), data.split)
-    end = end_of_document(data, info, tokenizer) if training.stage == "pretrain" else None
-    train = _open(job, prefix, seq_length, train_part, end)
-    if len(train) == 0:
-        raise Refused(f"--data-path {prefix}: no row is left for training (--split {data.split}); add rows")
+    sets = DataSets(job, seq_length, tokenizer)
+    template, differing = _chat_template(job, sets, tokenizer)
     return TrainingRows(
-        train=train,
-        valid=_open_valid(job, prefix, seq_length, valid_part, end),
-        data=data,
-        training=training,
+        train=sets.train,
+        valid=sets.valid,
+        test=sets.test,
+        data=job.data,
+        training=job.training,
         seq_length=seq_length,
-        pad_token_id=_pad_token(info, tokenizer, vocab_size),
+        pad_token_id=_pad_token(sets.infos[0], tokenizer, vocab_size),
         vocab_size=vocab_size,
-        chat_template=_chat_template(job, info, tokenizer),
-        notices=_notices(data, info, train),
+        chat_template=template,
+        notices=(*_notices(job.data, sets), *differing),
     )
 
 
@@ -169,53 +164,29 @@ def assumed_rows(
     )
 
 
-def _num_documents(job: TrainJob, prefix: str) -> int:
-    return count_documents(prefix) if job.training.stage == "sft" else len(IndexedDataset(prefix))
-
-
-def _open(
-    job: TrainJob, prefix: str, seq_length: int, documents: range | None, end: EndOfDocument | None
-) -> RowsDataset:
-    if job.training.stage == "sft":
-        info = read_info(prefix)
-        packed = info is None or info.pack is not None
-        return SftDataset(prefix, seq_length, job.data.overlong, documents, packed)
-    shuffle = not job.data.no_shuffle
-    text = GptDataset(prefix, seq_length, documents, job.training.seed, shuffle, end)
-    check_ends(job.data, text)
-    return text
-
-
-def _open_valid(
-    job: TrainJob, prefix: str, seq_length: int, part: range, end: EndOfDocument | None
-) -> RowsDataset | None:
-    if job.training.eval_iters == 0 or not has_validation(job):
-        return None
-    own = job.data.valid_data_path
-    path, documents = (prefix, part) if own is None else (own, None)
-    valid = _open(job, path, seq_length, documents, end)
-    if len(valid) == 0:
-        where = f"--split {job.data.split} of {prefix}" if own is None else f"--valid-data-path {own}"
-        raise Refused(
-            f"--eval-iters {job.training.eval_iters}: {where} leaves no row for validation; add rows, or leave "
-            "the evaluation out"
-        )
-    return valid
-
-
-def _chat_template(job: TrainJob, info: PreparedInfo | None, tokenizer: LazyTokenizer | None) -> str | None:
-    """The prepared data's template; for data that tell none, that of ``--prompt-type``."""
+def _chat_template(
+    job: TrainJob, sets: DataSets, tokenizer: LazyTokenizer | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """The prepared data's template; for data that tell none, that of ``--prompt-type``. And notices on it."""
     prompt_type = job.tokenizer.prompt_type
-    if info is None:
+    for prefix, info in sets.prefixes():
+        if prompt_type is not None and info.prompt_type is not None and prompt_type != info.prompt_type:
+            raise Refused(
+                f"--prompt-type {prompt_type} contradicts --data-path {prefix}, which was prepared with "
+                f"{info.prompt_type}; leave it out, or prepare the data again"
+            )
+    if sets.infos[0] is None:
         if prompt_type is None or tokenizer is None:
-            return None
-        return chat_template(chosen_template(job.tokenizer), tokenizer.loaded)
-    if prompt_type is not None and info.prompt_type is not None and prompt_type != info.prompt_type:
-        raise Refused(
-            f"--prompt-type {prompt_type} contradicts --data-path {job.data.data_path}, which was prepared with "
-            f"{info.prompt_type}; leave it out, or prepare the data again"
+            return None, ()
+        return chat_template(chosen_template(job.tokenizer), tokenizer.loaded), ()
+    templates = {info.chat_template: prefix for prefix, info in reversed(list(sets.prefixes()))}
+    notices: tuple[str, ...] = ()
+    if len(templates) > 1:
+        first, other = list(reversed(templates.values()))[:2]
+        notices = (
+            f"{other} was prepared with another chat template than {first}, whose own is kept with the model",
         )
-    return info.chat_template
+    return sets.infos[0].chat_template, notices
 
 
 def _pad_token(info: PreparedInfo | None, tokenizer: LazyTokenizer | None, vocab_size: int) -> int:
@@ -227,13 +198,17 @@ def _pad_token(info: PreparedInfo | None, tokenizer: LazyTokenizer | None, vocab
     return next((token for token in own if token is not None and 0 <= token < vocab_size), 0)
 
 
-def _notices(data: DataConfig, info: PreparedInfo | None, train: RowsDataset) -> tuple[str, ...]:
-    if not isinstance(train, SftDataset):
-        return ()
-    notices = check_packed(data, info, train)
-    if train.num_cut or train.num_dropped:
-        notices += (
-            f"rows longer than --seq-length {train.seq_length}: {train.num_cut} cut, {train.num_dropped} dropped "
-            f"(--overlong {data.overlong})",
-        )
+def _notices(data: DataConfig, sets: DataSets) -> tuple[str, ...]:
+    notices: tuple[str, ...] = ()
+    infos = dict(sets.prefixes())
+    for rows in single_sets(sets.train):
+        if not isinstance(rows, SftDataset):
+            continue
+        notices += check_packed(data, infos.get(rows.prefix), rows)
+        if rows.num_cut or rows.num_dropped:
+            where = f" of {rows.prefix}" if isinstance(sets.train, BlendedDataset) else ""
+            notices += (
+                f"rows{where} longer than --seq-length {rows.seq_length}: {rows.num_cut} cut, {rows.num_dropped} "
+                f"dropped (--overlong {data.overlong})",
+            )
     return notices

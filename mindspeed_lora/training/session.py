@@ -77,6 +77,7 @@ class TrainingSession:
         dealt = groups.dp_rank, groups.dp_size, plan.pad_to, plan.placement.micro_batch_multiple
         self.batches = plan.rows.train_batches(*dealt)
         self.evaluation: Iterable[list[Batch]] | None = plan.rows.eval_batches(*dealt)
+        self.test: Iterable[list[Batch]] | None = plan.rows.test_batches(*dealt)
         self.restored_state: dict[str, Any] = {}
         self._restore()
         self.writer = self._writer()
@@ -178,6 +179,7 @@ class TrainingSession:
             "layout": self.plan.layout.state(),
             "base_model_name": self.plan.base_model_name,
             "documents": len(self.plan.rows.train),
+            "blend": self.plan.rows.blend,
             "quantization": None if self.plan.quantization is None else self.plan.quantization.state(),
             **self._adapter_state(),
         }

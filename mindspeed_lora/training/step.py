@@ -26,10 +26,13 @@ class StepLoss:
     """Loss and token counts of a global batch."""
 
     lm_loss: float
-    """Mean over all loss-carrying tokens, or the mean of micro-batch means."""
+    """Mean over all loss-carrying tokens, each with its weight, or the mean of micro-batch means."""
     loss_tokens: int
+    """Positions with a target."""
     tokens: int
     """Real tokens, without padding."""
+    loss_weight: float = 0.0
+    """The sum of the weights of these positions: their number where none has another weight than 1."""
     router_losses: Mapping[str, float] = field(default_factory=dict)
     """The routers' auxiliary losses by name."""
 
@@ -65,14 +68,14 @@ class StepRunner:
         counts = self._count(batches)
         if counts.loss_tokens == 0:
             return StepLoss(0.0, 0, counts.tokens)
-        normaliser = counts.micro_batches if self.mean_of_micro_batches else counts.loss_tokens
-        self.finalizer.normaliser = float(normaliser)
+        normaliser = float(counts.micro_batches) if self.mean_of_micro_batches else counts.loss_weight
+        self.finalizer.normaliser = normaliser
         self._aux_loss_scale = self._weight_of_aux_losses(normaliser, len(batches))
         for chunk in self.model:
             chunk.train()
         total = self._run(batches, self.mean_of_micro_batches, step)
         routers = {} if self.router_losses is None else self.router_losses.take(len(batches))
-        return StepLoss(total / normaliser, counts.loss_tokens, counts.tokens, routers)
+        return StepLoss(total / normaliser, counts.loss_tokens, counts.tokens, counts.loss_weight, routers)
 
     def evaluate(self, batches: Sequence[Batch]) -> StepLoss:
         """Mean loss per loss-carrying token of one global batch of evaluation rows, without gradients."""
@@ -83,7 +86,7 @@ class StepRunner:
             chunk.eval()
         with torch.no_grad():
             total = self._run(batches, mean_per_batch=False)
-        return StepLoss(total / counts.loss_tokens, counts.loss_tokens, counts.tokens)
+        return StepLoss(total / counts.loss_weight, counts.loss_tokens, counts.tokens, counts.loss_weight)
 
     def _run(self, batches: Sequence[Batch], mean_per_batch: bool, step: int | None = None) -> float:
         """Summed loss of the global batch, on every rank; without a step, no backward pass."""
@@ -116,10 +119,11 @@ class StepRunner:
             batch.tokens.to(device, non_blocking=True),
             # The loss chooses its positions by them on the host.
             labels=batch.labels if chunk.module.post_process else None,
+            loss_weights=batch.loss_weights if chunk.module.post_process else None,
             positions=batch.position_ids.to(device, non_blocking=True),
             context=self.context(batch, step),
         )
-        divisor = max(batch.num_loss_tokens, 1) if mean_per_batch else 1
+        divisor = (batch.sum_of_weights or 1.0) if mean_per_batch else 1.0
         return output, partial(_loss_terms, divisor=divisor)
 
     def context(self, batch: Batch, step: int | None) -> ForwardContext:
@@ -131,7 +135,7 @@ class StepRunner:
         aux_loss_scale = None if step is None else self._aux_loss_scale
         return ForwardContext(sub_rows=batch.sub_rows, token_keys=keys, aux_loss_scale=aux_loss_scale)
 
-    def _weight_of_aux_losses(self, normaliser: int, micro_batches: int) -> float:
+    def _weight_of_aux_losses(self, normaliser: float, micro_batches: int) -> float:
         """On the routers' losses, so that what is divided by the normaliser is their mean over all micro-batches.
 
         That is megatron-core's weight too (``MoEAuxLossAutoScaler``).
@@ -142,11 +146,17 @@ class StepRunner:
 
     def _count(self, batches: Sequence[Batch]) -> _Counts:
         """Counts over the global batch: every stage sees the same rows, so only DP is summed."""
-        with_loss = sum(batch.num_loss_tokens > 0 for batch in batches)
-        local = [sum(b.num_loss_tokens for b in batches), sum(b.num_tokens for b in batches), with_loss]
-        counts = torch.tensor(local, dtype=torch.int64, device=current_device())
+        local = [
+            sum(batch.num_loss_tokens for batch in batches),
+            sum(batch.num_tokens for batch in batches),
+            sum(batch.num_loss_tokens > 0 for batch in batches),
+            sum(batch.sum_of_weights for batch in batches),
+        ]
+        # Whole numbers up to 2^53 are exact in float64.
+        counts = torch.tensor(local, dtype=torch.float64, device=current_device())
         all_reduce_sum(counts, self.groups.dp_group)
-        return _Counts(*counts.tolist())
+        loss_tokens, tokens, micro_batches, loss_weight = counts.tolist()
+        return _Counts(int(loss_tokens), int(tokens), int(micro_batches), loss_weight)
 
 
 @dataclass(frozen=True)
@@ -155,9 +165,11 @@ class _Counts:
     tokens: int
     micro_batches: int
     """Those that carry loss."""
+    loss_weight: float
+    """The sum of the loss-carrying tokens' weights."""
 
 
-def _loss_terms(loss: torch.Tensor, divisor: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _loss_terms(loss: torch.Tensor, divisor: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What megatron-core's schedule wants of a loss: its sum, a token count, and what to report."""
     loss = loss / divisor if divisor != 1 else loss
     return loss, torch.zeros((), dtype=torch.int, device=loss.device), loss.detach().reshape(1)

@@ -233,7 +233,7 @@ class Reference:
         self.model.eval()
         with torch.no_grad():
             total = sum(self._row_loss(row).item() for row in rows)
-        return total / sum(row.num_loss_tokens for row in rows)
+        return total / sum(row.loss_weight for row in rows)
 
     def train(
         self, rows: Sequence[Row], recipe: Recipe, probe: Sequence[Sequence[int]] = ()
@@ -274,7 +274,7 @@ class Reference:
         groups = [group for group in groups if any(row.num_loss_tokens for _, row in group)]
         total = 0.0
         for group in groups:
-            weight = 1.0 / (len(groups) * sum(row.num_loss_tokens for _, row in group))
+            weight = 1.0 / (len(groups) * sum(row.loss_weight for _, row in group))
             for number, row in group:
                 self._set_masks(step, number, row)
                 loss = self._row_loss(row) * weight
@@ -300,10 +300,13 @@ class Reference:
                 module.token = step, number, len(row.input_ids)
 
     def _row_loss(self, row: Row) -> torch.Tensor:
-        """Summed cross entropy of a row's loss-carrying tokens."""
+        """Summed cross entropy of a row's loss-carrying tokens, each times its weight."""
         logits = self.model(torch.tensor([row.input_ids])).logits[0, :-1]
         targets = torch.tensor(row.labels[1:])
-        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        if row.weights is None:
+            return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        return (losses * torch.tensor(row.weights[1:])).sum()
 
     def _optimizer(self, recipe: Recipe) -> torch.optim.AdamW:
         """AdamW with Megatron's rule: no weight decay on norms and biases."""

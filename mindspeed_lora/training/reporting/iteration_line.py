@@ -58,7 +58,8 @@ def iteration_line(
 
 def evaluation_lines(record: EvaluationRecord) -> list[str]:
     """Megatron's framed lines for an evaluation."""
-    text = f" validation loss at iteration {record.iteration} | lm loss value: {record.eval_loss:.6E} | "
+    what = "validation" if record.part == "eval" else "test"
+    text = f" {what} loss at iteration {record.iteration} | lm loss value: {record.eval_loss:.6E} | "
     text += f"lm loss PPL: {perplexity(record.eval_loss):.6E} | "
     frame = "-" * (len(text) + 1)
     return [frame, text, frame]

@@ -68,13 +68,15 @@ class EvaluationRecord:
     """Mean over the loss-carrying tokens of the validation part."""
     eval_tokens: int
     """Loss-carrying tokens that the mean is over."""
+    part: str = "eval"
+    """``eval``, or ``test`` for the rows of ``--test-data-path``."""
 
     def metrics(self) -> dict[str, Any]:
         """The line of ``metrics.jsonl``."""
         return {
             "iteration": int(self.iteration),
-            "eval_loss": _number(self.eval_loss),
-            "eval_tokens": int(self.eval_tokens),
+            f"{self.part}_loss": _number(self.eval_loss),
+            f"{self.part}_tokens": int(self.eval_tokens),
         }
 
 

@@ -25,4 +25,5 @@ def step_scalars(record: StepRecord, global_batch_size: int) -> tuple[Scalars, S
 def evaluation_scalars(record: EvaluationRecord) -> Scalars:
     """Of an evaluation; all of them are shown over consumed samples too."""
     loss = record.eval_loss
-    return {"lm loss validation": loss, "lm loss validation ppl": perplexity(loss)}
+    name = "lm loss validation" if record.part == "eval" else "lm loss test"
+    return {name: loss, f"{name} ppl": perplexity(loss)}

@@ -81,7 +81,7 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
         assert job.lora.lora_r == 4  # type: ignore[attr-defined]
         assert job.lora.lora_target_modules == ("linear_qkv", "linear_proj")  # type: ignore[attr-defined]
         assert job.training.lr == 1e-3 and job.training.bf16  # type: ignore[attr-defined]
-        assert job.data.data_path == "rows"  # type: ignore[attr-defined]
+        assert job.data.data_path == ("rows",)  # type: ignore[attr-defined]
         assert job.notices[0] == "no effect here: --use-flash-attn"
         assert "finetune" not in job.given
 

@@ -176,7 +176,10 @@ def test_null_keys_of_messages_are_left_out() -> None:
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "message 1: tool_calls holds an object"),
         ({"messages": [{"role": "function_call", "content": "f("}]}, "message 1: a function call is text"),
         ({"messages": CHAT, "tools": "[1]"}, "tools holds the number 1; expected a function with a name"),
-        ({"messages": CHAT, "tools": [{"name": "f", "parameters": []}]}, "tools: the parameters of f are a list"),
+        (
+            {"messages": CHAT, "tools": [{"name": "f", "parameters": []}]},
+            "tools: the parameters of f are a list",
+        ),
     ],
 )
 def test_malformed_openai_rows(values: dict[str, Any], message: str) -> None:

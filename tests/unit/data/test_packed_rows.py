@@ -19,7 +19,10 @@ def packed(folder: Path, neat: bool, rows: list[tuple[list[int], list[int]]] = R
     spool = RowSpool(folder / "rows")
     for input_ids, labels in rows:
         spool.add(np.array(input_ids, dtype=np.int32), np.array(labels, dtype=np.int32))
-    found = [[part.tolist() for part in row] for row in spool.packed(form(neat))]
+    found = []
+    for row, weights in spool.packed(form(neat)):
+        assert weights is None
+        found.append([part.tolist() for part in row])
     spool.close()
     assert os.listdir(folder) == [], "nothing stays"
     return found
@@ -41,14 +44,28 @@ def test_neat(tmp_path: Path) -> None:
 
 
 def test_first_token_of_a_later_row_is_never_predicted() -> None:
-    _, _, labels = form(neat=True).row([(np.array([1, 2]), np.array([1, 2])), (np.array([3, 4]),) * 2])
+    first, second = np.array([1, 2]), np.array([3, 4])
+    rows = [(first, first, None), (second, second, None)]
+    (_, _, labels), _ = form(neat=True).row(rows)
     assert labels.tolist() == [NOTHING, 2, NOTHING, 4, NOTHING, NOTHING]
-    _, _, labels = form(neat=False).row([(np.array([1, 2]), np.array([1, 2])), (np.array([3, 4]),) * 2])
+    (_, _, labels), _ = form(neat=False).row(rows)
     assert labels.tolist() == [1, 2, 3, 4, NOTHING, NOTHING]
 
 
 def test_dtype(tmp_path: Path) -> None:
-    assert {part.dtype for part in form(True).row([])} == {np.dtype(np.int32)}
+    assert {part.dtype for part in form(True).row([])[0]} == {np.dtype(np.int32)}
+
+
+def test_weights_stay_with_their_rows(tmp_path: Path) -> None:
+    spool = RowSpool(tmp_path / "rows")
+    weights = [None, np.array([1, 0.5, 2, 1], dtype=np.float32), None]
+    for (input_ids, labels), own in zip(ROWS, weights, strict=True):
+        spool.add(np.array(input_ids, dtype=np.int32), np.array(labels, dtype=np.int32), own)
+    (first, none), (second, found) = spool.packed(form(neat=True))
+    spool.close()
+    assert none is None and found is not None and found.dtype == np.float32
+    assert (first[0].tolist(), second[0].tolist()) == ([1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 9])
+    assert found.tolist() == [1, 0.5, 2, 1, 1, 1]
 
 
 def test_no_rows(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mindspeed_lora.data.tokenizer import (
@@ -170,3 +171,17 @@ def test_padding(tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
     assert pad_token_id(tokenizer) == tokenizer.unk_token_id
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizers["gpt2"].backend_tokenizer)
     assert pad_token_id(bare) == 0
+
+
+def test_a_tokenizer_that_cuts_and_pads_by_itself(tmp_path: Path) -> None:
+    """As some published files make it; rows are neither cut nor padded."""
+    folder = save_tokenizer(tmp_path / "model")
+    plain = load_tokenizer(folder)
+    texts = ["one two three four five six", "one"]
+    expected = [plain.encode(text, add_special_tokens=False) for text in texts]
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(2)
+    backend.enable_padding()
+    backend.save(str(folder / "tokenizer.json"))
+    loaded = load_tokenizer(folder)
+    assert encode_batch(loaded, texts) == encode_batch(loaded, texts, add_special_tokens=True) == expected

@@ -59,6 +59,25 @@ def test_the_gradient_is_scaled_by_what_comes_after(groups: ParallelGroups) -> N
     close(weight.grad, grad_weight * 1024 / 3)
 
 
+@pytest.mark.parametrize("rows_of_a_chunk", [3, 100])
+def test_weights_multiply_losses_and_gradients(
+    groups: ParallelGroups, monkeypatch: pytest.MonkeyPatch, rows_of_a_chunk: int
+) -> None:
+    monkeypatch.setattr(vocab_loss, "LOGITS_BYTES", 4 * rows_of_a_chunk * VOCABULARY)
+    hidden, weight, labels = make()
+    weights = torch.linspace(0.2, 3, len(labels))
+    loss = vocab_parallel_loss(hidden, weight, labels, (0, VOCABULARY), groups.tp_group, weights=weights)
+    loss.backward()
+    copy, matrix = (tensor.detach().clone().requires_grad_() for tensor in (hidden, weight))
+    losses = torch.nn.functional.cross_entropy(
+        copy @ matrix.t(), labels, ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    (losses * weights).sum().backward()
+    close(loss, (losses * weights).sum())
+    close(hidden.grad, copy.grad)
+    close(weight.grad, matrix.grad)
+
+
 @pytest.mark.parametrize("rows_of_a_chunk", [1, 4, 13, 100])
 def test_chunks_add_up(groups: ParallelGroups, monkeypatch: pytest.MonkeyPatch, rows_of_a_chunk: int) -> None:
     monkeypatch.setattr(vocab_loss, "LOGITS_BYTES", 4 * rows_of_a_chunk * VOCABULARY)

@@ -1,0 +1,114 @@
+"""Blends among the rows of a run: splits, evaluation, order in every layout, what is told of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mindspeed_lora.config.commands import parse
+from mindspeed_lora.data.batch import Batch
+from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, to_json
+from mindspeed_lora.errors import Refused
+from mindspeed_lora.training.rows import TrainingRows, open_rows
+from tests.support.rows import Row, write_rows
+
+VOCABULARY = 2000
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> tuple[str, str]:
+    """Six and ten rows; row i of set k is the token 100 k + i."""
+    made = []
+    for number, size in ((1, 6), (2, 10)):
+        rows = [Row([100 * number + i] * 6, [-100, *[100 * number + i] * 5]) for i in range(size)]
+        made.append(str(write_rows(tmp_path / f"set{number}", rows)))
+    return made[0], made[1]
+
+
+def rows(*words: object, **options: Any) -> TrainingRows:
+    sizes = ["--micro-batch-size", 1, "--global-batch-size", 4, "--lora-r", 4, "--train-iters", 5]
+    job = parse("posttrain", [str(word) for word in [*sizes, *words]])
+    return open_rows(job, 16, VOCABULARY, None)
+
+
+def tokens(batches: list[Batch]) -> list[int]:
+    return [int(row[0]) for batch in batches for row in batch.tokens if int(row[0])]
+
+
+@pytest.mark.parametrize("words", ["0.3 {} 0.7 {}", "{} {}", "5 {} 1 {}"])
+@pytest.mark.parametrize("flags", [["--no-shuffle"], ["--seed", 5], ["--packing"]], ids=str)
+def test_a_step_has_the_same_rows_in_every_layout(sets: Any, words: str, flags: list[object]) -> None:
+    given = ["--data-path", *words.format(*sets).split(), *flags]
+    expected = rows(*given).train_batches(0, 1, None)
+    for micro, dp in ((1, 4), (2, 2), (4, 1)):
+        found = rows(*given, "--micro-batch-size", micro)
+        for step in (9, 1, 2, 7):  # any step can be asked for, as after a resume
+            ranks = [tokens(found.train_batches(rank, dp, None).step(step)) for rank in range(dp)]
+            if "--packing" not in flags:
+                assert sorted(sum(ranks, [])) == sorted(tokens(expected.step(step)))
+            of_samples = {
+                int(n)
+                for rank in range(dp)
+                for b in found.train_batches(rank, dp, None).step(step)
+                for n in b.tokens.flatten()
+                if int(n)
+            }
+            assert of_samples == {int(n) for b in expected.step(step) for n in b.tokens.flatten() if int(n)}
+
+
+def test_an_epoch_is_all_rows(sets: Any) -> None:
+    found = rows("--data-path", *sets)
+    assert len(found.train) == 16
+    batches = found.train_batches(0, 1, None)
+    epoch = sorted(token for step in range(1, 5) for token in tokens(batches.step(step)))
+    assert epoch == [100 + i for i in range(6)] + [200 + i for i in range(10)]
+    assert found.blend == [6, 10] and rows("--data-path", 3, sets[0], 1, sets[1]).blend == [3, 1]
+    assert rows("--data-path", sets[0]).blend is None
+
+
+def test_the_split_cuts_every_set(sets: Any) -> None:
+    found = rows("--data-path", *sets, "--split", "50,50", "--eval-iters", -1, "--no-shuffle")
+    assert found.valid is not None
+    assert (len(found.train), len(found.valid)) == (8, 8)
+    batches = found.eval_batches(0, 1, None)
+    assert batches is not None
+    assert sorted(t for batch in batches for t in tokens(batch)) == [103, 104, 105, 205, 206, 207, 208, 209]
+
+
+def test_a_small_set_may_leave_nothing_for_validation(sets: Any) -> None:
+    found = rows("--data-path", 1, sets[0], 1, sets[1], "--split", "94,6", "--eval-iters", 1)
+    assert found.valid is not None and len(found.valid) == 1
+    with pytest.raises(Refused, match="leaves no row for validation"):
+        rows("--data-path", *sets, "--split", "99,1", "--eval-iters", 1)
+
+
+def test_data_of_their_own(sets: Any) -> None:
+    first, second = sets
+    flags = ["--valid-data-path", second, "--test-data-path", 1, first, 1, second, "--eval-iters", 1]
+    found = rows("--train-data-path", first, "--split", "50,50", *flags)
+    assert len(found.train) == 6, "the split is of --data-path"
+    assert found.valid is not None and found.test is not None
+    assert (len(found.valid), len(found.test)) == (10, 16)
+    batches = found.test_batches(0, 1, None)
+    assert batches is not None
+    assert [tokens(batch) for batch in batches] == [[100, 200, 101, 201]]
+
+
+def test_templates_that_differ_are_told(sets: Any) -> None:
+    for prefix, template in zip(sets, ("one", "two"), strict=True):
+        info = PreparedInfo(
+            tokenizer_fingerprint="f", handler_name="h", chat_template=template, prompt_type=template
+        )
+        info_path(prefix).write_text(to_json(info))
+    found = rows("--data-path", *sets)
+    assert found.chat_template == "one"
+    assert any("another chat template" in notice for notice in found.notices)
+    with pytest.raises(Refused, match=f"contradicts --data-path {sets[1]}"):
+        rows("--data-path", *sets, "--prompt-type", "one")
+
+
+def test_a_missing_set_is_named(sets: Any) -> None:
+    with pytest.raises(Refused, match="--data-path /nowhere/rows: there is no"):
+        rows("--data-path", 1, sets[0], 1, "/nowhere/rows")
