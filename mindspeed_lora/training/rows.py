@@ -132,6 +132,8 @@ def open_rows(
         Refused: files are missing or damaged, no row is left, or they were prepared with another tokenizer.
     """
     sets = DataSets(job, seq_length, tokenizer)
+    for prefix, info in sets.prefixes():
+        _check_preparation(job, prefix, info)
     template, differing = _chat_template(job, sets, tokenizer)
     return TrainingRows(
         train=sets.train,
@@ -162,6 +164,22 @@ def assumed_rows(
         chat_template=None,
         notices=(),
     )
+
+
+def _check_preparation(job: TrainJob, prefix: str, info: PreparedInfo) -> None:
+    """Refuse flags of preparing that prepared rows contradict."""
+    if job.training.stage != "sft":
+        return
+    if "loss_on" in job.given and info.loss_on != job.raw_rows.loss_on:
+        raise Refused(
+            f"--loss-on {job.raw_rows.loss_on} contradicts --data-path {prefix}, which was prepared with --loss-on "
+            f"{info.loss_on}; leave it out, or prepare the data again"
+        )
+    if job.raw_rows.pack and info.pack is None:
+        raise Refused(
+            f"--pack contradicts --data-path {prefix}, which was prepared without it; leave it out, prepare the data "
+            "again, or pack while training (--packing)"
+        )
 
 
 def _chat_template(

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_lora.config.commands import parse
+from mindspeed_lora.data.preprocess import preprocess
 from tests.support.differences import LOSS_BETWEEN_LAYOUTS
 from tests.support.layouts import Layout
 from tests.support.parity import ParityBench
@@ -86,12 +88,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"model": model, "start": folder / "start", "rows": folder / "rows.jsonl", "expected": expected}
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, sequence_parallel=True)], ids=str)
-def test_losses_are_trls(job: dict[str, Any], layout: Layout, bench: ParityBench) -> None:
-    """The raw rows go straight to the training. TRL ends a text with the end token, as --append-eod does."""
-    argv = [
+def argv(job: dict[str, Any], layout: Layout, data: Path, *flags: str) -> list[str]:
+    return [
         *("--stage", "sft", "--load", str(job["model"]), "--lora-load", str(job["start"])),
-        *("--data-path", str(job["rows"]), "--hf-chat-template", "--loss-on", "all", "--append-eod"),
+        *("--data-path", str(data), *flags),
         *("--seq-length", str(LENGTH), "--variable-seq-lengths", "--no-shuffle", "--micro-batch-size", "2"),
         *("--global-batch-size", str(ROWS_A_STEP), "--train-iters", str(STEPS), "--lr", str(LR)),
         *(
@@ -106,7 +106,35 @@ def test_losses_are_trls(job: dict[str, Any], layout: Layout, bench: ParityBench
         ),
         *("--distributed-timeout-minutes", "3", *layout.flags),
     ]
-    outcome = bench.run(argv, layout)
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, sequence_parallel=True)], ids=str)
+def test_losses_are_trls(job: dict[str, Any], layout: Layout, bench: ParityBench) -> None:
+    """The raw rows go straight to the training. TRL ends a text with the end token, as --append-eod does."""
+    flags = ("--hf-chat-template", "--loss-on", "all", "--append-eod")
+    outcome = bench.run(argv(job, layout, job["rows"], *flags), layout)
     assert len(job["expected"]) == STEPS
     # Twenty updates apart, fp32 rounding has grown somewhat beyond that between two layouts.
     assert outcome.losses == pytest.approx(job["expected"], rel=10 * LOSS_BETWEEN_LAYOUTS)
+
+
+@pytest.mark.parametrize("flags", [(), ("--neat-pack",)], ids=str)
+def test_raw_rows_train_as_prepared_by_hand(
+    job: dict[str, Any], flags: tuple[str, ...], bench: ParityBench, tmp_path: Path
+) -> None:
+    """Found by their first row, prepared by one of two ranks; the losses are the same bits."""
+    layout = Layout(dp=2)
+    found = bench.run(argv(job, layout, job["rows"], "--prompt-type", "chatml", *flags), layout)
+    words = [
+        "--input",
+        str(job["rows"]),
+        "--output-prefix",
+        str(tmp_path / "rows"),
+        "--seq-length",
+        str(LENGTH),
+    ]
+    words += ["--tokenizer-name-or-path", str(job["model"]), "--prompt-type", "chatml", *flags]
+    preprocess(parse("preprocess", words))
+    expected = bench.run(argv(job, layout, tmp_path / "rows"), layout)
+    assert found.losses == expected.losses
+    assert any("is prepared as" in notice for notice in found.ranks[0].notices)

@@ -123,6 +123,7 @@ def test_a_flag_is_not_both_without_effect_and_refused() -> None:
     assert not NO_EFFECT.keys() & NOT_BUILT.keys()
     assert not grammar("posttrain").options.keys() & NO_EFFECT.keys() - {
         "--seed",
+        "--workers",
         "--make-vocab-size-divisible-by",
     }
 

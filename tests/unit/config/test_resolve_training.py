@@ -141,7 +141,6 @@ def test_full_recompute_alone_takes_each_layer() -> None:
         ("--stage pretrain --neat-pack", ["--neat-pack is for instruction rows"]),
         ("--eod-mask-loss", ["--eod-mask-loss is for plain text"]),
         ("--packing --loss-normalization micro-batch", ["--packing", "--loss-normalization token"]),
-        ("--pack", ["--pack: training reads prepared data"]),
         (
             "--global-batch-size 3 --micro-batch-size 2",
             ["--global-batch-size 3", "data-parallel size 1 = 2", "4"],

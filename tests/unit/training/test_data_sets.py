@@ -27,7 +27,7 @@ def sets(tmp_path: Path) -> tuple[str, str]:
     return made[0], made[1]
 
 
-def rows(*words: object, **options: Any) -> TrainingRows:
+def rows(*words: object) -> TrainingRows:
     sizes = ["--micro-batch-size", 1, "--global-batch-size", 4, "--lora-r", 4, "--train-iters", 5]
     job = parse("posttrain", [str(word) for word in [*sizes, *words]])
     return open_rows(job, 16, VOCABULARY, None)
@@ -107,6 +107,15 @@ def test_templates_that_differ_are_told(sets: Any) -> None:
     assert any("another chat template" in notice for notice in found.notices)
     with pytest.raises(Refused, match=f"contradicts --data-path {sets[1]}"):
         rows("--data-path", *sets, "--prompt-type", "one")
+
+
+def test_flags_of_preparing_that_contradict_the_data(sets: Any) -> None:
+    info_path(sets[0]).write_text(to_json(PreparedInfo(tokenizer_fingerprint="f", handler_name="h")))
+    rows("--data-path", sets[0], "--loss-on", "assistant")
+    with pytest.raises(Refused, match="--loss-on all contradicts .* prepared with --loss-on assistant"):
+        rows("--data-path", sets[0], "--loss-on", "all")
+    with pytest.raises(Refused, match="--pack contradicts"):
+        rows("--data-path", sets[0], "--pack")
 
 
 def test_a_missing_set_is_named(sets: Any) -> None:
