@@ -53,6 +53,11 @@ def inference() -> NoReturn:
     run("inference", sys.argv[1:], _infer)
 
 
+def evaluation() -> NoReturn:
+    """Judge a model on benchmarks: ``evaluation.py``."""
+    run("evaluation", sys.argv[1:], _evaluate)
+
+
 def _train(job: Any) -> int | None:
     from mindspeed_lora.device.megatron_import import import_megatron
 
@@ -123,6 +128,15 @@ def _is_started_anew(job: Any) -> bool:
 
     agree_on_attempt()
     return restart_count(os.environ) > 0
+
+
+def _evaluate(job: Any) -> None:
+    from mindspeed_lora.device.megatron_import import import_megatron
+
+    import_megatron()
+    from mindspeed_lora.evaluation.main import evaluate
+
+    evaluate(job)
 
 
 def _family(file: str | None) -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from mindspeed_lora.config.config_file import config_file_words
 from mindspeed_lora.config.flags import Option, Section, options
 from mindspeed_lora.config.jobs import (
     ConversionJob,
+    EvaluationJob,
     InferenceJob,
     InspectJob,
     Job,
@@ -30,6 +31,7 @@ from mindspeed_lora.config.resolve import (
     resolve_preprocess,
     resolve_verification,
 )
+from mindspeed_lora.config.resolve_evaluation import resolve_evaluation
 from mindspeed_lora.config.resolve_training import resolve_training
 
 
@@ -75,6 +77,9 @@ COMMANDS: dict[str, Command] = {
     "preprocess": Command("preprocess_data.py", "Tokenise rows into an indexed dataset.", PreprocessJob),
     "inference": Command(
         "inference.py", "Generate text, with or without an adapter.", InferenceJob, shares_flags_with=TrainJob
+    ),
+    "evaluation": Command(
+        "evaluation.py", "Judge a model on benchmarks.", EvaluationJob, shares_flags_with=TrainJob
     ),
 }
 
@@ -129,6 +134,8 @@ def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None =
         return resolve_training(job, environ)
     if isinstance(job, InferenceJob):
         return resolve_inference(job, environ)
+    if isinstance(job, EvaluationJob):
+        return resolve_evaluation(job, environ)
     if isinstance(job, ConversionJob):
         return resolve_conversion(resolve_operations(job))
     if isinstance(job, InspectJob):

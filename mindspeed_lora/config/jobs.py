@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from mindspeed_lora.config.checkpoint import CheckpointConfig, LoadConfig
 from mindspeed_lora.config.conversion import ConversionConfig
 from mindspeed_lora.config.data import DataConfig
-from mindspeed_lora.config.inference import InferenceConfig
+from mindspeed_lora.config.evaluation import EvaluationConfig
+from mindspeed_lora.config.inference import ComputeFlags, InferenceConfig
 from mindspeed_lora.config.inspection import InspectConfig, VerifyConfig
 from mindspeed_lora.config.logging import LoggingConfig
 from mindspeed_lora.config.lora import LoraConfig, LoraFlags
@@ -88,8 +89,8 @@ class PreprocessJob(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceJob(Job):
-    """``inference.py``."""
+class ModelJob(Job):
+    """A command that runs a model without training it."""
 
     runtime: LaunchedRuntimeConfig
     model: ModelConfig
@@ -99,4 +100,32 @@ class InferenceJob(Job):
     quantization: QuantFlags
     tokenizer: TokenizerConfig
     checkpoint: LoadConfig
+
+    @property
+    def compute(self) -> ComputeFlags:
+        """The section with seed, dtype and the longest row."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceJob(ModelJob):
+    """``inference.py``."""
+
     inference: InferenceConfig
+
+    @property
+    def compute(self) -> ComputeFlags:
+        """The section with seed, dtype and the longest row."""
+        return self.inference
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob(ModelJob):
+    """``evaluation.py``."""
+
+    evaluation: EvaluationConfig
+
+    @property
+    def compute(self) -> ComputeFlags:
+        """The section with seed, dtype and the longest row."""
+        return self.evaluation

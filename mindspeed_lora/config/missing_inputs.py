@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
-from mindspeed_lora.config.jobs import InferenceJob, TrainJob
+from mindspeed_lora.config.jobs import EvaluationJob, InferenceJob, TrainJob
 from mindspeed_lora.config.resolve_training import DEFAULT_LORA_R, LORA_TARGETS
 
-AnyJob = TypeVar("AnyJob", TrainJob, InferenceJob)
+AnyJob = TypeVar("AnyJob", TrainJob, InferenceJob, EvaluationJob)
 
 
 def without_missing_inputs(job: AnyJob) -> tuple[AnyJob, list[str]]:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from mindspeed_lora.config.flags import Section, options
-from mindspeed_lora.config.inference import BEAM_SEARCH, TASKS, InferenceConfig
-from mindspeed_lora.config.jobs import ConversionJob, InferenceJob, InspectJob, Job, PreprocessJob, VerifyJob
+from mindspeed_lora.config.inference import ALL_TASKS, TASKS, ComputeFlags
+from mindspeed_lora.config.jobs import (
+    ConversionJob,
+    EvaluationJob,
+    InferenceJob,
+    InspectJob,
+    Job,
+    PreprocessJob,
+    VerifyJob,
+)
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.parallel import StagesConfig
 from mindspeed_lora.config.resolve_quantization import check_conversion_quantization, check_quantization
@@ -20,22 +29,47 @@ from mindspeed_lora.errors import Refused
 
 DEFAULT_PROMPT = "how are you?"
 
+AnyModelJob = TypeVar("AnyModelJob", InferenceJob, EvaluationJob)
+
 
 def resolve_inference(job: InferenceJob, environ: Mapping[str, str]) -> InferenceJob:
     """Check an inference job; several replicas of the model are fine, they all generate the same."""
-    check_precision(job.inference)
-    check_template(job.tokenizer)
-    check_quantization(job.quantization)
     inference = job.inference
     notices = list(job.notices)
     if inference.prompt is not None and inference.prompt_file is not None:
         raise Refused("--prompt and --prompt-file are both given; give one of them")
-    tasks = tuple(_task(name) for name in inference.task)
+    tasks = tuple(TASKS[name] for name in inference.task)
     if "task" not in job.given:
-        notices.append(f"default taken: --task {' '.join(tasks)}")
+        tasks = _default_tasks(job)
+        left_out = "" if "chat" in tasks or len(tasks) == 1 else " (chat needs a terminal)"
+        notices.append(f"default taken: --task {' '.join(tasks)}{left_out}")
     if inference.prompt is None and inference.prompt_file is None and set(tasks) != {"chat"}:
         inference = dataclasses.replace(inference, prompt=(DEFAULT_PROMPT,))
         notices.append(f"default taken: --prompt {DEFAULT_PROMPT!r}")
+    if inference.num_return_sequences > inference.num_beams:
+        raise Refused(
+            f"--num-return-sequences {inference.num_return_sequences} is more than --num-beams "
+            f"{inference.num_beams}; raise --num-beams"
+        )
+    inference = dataclasses.replace(inference, task=tasks)
+    return resolve_model_job(dataclasses.replace(job, inference=inference, notices=tuple(notices)), environ)
+
+
+def _default_tasks(job: InferenceJob) -> tuple[str, ...]:
+    """All five, as a script without ``--task`` means it; one where prompts or a file of answers are named."""
+    inference = job.inference
+    if inference.prompt is not None or inference.prompt_file is not None or inference.output_file is not None:
+        return ("greedy",)
+    on_terminal = sys.stdin is not None and sys.stdin.isatty()
+    return ALL_TASKS if on_terminal else tuple(task for task in ALL_TASKS if task != "chat")
+
+
+def resolve_model_job(job: AnyModelJob, environ: Mapping[str, str]) -> AnyModelJob:
+    """Check what all jobs have that run a model without training it."""
+    check_precision(job.compute)
+    check_template(job.tokenizer)
+    check_quantization(job.quantization)
+    notices = list(job.notices)
     if job.lora.enabled and job.lora.lora_load is None:
         raise Refused("LoRA flags are given without --lora-load; name the adapter, or leave them out")
     if job.lora.lora_fusion:
@@ -45,20 +79,13 @@ def resolve_inference(job: InferenceJob, environ: Mapping[str, str]) -> Inferenc
     if job.parallel.context_parallel_size > 1:
         job = dataclasses.replace(job, parallel=dataclasses.replace(job.parallel, context_parallel_size=1))
         notices.append("--context-parallel-size has no effect on generation: its ranks answer other prompts")
-    inference = dataclasses.replace(inference, task=tasks)
     if not job.runtime.print_config:
         job.parallel.data_parallel_size(job.runtime.resolve_world_size(job.parallel, environ))
         if job.checkpoint.load is None and job.checkpoint.exit_on_missing_checkpoint:
             raise Refused("--exit-on-missing-checkpoint is given without --load; name the model")
         if not job.runtime.dry_run:
             refuse_placeholders(job)
-    return dataclasses.replace(job, inference=inference, notices=tuple(notices))
-
-
-def _task(name: str) -> str:
-    if name in BEAM_SEARCH:
-        raise Refused(f"--task {name}: beam search is not supported by this version; use greedy or do_sample")
-    return TASKS[name]
+    return dataclasses.replace(job, notices=tuple(notices))
 
 
 def resolve_conversion(job: ConversionJob) -> ConversionJob:
@@ -152,7 +179,7 @@ def resolve_preprocess(job: PreprocessJob) -> PreprocessJob:
     return job
 
 
-def check_precision(config: TrainingConfig | InferenceConfig) -> None:
+def check_precision(config: TrainingConfig | ComputeFlags) -> None:
     """At most one of the two half precisions."""
     if config.bf16 and config.fp16:
         raise Refused("--bf16 and --fp16 are both given; give one of them, or none for fp32")

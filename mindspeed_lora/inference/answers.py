@@ -1,4 +1,4 @@
-"""The tasks greedy and do_sample: every prompt answered, shown, and written to ``--output-file``."""
+"""All tasks but chat: every prompt answered, shown, and written to ``--output-file``."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def answer_prompts(session: InferenceSession, task: str, output: TextIO | None) 
     several = len(session.plan.job.inference.task) > 1
     if is_main:
         print(f"{_RULE} {task} {_RULE}", flush=True)
-    for prompt, answer in _answers(session, task, totals):
-        print(f"You: {prompt.text}\n\n{session.text(answer).strip()}\n", flush=True)
+    for prompt, answers in _answers(session, task, totals):
+        texts = "\n\n".join(session.text(answer).strip() for answer in answers)
+        print(f"You: {prompt.text}\n\n{texts}\n", flush=True)
         if output is not None:
-            output.write(_json_row(session, prompt, answer, task if several else None))
+            output.write(_json_row(session, prompt, answers, task if several else None))
     if is_main:
         rate = totals.tokens / totals.seconds if totals.seconds else 0.0
         print(
@@ -55,17 +56,16 @@ def output_file(session: InferenceSession) -> Iterator[TextIO | None]:
         yield output
 
 
-def _answers(session: InferenceSession, task: str, totals: _Totals) -> Iterator[tuple[Prompt, Answer]]:
-    """The prompts with their answers, in order, on rank 0; each replica of the model takes every n-th batch."""
+def _answers(session: InferenceSession, task: str, totals: _Totals) -> Iterator[tuple[Prompt, list[Answer]]]:
+    """The prompts, in order, with their answers, best first, on rank 0; each replica takes every n-th batch."""
     plan, groups = session.plan, session.groups
     size = plan.job.inference.micro_batch_size
     batches = [plan.prompts[start : start + size] for start in range(0, len(plan.prompts), size)]
-    choice = plan.choice(task)
     for first in range(0, len(batches), groups.dp_size):
         started = time.perf_counter()
         turn = batches[first : first + groups.dp_size]
         batch = turn[groups.dp_rank] if groups.dp_rank < len(turn) else ()
-        own = session.generator.generate([prompt.request for prompt in batch], choice)
+        own = session.answer(task, [prompt.request for prompt in batch])
         gathered = gather_objects((groups.dp_rank, own), groups)
         totals.seconds += time.perf_counter() - started
         if gathered is None:
@@ -73,16 +73,15 @@ def _answers(session: InferenceSession, task: str, totals: _Totals) -> Iterator[
         of_replica = dict(gathered)
         for replica, prompts in enumerate(turn):
             totals.prompts += len(prompts)
-            totals.tokens += sum(len(answer.tokens) for answer in of_replica[replica])
+            totals.tokens += sum(len(answer.tokens) for told in of_replica[replica] for answer in told)
             yield from zip(prompts, of_replica[replica], strict=True)
 
 
-def _json_row(session: InferenceSession, prompt: Prompt, answer: Answer, task: str | None) -> str:
-    row: dict[str, object] = {
-        "prompt": prompt.text,
-        "text": session.text(answer),
-        "token_ids": answer.tokens,
-    }
+def _json_row(session: InferenceSession, prompt: Prompt, answers: list[Answer], task: str | None) -> str:
+    told = [{"text": session.text(answer), "token_ids": answer.tokens} for answer in answers]
+    row: dict[str, object] = {"prompt": prompt.text, **told[0]}
+    if len(told) > 1:
+        row["others"] = told[1:]
     if task is not None:
         row["task"] = task
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -11,6 +11,7 @@ from mindspeed_lora.inference.plan import CHAT, InferencePlan
 from mindspeed_lora.inference.session import InferenceSession
 from mindspeed_lora.inference.standard_input import StandardInput
 from mindspeed_lora.inference.streaming import AnswerStream
+from mindspeed_lora.inference.text_filters import OPEN, StopFilter, ThinkFilter, without_thinking
 from mindspeed_lora.parallel.collectives import broadcast_object
 
 PROMPT = "You >> "
@@ -18,6 +19,8 @@ QUIT = ("q", "quit", "exit")
 CLEAR = ("clear", "new")
 _WAIT, _END = "wait", "end"
 """What rank 0 tells the others when it has no :class:`Request` for them."""
+_TAIL = 8
+"""Tokens at the end of a prompt that are looked at for an opened ``<think>``."""
 _LONGEST_SILENCE = 60.0
 """Seconds between two signs of life to the ranks that wait while a person thinks."""
 
@@ -117,9 +120,15 @@ def _question(session: InferenceSession, lines: StandardInput, conversation: Con
 
 
 def _say(session: InferenceSession, request: Request) -> str:
-    """Generates one answer and shows it as it comes; returns its text."""
-    stream = AnswerStream(session.plan.tokenizer, session.plan.stop)
-    for answers in session.generator.stream([request], session.plan.choice(CHAT)):
-        print(stream.more(answers[0]), end="", flush=True)
+    """Generates one answer and shows it as it comes; returns its text without the thinking."""
+    plan = session.plan
+    stream = AnswerStream(plan.tokenizer, plan.stop)
+    ended = StopFilter(plan.stop.words.words if plan.stop.words is not None else ())
+    prompt = str(plan.tokenizer.decode(list(request.tokens[-_TAIL:])))
+    thinking = ThinkFilter(plan.job.inference.hide_thinking, inside=prompt.rstrip().endswith(OPEN))
+    for answers in session.generator.stream([request], plan.choice(CHAT)):
+        done = answers[0].done
+        shown = thinking.more(ended.more(stream.more(answers[0]), done), done)
+        print(shown, end="", flush=True)
     print("\n", flush=True)
-    return session.text(answers[0])
+    return without_thinking(session.text(answers[0]))

@@ -14,7 +14,8 @@ from pathlib import Path
 from mindspeed_lora.config.jobs import InferenceJob
 from mindspeed_lora.config.missing_inputs import without_missing_inputs
 from mindspeed_lora.device import compute_dtype, has_accelerator
-from mindspeed_lora.inference.plan import InferencePlan, ModelPlan, plan_model, plan_texts
+from mindspeed_lora.inference.model_plan import ModelPlan, plan_model
+from mindspeed_lora.inference.plan import InferencePlan, check_output_file, plan_texts
 from mindspeed_lora.training.reporting import layout_lines
 
 
@@ -30,9 +31,10 @@ def dry_run(job: InferenceJob, environ: Mapping[str, str] = os.environ) -> None:
         missing.append(f"--prompt-file {prompt_file} is not there: no prompt is checked")
         job = dataclasses.replace(job, inference=dataclasses.replace(job.inference, prompt_file=None))
     plan = plan_model(job)
+    check_output_file(job.inference)
     named = job.tokenizer.tokenizer_name_or_path or job.tokenizer.tokenizer_model
     if named is not None or plan.source.config_dir is not None or not missing:
-        plan = plan_texts(plan)
+        plan = plan_texts(job, plan)
     else:
         missing.append("there is no tokenizer: prompts and their lengths are not checked")
     if environ.get("RANK", "0") != "0":
@@ -41,12 +43,13 @@ def dry_run(job: InferenceJob, environ: Mapping[str, str] = os.environ) -> None:
     for text in (*missing, *plan.notices, *([notice] if notice else [])):
         print(f"notice: {text}", file=sys.stderr)
     world_size = job.runtime.resolve_world_size(job.parallel, environ)
-    print("\n".join(layout_lines(_rows(plan, world_size, str(dtype).removeprefix("torch.")), None)))
+    rows = [*model_rows(plan, world_size, str(dtype).removeprefix("torch.")), *_rows(job, plan)]
+    print("\n".join(layout_lines(rows, None)))
     print("dry run: everything checked, nothing written")
 
 
-def _rows(plan: ModelPlan, world_size: int, dtype: str) -> list[tuple[str, str]]:
-    """Names and values of the table."""
+def model_rows(plan: ModelPlan, world_size: int, dtype: str) -> list[tuple[str, str]]:
+    """Names and values of the table, as far as they tell of the model and its layout."""
     job, parallel, shape = plan.job, plan.job.parallel, plan.shape
     rows = [
         ("world size", f"{world_size} ({'cuda' if has_accelerator() else 'cpu'})"),
@@ -65,7 +68,12 @@ def _rows(plan: ModelPlan, world_size: int, dtype: str) -> list[tuple[str, str]]
     ]
     if plan.adapter is not None:
         rows.append(("adapter", plan.adapter.spec.describe()))
-    rows.append(("task", " ".join(job.inference.task)))
+    return rows
+
+
+def _rows(job: InferenceJob, plan: ModelPlan) -> list[tuple[str, str]]:
+    """Names and values of the table that tell what is generated."""
+    rows = [("task", " ".join(job.inference.task))]
     if isinstance(plan, InferencePlan) and plan.prompts:
         longest = max(len(prompt.request.tokens) for prompt in plan.prompts)
         rows.append(("prompts", f"{len(plan.prompts)}, of at most {longest} tokens"))

@@ -1,4 +1,4 @@
-"""Everything that is decided before processes join: model, adapter, tokenizer, prompts, and where answers end.
+"""Everything that is decided before processes join, beside the model: tokenizer, prompts, and where answers end.
 
 It is the same on every rank, so that what is wrong is refused before any process group exists.
 """
@@ -11,27 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspeed_lora.adapters.inject_experts import check_expert_adapters
-from mindspeed_lora.checkpoint.loading.model import AdapterPlan
-from mindspeed_lora.checkpoint.loading.quantization import QuantPlan, plan_quantization
-from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
-from mindspeed_lora.checkpoint.peft.plan import plan_adapter
-from mindspeed_lora.checkpoint.source import Source, open_source
-from mindspeed_lora.config.checks import check_layout, reconcile, shape_from_flags
 from mindspeed_lora.config.inference import InferenceConfig
 from mindspeed_lora.config.jobs import InferenceJob
-from mindspeed_lora.config.moe import experts_from_flags, reconcile_experts
-from mindspeed_lora.config.parallel import ParallelConfig
-from mindspeed_lora.config.shape import ModelShape
-from mindspeed_lora.config.stages import LayerPlacement
-from mindspeed_lora.data.added_tokens import job_tokenizer
 from mindspeed_lora.errors import Refused
+from mindspeed_lora.inference.beam_search import BeamSettings
 from mindspeed_lora.inference.generation_config import GenerationDefaults, read_generation_defaults
 from mindspeed_lora.inference.generator import Request
 from mindspeed_lora.inference.lengths import LengthLimit
-from mindspeed_lora.inference.prompts import PromptEncoder, read_prompts
+from mindspeed_lora.inference.model_plan import ModelPlan, plan_model, plan_tokenizer
+from mindspeed_lora.inference.prompts import PromptEncoder, end_sequences, read_prompts
 from mindspeed_lora.inference.sampling import TokenChoice
-from mindspeed_lora.inference.stopping import StopRule
+from mindspeed_lora.inference.stopping import StopRule, StopWords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,24 +38,10 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelPlan:
-    """A job's model and how it is cut, without what needs a tokenizer."""
-
-    job: InferenceJob
-    shape: ModelShape
-    placement: LayerPlacement
-    """The layers of each pipeline stage."""
-    source: Source
-    adapter: AdapterPlan | None
-    quantization: QuantPlan | None
-    """The weights that are held quantised; None: none are."""
-    notices: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class InferencePlan(ModelPlan):
     """A job, resolved."""
 
+    job: InferenceJob
     tokenizer: PreTrainedTokenizerBase
     encoder: PromptEncoder
     chat_encoder: PromptEncoder
@@ -73,12 +49,23 @@ class InferencePlan(ModelPlan):
     limit: LengthLimit
     defaults: GenerationDefaults
     prompts: tuple[Prompt, ...]
-    """What greedy and do_sample answer."""
+    """What every task but chat answers."""
+
+    @property
+    def beams(self) -> BeamSettings:
+        """How beam search goes."""
+        inference = self.job.inference
+        return BeamSettings(
+            num_beams=inference.num_beams,
+            length_penalty=inference.length_penalty,
+            early_stopping=inference.early_stopping,
+            num_return_sequences=inference.num_return_sequences,
+        )
 
     def choice(self, task: str) -> TokenChoice:
         """How the tokens of a task are chosen."""
         penalty = self.defaults.repetition_penalty
-        if task == "greedy":
+        if task in ("greedy", "beam_search"):
             return TokenChoice(do_sample=False, repetition_penalty=penalty)
         inference = self.job.inference
         return TokenChoice(
@@ -97,47 +84,18 @@ def plan_inference(job: InferenceJob) -> InferencePlan:
     Raises:
         Refused: something contradicts, is missing or cannot be.
     """
-    return plan_texts(plan_model(job))
+    return plan_texts(job, plan_model(job))
 
 
-def plan_model(job: InferenceJob) -> ModelPlan:
-    """Resolves model, layout and adapter.
-
-    Raises:
-        Refused: something contradicts, is missing or cannot be.
-    """
-    notices: list[str] = []
-    source, shape = _model(job, notices)
-    job = dataclasses.replace(job, parallel=_without_interleaving(job.parallel, notices))
-    placement = check_layout(shape, job.parallel)
-    adapter = plan_adapter(job.lora, shape, job.inference.seed)
-    if adapter is not None:
-        check_expert_adapters(adapter.spec, shape)
-        shape = adapter.shape
-    quantization = plan_quantization(job.quantization, source, shape, adapter.spec if adapter else None)
-    notices += quantization.notices if quantization is not None else ()
-    _check_output_file(job.inference)
-    if job.parallel.sequence_parallel:
-        notices.append("--sequence-parallel has no effect on generation")
-    return ModelPlan(
-        job=job,
-        shape=shape,
-        placement=placement,
-        source=source,
-        adapter=adapter,
-        quantization=quantization,
-        notices=tuple(notices),
-    )
-
-
-def plan_texts(model: ModelPlan) -> InferencePlan:
+def plan_texts(job: InferenceJob, model: ModelPlan) -> InferencePlan:
     """Adds the tokenizer and what is answered with it.
 
     Raises:
         Refused: there is no tokenizer, or a prompt is too long or cannot be read.
     """
-    job, shape, source, notices = model.job, model.shape, model.source, [*model.notices]
-    tokenizer = _tokenizer(job, source, model.adapter)
+    shape, source, notices = model.shape, model.source, [*model.notices]
+    check_output_file(job.inference)
+    tokenizer = plan_tokenizer(model)
     encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token)
     chat_encoder = _chat_encoder(job, encoder, notices)
     limit = LengthLimit.of(job.inference, shape.max_position_embeddings, job.given)
@@ -149,7 +107,7 @@ def plan_texts(model: ModelPlan) -> InferencePlan:
             f"generation_config.json: repetition_penalty {defaults.repetition_penalty:g} is applied"
         )
     return InferencePlan(
-        job=job,
+        job=dataclasses.replace(job, parallel=model.job.parallel),
         shape=shape,
         placement=model.placement,
         source=source,
@@ -164,49 +122,6 @@ def plan_texts(model: ModelPlan) -> InferencePlan:
         prompts=_prompts(job.inference, encoder, limit, shape.vocab_size),
         notices=tuple(notices),
     )
-
-
-def _without_interleaving(parallel: ParallelConfig, notices: list[str]) -> ParallelConfig:
-    """Generation has no micro-batches that could fill the gaps between chunks: each rank holds one."""
-    plain = dataclasses.replace(
-        parallel, num_layers_per_virtual_pipeline_stage=None, num_virtual_stages_per_pipeline_rank=1
-    )
-    if plain != parallel:
-        notices.append("virtual pipeline stages have no effect on generation")
-    return plain
-
-
-def _model(job: InferenceJob, notices: list[str]) -> tuple[Source, ModelShape]:
-    """Where the weights come from; in a dry run without them, the shape that the flags tell."""
-    num_noops = len(job.parallel.noop_slots)
-    if job.checkpoint.load is None and job.runtime.dry_run:
-        shape = experts_from_flags(job.experts, shape_from_flags(job.model, num_noops))
-        return RandomSource(shape, job.inference.seed, 0.0), shape
-    source = _source(job)
-    shape, told = reconcile_experts(job.experts, reconcile(job.model, source.shape, num_noops))
-    notices += told
-    return source, shape
-
-
-def _source(job: InferenceJob) -> Source:
-    if job.checkpoint.load is None:
-        raise Refused(
-            "--load is missing: random weights have nothing to say; name a Hugging Face folder or a Megatron "
-            "checkpoint"
-        )
-    return open_source(job.checkpoint.load, checking=not job.checkpoint.no_checking)
-
-
-def _tokenizer(job: InferenceJob, source: Source, adapter: AdapterPlan | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of the flags, else the adapter's where it has words of its own, else the one beside the weights."""
-    config = job.tokenizer
-    own = adapter.tokenizer_folder if adapter is not None else None
-    path = config.tokenizer_name_or_path or config.tokenizer_model or own or source.config_dir
-    if path is None:
-        raise Refused(
-            f"{source.path} holds no tokenizer files; name their folder with --tokenizer-name-or-path"
-        )
-    return job_tokenizer(config, path).loaded
 
 
 def _chat_encoder(job: InferenceJob, encoder: PromptEncoder, notices: list[str]) -> PromptEncoder:
@@ -224,13 +139,9 @@ def _chat_encoder(job: InferenceJob, encoder: PromptEncoder, notices: list[str])
 def _stop_rule(
     job: InferenceJob, defaults: GenerationDefaults, encoder: PromptEncoder, chat_encoder: PromptEncoder
 ) -> StopRule:
-    stops = [(token,) for token in defaults.eos_token_ids] + encoder.stop_sequences()
-    if CHAT in job.inference.task:
-        stops += chat_encoder.stop_sequences()
-    end = encoder.tokenizer.eos_token_id
-    if not stops and end is not None:
-        stops.append((int(end),))
-    return StopRule(tuple(dict.fromkeys(stops)))
+    encoders = (encoder, chat_encoder) if CHAT in job.inference.task else (encoder,)
+    words = StopWords.of(encoder.tokenizer, job.inference.stop_words or ())
+    return StopRule(end_sequences(defaults.eos_token_ids, *encoders), words)
 
 
 def _prompts(
@@ -255,12 +166,16 @@ def _prompts(
     return tuple(prompts)
 
 
-def _check_output_file(inference: InferenceConfig) -> None:
-    """Finds out now, not after hours of generation, that nothing can be written."""
+def check_output_file(inference: InferenceConfig) -> None:
+    """Finds out now, not after hours of generation, that nothing can be written.
+
+    Raises:
+        Refused: with the reason.
+    """
     if inference.output_file is None:
         return
     if set(inference.task) == {CHAT}:
-        raise Refused("--output-file is for greedy and do_sample; leave it out with --task chat")
+        raise Refused("--output-file holds answers to prompts; leave it out with --task chat")
     path = Path(inference.output_file)
     if path.is_dir():
         raise Refused(f"--output-file {path}: is a folder; name a file")

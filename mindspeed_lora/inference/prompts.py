@@ -160,3 +160,14 @@ class PromptEncoder:
                 raise Refused("the prompt has no tokens, and the tokenizer no start token; give a prompt")
             tokens = [int(start)]
         return [*tokens, int(self.tokenizer.eos_token_id)] if self.add_eos_token else tokens
+
+
+def end_sequences(eos_token_ids: Sequence[int], *encoders: PromptEncoder) -> tuple[tuple[int, ...], ...]:
+    """The sequences of tokens that end an answer: the model's own, and those of the encoders' forms."""
+    stops: list[tuple[int, ...]] = [(token,) for token in eos_token_ids]
+    for encoder in encoders:
+        stops += encoder.stop_sequences()
+    end = encoders[0].tokenizer.eos_token_id
+    if not stops and end is not None:
+        stops.append((int(end),))
+    return tuple(dict.fromkeys(stops))

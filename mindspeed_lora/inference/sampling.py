@@ -59,16 +59,20 @@ def penalise_repetition(logits: Tensor, seen: Sequence[Sequence[int]], penalty: 
     return penalised
 
 
-def filter_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """``[b, v]`` float32 with −∞ where top-k or top-p (Holtzman et al. 2019, arXiv 1904.09751) drop a token."""
+def filter_logits(logits: Tensor, temperature: float, top_k: int, top_p: float, least: int = 1) -> Tensor:
+    """``[b, v]`` float32 with −∞ where top-k or top-p (Holtzman et al. 2019, arXiv 1904.09751) drop a token.
+
+    The ``least`` likeliest tokens of a row are never dropped.
+    """
     logits = logits / temperature
+    top_k = max(top_k, least) if top_k else 0
     if 0 < top_k < logits.size(-1):
         smallest = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, float("-inf"))
     if top_p < 1.0:
         ascending, order = logits.sort(dim=-1)
         dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        dropped[..., -1] = False
+        dropped[..., -least:] = False
         logits = logits.masked_fill(dropped.scatter(-1, order, dropped), float("-inf"))
     return logits
 

@@ -84,6 +84,7 @@ class GPTModel(MegatronGPTModel):
         last_only: bool = False,
         context: ForwardContext | None = None,
         loss_weights: Tensor | None = None,
+        hidden_only: bool = False,
     ) -> Tensor:
         """One micro-batch through this stage.
 
@@ -94,6 +95,7 @@ class GPTModel(MegatronGPTModel):
             last_only: logits of the last position only, ``[1, b, v]``.
             context: what else the layers must know of the micro-batch; None: rows are not packed.
             loss_weights: ``[b, s]`` float32 on the host, what each position's loss is multiplied by; None: 1.
+            hidden_only: hidden states on the last stage too, as :meth:`logits` takes them.
 
         Returns:
             On the last stage the summed cross entropy (float32 scalar), or the logits ``[s, b, v]`` over the
@@ -125,7 +127,9 @@ class GPTModel(MegatronGPTModel):
         if not self.post_process:
             # The schedule runs backward from here, also where no parameter below is trained.
             return hidden.requires_grad_() if self.training and not hidden.requires_grad else hidden
-        return self._logits(hidden, last_only) if labels is None else self._loss(hidden, labels, loss_weights)
+        if hidden_only:
+            return hidden
+        return self.logits(hidden, last_only) if labels is None else self._loss(hidden, labels, loss_weights)
 
     def _loss(self, hidden: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         group = self.groups.tp_group
@@ -143,7 +147,8 @@ class GPTModel(MegatronGPTModel):
             None if weights is None else weights.t().reshape(-1),
         )
 
-    def _logits(self, hidden: Tensor, last_only: bool) -> Tensor:
+    def logits(self, hidden: Tensor, last_only: bool = False) -> Tensor:
+        """Logits ``[s, b, v]`` over the model's own vocabulary of ``hidden [s/t, b, h]``; last position or all."""
         group = self.groups.tp_group
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, group=group)

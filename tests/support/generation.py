@@ -30,6 +30,8 @@ class Case:
     eos: tuple[int, ...] = (2,)
     sampling: dict[str, Any] | None = None
     """Keywords of ``TokenChoice``; None is greedy."""
+    beams: dict[str, Any] | None = None
+    """Keywords of ``BeamSettings``; None is no beam search."""
     first_stream: int = 0
     """Number of the first prompt's draws; the others' follow."""
 
@@ -60,6 +62,7 @@ def _answers(case: Case, parallel: Any, groups: Any) -> list[Tokens]:
     from mindspeed_lora.checkpoint.source import open_source
     from mindspeed_lora.config.lora import LoraConfig
     from mindspeed_lora.config.stages import LayerPlacement
+    from mindspeed_lora.inference.beam_search import BeamSearch, BeamSettings
     from mindspeed_lora.inference.generator import Generator, Request
     from mindspeed_lora.inference.sampling import TokenChoice
     from mindspeed_lora.inference.stopping import StopRule
@@ -76,6 +79,10 @@ def _answers(case: Case, parallel: Any, groups: Any) -> list[Tokens]:
         Request(prompt, case.max_new_tokens, stream)
         for stream, prompt in enumerate(case.prompts, case.first_stream)
     ]
+    if case.beams is not None:
+        search = BeamSearch(model, groups, generator.stop)
+        told = search.answer(requests, choice, BeamSettings(**case.beams))
+        return [answer.tokens for answers in told for answer in answers]
     return [answer.tokens for answer in generator.generate(requests, choice)]
 
 
@@ -85,8 +92,12 @@ def transformers_greedy(
     max_new_tokens: int,
     adapter: str | None = None,
     quant: Quant | None = None,
+    **keywords: Any,
 ) -> list[Tokens]:
-    """The answers of transformers' ``generate``, one prompt at a time; ends as the model's folder says."""
+    """The answers of transformers' ``generate``, one prompt at a time; ends as the model's folder says.
+
+    ``keywords`` are further ones of ``generate``; with several answers to a prompt they follow each other.
+    """
     from transformers import AutoModelForCausalLM
 
     reference: Any = (
@@ -107,9 +118,26 @@ def transformers_greedy(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=0,
+                **keywords,
             )
-        answers.append(out[0, len(prompt) :].tolist())
+        answers += [_unpadded(row[len(prompt) :].tolist(), keywords.get("eos_token_id", ())) for row in out]
     return answers
+
+
+def _unpadded(tokens: Tokens, ends: Sequence[int]) -> Tokens:
+    """Without what stands behind an end token, where answers of unequal length are told together."""
+    places = [place for place, token in enumerate(tokens) if token in ends]
+    return tokens[: min(places) + 1] if places else tokens
+
+
+def evaluate_on_rank(argv: Sequence[str], output: str) -> int:
+    """``evaluation.py`` with these words on this rank, its standard output in ``<output>.<rank>``."""
+    from mindspeed_lora.config.commands import parse
+    from mindspeed_lora.evaluation.main import evaluate
+
+    path = Path(f"{output}.{os.environ.get('RANK', '0')}")
+    with path.open("w", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
+        return evaluate(parse("evaluation", argv))
 
 
 def infer_on_rank(argv: Sequence[str], output: str, said: Sequence[tuple[float, str]] = ()) -> int:

@@ -20,6 +20,7 @@ LINES = {
     "verify": "one other --tolerance 1e-3 --json",
     "preprocess": "--input i --output-prefix o --tokenizer-model t --json-keys text title",
     "inference": "--load m --prompt hello",
+    "evaluation": "--load m --task mmlu --task-data-path d --max-eval-samples 3",
 }
 
 

@@ -16,7 +16,9 @@ def refusal(command: str, line: str, environ: dict[str, str] | None = None) -> s
 
 def test_generation_without_a_prompt_asks_the_published_one() -> None:
     job: Any = parse("inference", ["--load", "m"], {})
-    assert job.inference.task == ("greedy",)
+    assert job.inference.task == ("greedy", "do_sample", "beam_search", "beam_search_with_sampling")
+    assert any("chat needs a terminal" in notice for notice in job.notices)
+    assert parse("inference", ["--load", "m", "--prompt", "hi"], {}).inference.task == ("greedy",)
     assert job.inference.prompt == ("how are you?",)
     assert len(job.notices) == 2
     assert parse("inference", ["--load", "m", "--task", "chat"], {}).inference.prompt is None
@@ -39,7 +41,7 @@ def test_tasks_have_other_names(given: str, tasks: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--task beam_search", "--task beam_search: beam search is not supported"),
+        ("--num-beams 2 --num-return-sequences 3", "--num-return-sequences 3 is more than --num-beams 2"),
         ("--task dance", "--task dance: expected one of greedy"),
         ("--prompt a --prompt-file b", "--prompt and --prompt-file"),
         ("--lora-r 16", "without --lora-load"),

@@ -47,3 +47,34 @@ def test_one_token_of_a_windowed_layer_gets_the_window() -> None:
     found, _, mask = layer.extend(keys(4, 1), keys(4, 1))
     assert torch.equal(found, keys(2, 3))
     assert mask is not None and mask.shape == (2, 1, 1, 3)
+
+
+def test_rows_that_begin_alike_share_their_beginning() -> None:
+    beginning = KeyValueCache(torch.zeros(1, dtype=torch.int64), capacity=2)
+    first = LayerCache(beginning, None)
+    beginning.layers = [first]
+    beginning.advance(2)
+    first.extend(keys(0, 2, rows=1), keys(0, 2, rows=1))
+    cache = beginning.branch(torch.tensor([0, 1]), capacity=6)
+    (layer,) = cache.layers
+    assert cache.advance(2).tolist() == [[2, 3], [2, 2]]
+    found, _, mask = layer.extend(keys(2, 2), keys(2, 2))
+    assert found[:2, :, 0, 0].tolist() == [[0, 0], [1, 1]]
+    assert mask is not None
+    assert mask[0, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert mask[1, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 1]]
+    cache.select(torch.tensor([1, 1, 0]))
+    assert cache.advance(2).tolist() == [[3, 4], [3, 4], [4, 5]]
+    found, _, mask = layer.extend(keys(4, 2, rows=3), keys(4, 2, rows=3))
+    assert found[2, :, 0, 0].tolist() == [102, 102, 2] and mask is not None
+    assert mask[1, 0].int().tolist() == [[1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 1, 1]]
+
+
+def test_several_tokens_behind_others_see_what_is_before_them() -> None:
+    cache = KeyValueCache(torch.zeros(2, dtype=torch.int64), capacity=5)
+    layer = LayerCache(cache, None)
+    cache.advance(2)
+    layer.extend(keys(0, 2), keys(0, 2))
+    assert cache.advance(2).tolist() == [2, 3]
+    _, _, mask = layer.extend(keys(2, 2), keys(2, 2))
+    assert mask is not None and mask[0, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]

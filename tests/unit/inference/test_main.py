@@ -66,6 +66,57 @@ def test_several_tasks_run_in_turn(model_folder: Path, tmp_path: Path, workers: 
     assert found[0]["token_ids"] != found[1]["token_ids"]
 
 
+def test_all_tasks_run_in_turn_and_beams_are_transformers(
+    model_folder: Path, tmp_path: Path, workers: WorkerPool
+) -> None:
+    output = tmp_path / "answers.jsonl"
+    words = ["--load", str(model_folder), "--prompt", *PROMPTS[:2], "--output-file", str(output)]
+    words += ["--task", "greedy_search", "do_sample", "beam_search", "beam_search_with_sampling"]
+    words += ["--max-new-tokens", "7", "--num-beams", "3", "--num-return-sequences", "2"]
+    words += ["--length-penalty", "0.5", "--early-stopping", "true"]
+    workers.run(1, infer_on_rank, words, str(tmp_path / "out"))
+    found = rows(output)
+    names = ("greedy", "do_sample", "beam_search", "beam_search_with_sampling")
+    assert [row["task"] for row in found] == [name for name in names for _ in range(2)]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS[:2]]
+    keywords = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": True}
+    ends = [tokenizer.eos_token_id]
+    expected = transformers_greedy(str(model_folder), prompts, 7, eos_token_id=ends, **keywords)
+    told = [[row["token_ids"], row["others"][0]["token_ids"]] for row in found[4:6]]  # type: ignore[index]
+    assert [tokens for both in told for tokens in both] == expected
+    assert "others" not in found[0] and found[6]["token_ids"]
+
+
+def test_stop_words_end_an_answer(model_folder: Path, tmp_path: Path, workers: WorkerPool) -> None:
+    """Also where they begin and end within tokens; the words are no part of the text."""
+    whole = str(expected_rows(model_folder, 12)[0]["text"])
+    word = whole[5:8]
+    output = tmp_path / "answers.jsonl"
+    words = ["--load", str(model_folder), "--prompt", PROMPTS[0], "--output-file", str(output)]
+    words += ["--max-new-tokens", "12", "--stop-words", word, "never said", "--task", "greedy", "beam_search"]
+    workers.run(1, infer_on_rank, words, str(tmp_path / "out"))
+    greedy, beams = rows(output)
+    assert greedy["text"] == whole[: whole.index(word)]
+    assert len(greedy["token_ids"]) < 12  # type: ignore[arg-type]
+    assert word not in str(beams["text"])
+
+
+def test_chat_with_a_quantised_model(model_folder: Path, tmp_path: Path, workers: WorkerPool) -> None:
+    words = [
+        "--load",
+        str(model_folder),
+        "--task",
+        "chat",
+        "--max-new-tokens",
+        "6",
+        "--qlora",
+        "--hide-thinking",
+    ]
+    assert workers.run(1, infer_on_rank, words, str(tmp_path / "out"), [(0.0, "Name\nq\n")]) == [0]
+    assert (tmp_path / "out.0").read_text(encoding="utf-8").count("You >> ") == 2
+
+
 def test_chat_over_a_pipe(model_folder: Path) -> None:
     """As people run it: a process of its own, without a launcher."""
     words = [sys.executable, str(ROOT / "inference.py"), "--load", str(model_folder)]

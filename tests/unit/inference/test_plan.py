@@ -72,7 +72,7 @@ def test_virtual_stages_have_no_effect(model_folder: Path) -> None:
         (["--max-new-tokens", "60"], "max_position_embeddings 64; lower --max-new-tokens to"),
         (["--prompt", "how " * 40], "prompt 1 has"),
         (["--task", "chat", "--prompt", "a"], "--task chat reads what you say from standard input"),
-        (["--task", "chat", "--output-file", "a"], "--output-file is for greedy and do_sample"),
+        (["--task", "chat", "--output-file", "a"], "--output-file holds answers to prompts"),
         (["--output-file", "/nowhere/at/all"], "there is no folder /nowhere/at"),
         (["--output-file", "/"], "is a folder"),
         (["--hidden-size", "64"], "--hidden-size 64 (checkpoint: 32)"),

@@ -1,0 +1,1 @@
+"""Judging a model on benchmarks: ours, and those of lm-evaluation-harness."""

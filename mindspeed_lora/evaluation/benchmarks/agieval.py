@@ -1,0 +1,107 @@
+"""AGIEval (Zhong et al. 2023, arXiv 2304.06364): examinations of people, in English and Chinese."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mindspeed_lora.errors import Refused
+from mindspeed_lora.evaluation.benchmark import (
+    Benchmark,
+    Question,
+    Shot,
+    TaskSettings,
+    Verdict,
+    limited,
+    taken_shots,
+)
+from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl
+from mindspeed_lora.evaluation.patterns import all_letters, first_letter, normalised, stated
+
+_KEYS = ("question",)
+_LETTERS = ("A", "B", "C", "D", "E", "F", "G")
+_CHINESE = ("gaokao", "jec-qa", "logiqa-zh")
+"""Beginnings of the names of subjects in Chinese."""
+
+
+class AgiEval(Benchmark):
+    """``{subject}.jsonl`` with passage, question, options, label, answer; examples alike in ``--fewshot-path``.
+
+    One right letter: the choices are compared. Several right letters, or no options: the answer is generated.
+    """
+
+    name = "agieval"
+    shots = 5
+    max_new_tokens = 64
+    stop_words = ("\n",)
+
+    def questions(self, settings: TaskSettings) -> list[Question]:
+        """All questions; see the base class."""
+        found = []
+        for file in files_in(settings.path, "*.jsonl"):
+            language = settings.language or ("zh" if file.stem.startswith(_CHINESE) else "en")
+            shots = self._shots(settings, file, language)
+            rows = read_jsonl(file, _KEYS)
+            several = any(
+                len(_right(row, file, index)) != 1 for index, row in enumerate(rows) if row.get("options")
+            )
+            for index, row in enumerate(limited(settings, rows)):
+                right, options = _right(row, file, index), row.get("options") or ()
+                labels = _LETTERS[: len(options)] if options and not several else ()
+                found.append(
+                    Question(
+                        subject=file.stem,
+                        index=index,
+                        text=_text(row, language),
+                        answer=right,
+                        labels=labels,
+                        choices=labels,
+                        shots=shots,
+                        data=_LETTERS[: len(options)],
+                    )
+                )
+        return found
+
+    def judge(self, question: Question, text: str) -> Verdict:
+        """The letters of the text, or the text itself."""
+        if question.labels:
+            prediction = first_letter(text, question.labels)
+            return Verdict(prediction, prediction == question.answer)
+        if question.data:
+            letters = all_letters(text, question.data)
+            return Verdict(letters or None, letters == question.answer)
+        said = stated(text)
+        prediction = (said if said is not None else text.strip().partition("\n")[0]).strip("$ ")
+        return Verdict(prediction, normalised(prediction) == normalised((question.answer or "").strip("$ ")))
+
+    def _shots(self, settings: TaskSettings, file: Path, language: str) -> tuple[Shot, ...]:
+        if settings.fewshot_path is None:
+            if settings.num_fewshot:
+                raise Refused("--num-fewshot for agieval needs --fewshot-path: a folder of {subject}.jsonl")
+            return ()
+        examples = settings.fewshot_path / file.name
+        if not examples.is_file():
+            raise Refused(f"{examples}: is not there; it holds the solved examples of {file.stem}")
+        rows = read_jsonl(examples, _KEYS)
+        shots = [Shot(_text(row, language), _right(row, examples, index)) for index, row in enumerate(rows)]
+        return taken_shots(settings, self.shots, shots, examples)
+
+
+def _right(row: Row, file: Path, index: int) -> str:
+    """The right letters, sorted, or the answer of a question without options."""
+    label = row.get("label") if row.get("options") else row.get("answer")
+    if isinstance(label, list):
+        label = "".join(sorted(map(str, label)))
+    if label in (None, ""):
+        key = "label" if row.get("options") else "answer"
+        raise Refused(f"{file}, question {index}: has no {key}")
+    return str(label).strip()
+
+
+def _text(row: Row, language: str) -> str:
+    words = ("问题：", "选项：", "答案：") if language == "zh" else ("Question: ", "Options:", "Answer:")
+    passage = (row.get("passage") or "").strip()
+    options = row.get("options") or []
+    lines = [passage] if passage else []
+    lines += [words[0] + row["question"].strip()]
+    lines += [words[1], *map(str.strip, options)] if options else []
+    return "\n".join([*lines, words[2]])

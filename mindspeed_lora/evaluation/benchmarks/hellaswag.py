@@ -1,0 +1,55 @@
+"""HellaSwag (Zellers et al. 2019, arXiv 1905.07830): which of four endings goes on."""
+
+from __future__ import annotations
+
+import re
+
+from mindspeed_lora.errors import Refused
+from mindspeed_lora.evaluation.benchmark import Benchmark, Question, TaskSettings, Verdict, limited
+from mindspeed_lora.evaluation.files import files_in, read_jsonl
+from mindspeed_lora.evaluation.patterns import first_letter
+
+_KEYS = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+
+
+class HellaSwag(Benchmark):
+    """JSONL files whose names hold ``val``, with activity_label, ctx_a, ctx_b, endings and label."""
+
+    name = "hellaswag"
+
+    def questions(self, settings: TaskSettings) -> list[Question]:
+        """All questions; see the base class."""
+        if settings.num_fewshot or settings.fewshot_path is not None:
+            raise Refused("hellaswag is asked without examples; leave out --num-fewshot and --fewshot-path")
+        found = []
+        for file in files_in(settings.path, "*val*.jsonl"):
+            for index, row in enumerate(limited(settings, read_jsonl(file, _KEYS))):
+                labels = tuple(str(number) for number in range(len(row["endings"])))
+                answer = str(row["label"])
+                if answer not in labels:
+                    raise Refused(
+                        f"{file}, question {index}: the label is {answer!r}; expected {', '.join(labels)}"
+                    )
+                context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+                found.append(
+                    Question(
+                        subject=file.stem,
+                        index=index,
+                        text=_clean(context),
+                        answer=answer,
+                        labels=labels,
+                        choices=tuple(_clean(ending) for ending in row["endings"]),
+                    )
+                )
+        return found
+
+    def judge(self, question: Question, text: str) -> Verdict:
+        """The number of the ending, where the model is asked to say it."""
+        prediction = first_letter(text, question.labels)
+        return Verdict(prediction, prediction == question.answer)
+
+
+def _clean(text: str) -> str:
+    """Without the marks that WikiHow's texts have in the files."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")

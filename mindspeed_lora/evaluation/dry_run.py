@@ -1,0 +1,67 @@
+"""``--dry-run``: model, layout and questions are checked and told, without weights and without peers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+from mindspeed_lora.config.jobs import EvaluationJob
+from mindspeed_lora.config.missing_inputs import without_missing_inputs
+from mindspeed_lora.config.resolve_evaluation import is_placeholder
+from mindspeed_lora.device import compute_dtype
+from mindspeed_lora.evaluation.harness import HarnessPlan
+from mindspeed_lora.evaluation.plan import BenchmarkPlan, check_output_dir, named_tasks, plan_task
+from mindspeed_lora.inference.dry_run import model_rows
+from mindspeed_lora.inference.model_plan import plan_model, plan_tokenizer
+from mindspeed_lora.training.reporting import layout_lines
+
+
+def dry_run(job: EvaluationJob, environ: Mapping[str, str] = os.environ) -> None:
+    """Checks everything and prints, on rank 0, the layout, the model and what would be asked.
+
+    Raises:
+        Refused: the job cannot be.
+    """
+    job, missing = without_missing_inputs(job)
+    plan = plan_model(job)
+    evaluation = job.evaluation
+    check_output_dir(evaluation)
+    named = job.tokenizer.tokenizer_name_or_path or job.tokenizer.tokenizer_model
+    tokenizer = None
+    if named is not None or plan.source.config_dir is not None or not missing:
+        tokenizer = plan_tokenizer(plan)
+    notices = [*missing, *plan.notices]
+    longest = min(filter(None, (evaluation.seq_length, plan.shape.max_position_embeddings)))
+    rows = []
+    for name, path in named_tasks(evaluation):
+        if is_placeholder(name):
+            notices.append(f"--task {name}: is a placeholder")
+        elif path is not None and not path.exists():
+            notices.append(f"--task-data-path {path} is not there: no question of {name} is checked")
+        else:
+            rows.append((name, _told(plan_task(job, name, path, tokenizer, longest, notices))))
+            continue
+        rows.append((name, "questions are not there"))
+    if evaluation.output_dir is not None:
+        names = [name for name, _ in rows]
+        folders = [
+            f"{evaluation.output_dir}/{name}" if len(names) > 1 else evaluation.output_dir for name in names
+        ]
+        rows += [("would write", f"{folder}/results.json, {folder}/records.jsonl") for folder in folders]
+    if environ.get("RANK", "0") != "0":
+        return
+    dtype, notice = compute_dtype(evaluation.bf16, evaluation.fp16)
+    for text in (*notices, *([notice] if notice else [])):
+        print(f"notice: {text}", file=sys.stderr)
+    world_size = job.runtime.resolve_world_size(job.parallel, environ)
+    table = [*model_rows(plan, world_size, str(dtype).removeprefix("torch.")), *rows]
+    print("\n".join(layout_lines(table, None)))
+    print("dry run: everything checked, nothing written")
+
+
+def _told(task: BenchmarkPlan | HarnessPlan) -> str:
+    if isinstance(task, HarnessPlan):
+        return "by lm-evaluation-harness"
+    subjects = {question.subject for question in task.questions}
+    return f"{len(task.questions)} questions in {len(subjects)} subjects"

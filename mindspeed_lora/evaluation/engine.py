@@ -1,0 +1,148 @@
+"""One rank asks, all compute: rank 0 has the questions and the answers, the others follow its orders."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mindspeed_lora.inference.beam_search import BeamSearch, BeamSettings
+from mindspeed_lora.inference.generator import Answer, Generator, Request
+from mindspeed_lora.inference.sampling import TokenChoice
+from mindspeed_lora.inference.scoring import Score, Scorer, ScoreRequest
+from mindspeed_lora.inference.stopping import StopRule, StopWords
+from mindspeed_lora.models.gpt import GPTModel
+from mindspeed_lora.parallel.collectives import broadcast_object, gather_objects
+from mindspeed_lora.parallel.groups import ParallelGroups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_WAIT, _END = "wait", "end"
+"""Orders without work."""
+_LONGEST_SILENCE = 60.0
+"""Seconds between two signs of life to the ranks that wait while rank 0 reads, judges or writes."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The order to generate."""
+
+    requests: tuple[Request, ...]
+    choice: TokenChoice
+    stop_words: tuple[str, ...] = ()
+    num_beams: int = 1
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """The order to score."""
+
+    requests: tuple[ScoreRequest, ...]
+
+
+class Engine:
+    """A model that is asked on rank 0 and computes on all ranks.
+
+    Args:
+        model: this rank's part of it.
+        groups: the ranks.
+        tokenizer: finds stop words.
+        ends: sequences of tokens that end every answer.
+        batch_size: questions that a replica takes at once.
+    """
+
+    def __init__(
+        self,
+        model: GPTModel,
+        groups: ParallelGroups,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: tuple[tuple[int, ...], ...],
+        batch_size: int,
+    ) -> None:
+        self.groups = groups
+        self.tokenizer = tokenizer
+        self._ends = ends
+        self._batch_size = batch_size
+        stop = StopRule(ends)
+        self._scorer = Scorer(model, groups, batch_size)
+        self._generator = Generator(model, groups, stop)
+        self._beams = BeamSearch(model, groups, stop)
+        self._patience = min(_LONGEST_SILENCE, groups.timeout.total_seconds() / 4)
+        self._spoken = time.monotonic()
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score]]:
+        """On rank 0: the scores of each request's continuations."""
+        if not requests:
+            return []
+        order = _Scoring(tuple(requests))
+        self._say(order)
+        scores = self._scorer.score(order.requests)
+        assert scores is not None, "only rank 0 asks"
+        return scores
+
+    def generate(self, order: Generation) -> list[Answer]:
+        """On rank 0: the answer to each request, without its stop words in :meth:`text`."""
+        if not order.requests:
+            return []
+        self._say(order)
+        answers = self._generate(order)
+        assert answers is not None, "only rank 0 asks"
+        return answers
+
+    def text(self, answer: Answer, stop_words: Sequence[str]) -> str:
+        """What an answer says, up to its stop."""
+        text = str(self.tokenizer.decode(answer.text_tokens, skip_special_tokens=True))
+        words = StopWords.of(self.tokenizer, stop_words)
+        return text if words is None else words.cut(text)
+
+    def keep_waiting(self) -> None:
+        """On rank 0, between two pieces of work of its own: the others hear that it is alive, where it is time."""
+        if time.monotonic() - self._spoken > self._patience:
+            self._say(_WAIT)
+
+    def close(self) -> None:
+        """On rank 0: lets the others go."""
+        self._say(_END)
+
+    def follow(self) -> None:
+        """On the other ranks: does what rank 0 orders until it lets them go."""
+        while (order := broadcast_object(_WAIT, self.groups)) != _END:
+            if isinstance(order, _Scoring):
+                self._scorer.score(order.requests)
+            elif isinstance(order, Generation):
+                self._generate(order)
+
+    def _say(self, order: object) -> None:
+        self._spoken = time.monotonic()
+        broadcast_object(order, self.groups)
+
+    def _generate(self, order: Generation) -> list[Answer] | None:
+        """All answers on rank 0, None elsewhere."""
+        words = StopWords.of(self.tokenizer, order.stop_words)
+        stop = StopRule(self._ends, words)
+        own: dict[int, Answer] = {}
+        for batch in self._turns(order.requests):
+            requests = [order.requests[i] for i in batch]
+            if order.num_beams > 1:
+                settings = BeamSettings(num_beams=order.num_beams)
+                answers = [told[0] for told in self._beams.answer(requests, order.choice, settings, stop)]
+            else:
+                answers = self._generator.generate(requests, order.choice, stop)
+            own.update(zip(batch, answers, strict=True))
+        gathered = gather_objects(own, self.groups)
+        if gathered is None:
+            return None
+        found: dict[int, Answer] = {}
+        for part in gathered:
+            found.update(part)
+        return [found[i] for i in range(len(order.requests))]
+
+    def _turns(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """This replica's batches, longest prompts first; as many as any replica has, the last ones maybe empty."""
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].tokens))
+        turn = self._batch_size * self.groups.dp_size
+        for first in range(0, len(order), turn):
+            start = first + self.groups.dp_rank * self._batch_size
+            yield order[start : start + self._batch_size]

@@ -1,0 +1,104 @@
+"""Files of questions. What is missing in one is refused by the name of the file and the place in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mindspeed_lora.errors import Refused
+
+Row = dict[str, Any]
+
+
+def files_in(path: Path, pattern: str, flag: str = "--task-data-path") -> list[Path]:
+    """The files of a folder that match a pattern, sorted by name; a file stands for itself.
+
+    Raises:
+        Refused: there are none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise Refused(f"{flag} {path}: is not there; name the folder of the benchmark's files")
+    found = sorted(file for file in path.glob(pattern) if file.is_file())
+    if not found:
+        raise Refused(f"{flag} {path}: holds no file {pattern}; name the folder of the benchmark's files")
+    return found
+
+
+def read_text(path: Path) -> str:
+    """A file as text; a byte-order mark is left out."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+
+
+def read_csv(path: Path, columns: Sequence[str], header: bool) -> list[Row]:
+    """The rows of a CSV file with at least these columns.
+
+    Args:
+        path: the file.
+        columns: names that the header must have; without a header the names of all columns, in order.
+        header: the first row holds the names.
+    """
+    rows = [row for row in csv.reader(read_text(path).splitlines(keepends=True)) if row]
+    if not rows:
+        raise Refused(f"{path}: holds no row; expected the columns {', '.join(columns)}")
+    names = [name.strip() for name in rows[0]] if header else list(columns)
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise Refused(f"{path}: there is no column {', '.join(missing)}; its columns are {', '.join(names)}")
+    found = []
+    for number, row in enumerate(rows[1:] if header else rows, 2 if header else 1):
+        if len(row) != len(names):
+            raise Refused(
+                f"{path}, row {number}: has {len(row)} columns; expected {len(names)}: {', '.join(names)}"
+            )
+        found.append(dict(zip(names, row, strict=True)))
+    if not found:
+        raise Refused(f"{path}: holds no question")
+    return found
+
+
+def read_jsonl(path: Path, keys: Sequence[str]) -> list[Row]:
+    """The objects of a JSONL file, each with at least these keys."""
+    rows = []
+    # Only line feeds end a line: a text may hold the other characters that str.splitlines() splits at.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise Refused(f"{path}, row {number}: not JSON ({error})") from error
+        rows.append(_with_keys(row, keys, f"{path}, row {number}"))
+    if not rows:
+        raise Refused(f"{path}: holds no row; expected JSONL with the keys {', '.join(keys)}")
+    return rows
+
+
+def read_examples(path: Path, keys: Sequence[str]) -> list[Row]:
+    """The ``examples`` of a JSON file, each with at least these keys."""
+    try:
+        content = json.loads(read_text(path))
+    except ValueError as error:
+        raise Refused(f"{path}: not JSON ({error})") from error
+    examples = content.get("examples") if isinstance(content, dict) else None
+    if not isinstance(examples, list) or not examples:
+        raise Refused(f"{path}: expected an object with a list examples that holds questions")
+    return [_with_keys(row, keys, f"{path}, example {number}") for number, row in enumerate(examples)]
+
+
+def _with_keys(row: Any, keys: Sequence[str], place: str) -> Row:
+    if not isinstance(row, dict):
+        raise Refused(f"{place}: expected an object with the keys {', '.join(keys)}")
+    missing = [key for key in keys if key not in row]
+    if missing:
+        raise Refused(f"{place}: there is no key {', '.join(missing)}; its keys are {', '.join(row)}")
+    return row

@@ -1,0 +1,100 @@
+"""``evaluation.py``: plan, join, build, ask, tell."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+from mindspeed_lora.config.jobs import EvaluationJob
+from mindspeed_lora.evaluation.dry_run import dry_run
+from mindspeed_lora.evaluation.engine import Engine
+from mindspeed_lora.evaluation.harness import HarnessPlan, run_harness
+from mindspeed_lora.evaluation.plan import BenchmarkPlan, EvaluationPlan, plan_evaluation
+from mindspeed_lora.evaluation.records import Record, Tally, table, write
+from mindspeed_lora.evaluation.run import BenchmarkRun
+from mindspeed_lora.inference.session import load_model
+from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from mindspeed_lora.parallel.voice import speak_or_leave
+
+
+def evaluate(job: EvaluationJob) -> int:
+    """Runs the benchmarks of the job in order; returns 0.
+
+    Raises:
+        Refused: the job cannot be, found before any process group is made.
+        Failed: the work could not be done.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal may lack a character of a subject's name.
+        sys.stdout.reconfigure(errors="replace")
+    if job.runtime.dry_run:
+        dry_run(job)
+        return 0
+    plan = plan_evaluation(job)
+    groups, notices = initialize_groups(plan.job.parallel, job.evaluation.seed)
+    try:
+        _run(plan, groups, notices)
+    except Exception as error:
+        raise speak_or_leave(error, groups) from error
+    destroy_groups()
+    return 0
+
+
+def _run(plan: EvaluationPlan, groups: ParallelGroups, notices: list[str]) -> None:
+    model, more = load_model(plan, groups)
+    batch_size = plan.evaluation.evaluation_batch_size
+    engine = Engine(model, groups, plan.tokenizer, plan.ends, batch_size)
+    if not groups.is_main:
+        engine.follow()
+        return
+    for text in (*plan.notices, *notices, *more):
+        _notice(text)
+    for task in plan.tasks:
+        if isinstance(task, HarnessPlan):
+            records = run_harness(engine, plan, task)
+            _tell(plan, task.name, records, None)
+        else:
+            _tell(plan, task.name, _benchmark(engine, plan, task), _submission(task))
+    engine.close()
+
+
+def _benchmark(engine: Engine, plan: EvaluationPlan, task: BenchmarkPlan) -> list[Record]:
+    """All records of one of our benchmarks; a line for each subject as it is done."""
+    run, records = BenchmarkRun(engine, plan, task), []
+    for subject, some in run.records():
+        records += some
+        tally = Tally.of(some)
+        print(f"{task.name} {subject}: {tally.right:g} of {tally.n} right", flush=True)
+    if run.cut:
+        _notice(
+            f"{task.name}: {run.cut} prompts are longer than the {plan.longest} tokens that the model reads; they "
+            "were cut in front"
+        )
+    return records
+
+
+def _tell(plan: EvaluationPlan, task: str, records: list[Record], ids: list[Any] | None) -> None:
+    """The table, and the files; a submission where no file told what is right."""
+    print("\n".join(["", *table(task, records), ""]), flush=True)
+    folder = plan.folder(task)
+    if folder is None:
+        return
+    submission: dict[str, Any] | None = None
+    if ids is not None:
+        submission = {}
+        for record, number in zip(records, ids, strict=True):
+            key = str(record.index if number is None else number)
+            submission.setdefault(record.subject, {})[key] = record.prediction
+    write(folder, task, records, submission)
+    print(f"written: {folder}/results.json, {folder}/records.jsonl", flush=True)
+
+
+def _submission(task: BenchmarkPlan) -> list[Any] | None:
+    """The questions' own numbers where the answers are with the benchmark's makers."""
+    unanswered = all(question.answer is None for question in task.questions)
+    return [question.data for question in task.questions] if unanswered else None
+
+
+def _notice(text: str) -> None:
+    print(f"notice: {text}", file=sys.stderr, flush=True)

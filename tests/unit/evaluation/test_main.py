@@ -1,0 +1,218 @@
+"""``evaluation.py`` as people run it: generated answers, experts, refusals, the published script."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mindspeed_lora.config.commands import parse
+from mindspeed_lora.errors import Refused
+from mindspeed_lora.evaluation.plan import plan_evaluation
+from tests.support.benchmark_files import SUBJECTS, write_jsonl, write_mmlu
+from tests.support.generation import evaluate_on_rank
+from tests.support.pool import WorkerPool
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "examples/mcore/llama2/evaluate_llama2_7B_lora_mmlu_ptd.sh"
+
+
+def told(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    records = [
+        json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return json.loads((folder / "results.json").read_text(encoding="utf-8")), records
+
+
+@pytest.fixture(scope="module")
+def mmlu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mmlu(tmp_path_factory.mktemp("mmlu"), questions=3)
+
+
+def test_generated_answers_are_transformers_in_every_layout(
+    judged_model: Path, workers: WorkerPool, tmp_path: Path
+) -> None:
+    rows = [{"question": f"How much is {i} and {i}?", "answer": f"Add.\n#### {2 * i}"} for i in range(5)]
+    write_jsonl(tmp_path / "data/test.jsonl", rows)
+    line = ["--load", str(judged_model), "--task", "gsm8k", "--task-data-path", str(tmp_path / "data")]
+    line += ["--max-new-tokens", "9"]
+    model = AutoModelForCausalLM.from_pretrained(judged_model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(judged_model)
+    for ranks, words in ((1, ["--evaluation-batch-size", "3"]), (2, ["--evaluation-batch-size", "2"])):
+        out = tmp_path / f"{ranks}"
+        workers.run(ranks, evaluate_on_rank, [*line, *words, "--output-dir", str(out)], str(tmp_path / "out"))
+        results, records = told(out)
+        assert results["total"]["n"] == 5 and [record["index"] for record in records] == list(range(5))
+        for record in records:
+            given = tokenizer(record["prompt"], return_tensors="pt")
+            answer = model.generate(**given, max_new_tokens=9, do_sample=False, pad_token_id=0)[0]
+            text = tokenizer.decode(answer[given["input_ids"].size(1) :], skip_special_tokens=True)
+            assert record["text"] == text
+            assert record["loglikelihoods"] == [] and record["choices"] == []
+
+
+def test_letters_can_be_generated_as_older_numbers_have_them(
+    judged_model: Path, mmlu: Path, workers: WorkerPool, tmp_path: Path
+) -> None:
+    line = [
+        "--load",
+        str(judged_model),
+        "--task",
+        "mmlu",
+        "--task-data-path",
+        str(mmlu),
+        "--origin-postprocess",
+    ]
+    line += ["--max-new-tokens", "1", "--output-dir", str(tmp_path / "found")]
+    assert workers.run(1, evaluate_on_rank, line, str(tmp_path / "out")) == [0]
+    for record in told(tmp_path / "found")[1]:
+        text = record["text"].strip()
+        assert record["prediction"] == (text if text in tuple("ABCD") else None)
+
+
+def test_replicas_that_share_experts_take_the_same_steps(workers: WorkerPool, tmp_path: Path) -> None:
+    """Three questions and two replicas over cut experts: one has nothing to do in the last turn."""
+    from tests.support.models import make_model
+
+    model = make_model("qwen3-moe", tmp_path / "model", vocab_size=400, max_position_embeddings=1024)
+    tokenizer_of(tmp_path / "tokenizer")
+    path = write_mmlu(tmp_path / "mmlu", questions=3, shots=1)
+    line = ["--load", str(model), "--tokenizer-name-or-path", str(tmp_path / "tokenizer"), "--task", "mmlu"]
+    line += ["--task-data-path", str(path), "--broadcast"]
+    workers.run(1, evaluate_on_rank, [*line, "--output-dir", str(tmp_path / "one")], str(tmp_path / "out"))
+    line += ["--expert-model-parallel-size", "2", "--output-dir", str(tmp_path / "two")]
+    workers.run(2, evaluate_on_rank, line, str(tmp_path / "out"))
+    alone, shared = told(tmp_path / "one")[1], told(tmp_path / "two")[1]
+    for one, other in zip(alone, shared, strict=True):
+        assert other["loglikelihoods"] == pytest.approx(one["loglikelihoods"], abs=1e-3)
+
+
+def tokenizer_of(folder: Path) -> None:
+    from tests.unit.data.made_tokenizers import make_tokenizer
+
+    make_tokenizer("gpt2").save_pretrained(folder)
+
+
+def test_unanswered_questions_give_a_submission(
+    judged_model: Path, workers: WorkerPool, tmp_path: Path
+) -> None:
+    from tests.support.benchmark_files import write_csv
+
+    header = ["id", "question", *"ABCD"]
+    write_csv(tmp_path / "ceval/test/law_test.csv", [header, ["7", "q", *"abcd"], ["9", "r", *"abcd"]])
+    line = ["--load", str(judged_model), "--task", "ceval", "--task-data-path", str(tmp_path / "ceval/test")]
+    workers.run(1, evaluate_on_rank, [*line, "--output-dir", str(tmp_path / "found")], str(tmp_path / "out"))
+    results, records = told(tmp_path / "found")
+    assert results["total"] == {"accuracy": None, "stderr": None, "n": 0}
+    submission = json.loads((tmp_path / "found/submission.json").read_text())
+    assert submission == {"law": {"7": records[0]["prediction"], "9": records[1]["prediction"]}}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--task mmlu", "--task-data-path is missing"),
+        ("--task mmul", "--task mmul: "),
+        ("", "--task is missing"),
+        ("--task mmlu boolq --task-data-path x", "names 1 path for the 2 benchmarks"),
+        ("--task mmlu --task-data-path nowhere", "--task-data-path nowhere: is not there"),
+        ("--task human_eval --task-data-path x", "give --allow-code-execution"),
+        ("--task mmlu --task-data-path x --no-chat-template --hf-chat-template", "--no-chat-template and"),
+        ("--task mmlu --task-data-path {mmlu} --instruction-template x", "has no {question} in it"),
+        ("--task mmlu --task-data-path {mmlu} --num-fewshot 9", "--num-fewshot 9: "),
+        ("--task mmlu --task-data-path {mmlu} --seq-length 0", "--seq-length 0: expected"),
+        ("--task mmlu --task-data-path {mmlu} --output-dir {mmlu}/world_religions_test.csv", "is a file"),
+        ("--task mmlu --task-data-path {mmlu} --choice-score loud", "--choice-score loud: expected one of"),
+        ("--task mmlu --task-data-path {mmlu} --lora-r 8", "without --lora-load"),
+    ],
+)
+def test_impossible_jobs_are_refused(judged_model: Path, mmlu: Path, words: str, message: str) -> None:
+    line = [word.replace("{mmlu}", str(mmlu)) for word in words.split()]
+    with pytest.raises(Refused) as error:
+        plan_evaluation(parse("evaluation", ["--load", str(judged_model), *line], {})).question_encoder  # noqa: B018
+    assert message in str(error.value)
+
+
+def test_a_template_of_ones_own(judged_model: Path, mmlu: Path) -> None:
+    line = [
+        "--load",
+        str(judged_model),
+        "--task",
+        "mmlu",
+        "--task-data-path",
+        str(mmlu),
+        "--num-fewshot",
+        "1",
+    ]
+    line += ["--instruction-template", "About {subject}:\n{examples}\n###\n{question}"]
+    plan = plan_evaluation(parse("evaluation", line, {}))
+    prompt = plan.question_encoder.to_score(plan.tasks[0].questions[0]).prompt  # type: ignore[union-attr]
+    assert prompt.startswith(f"About {SUBJECTS[0]}:\n") and prompt.count("\n###\n") == 1
+    assert "multiple choice" not in prompt
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+
+
+def test_the_published_script_judges_a_toy(judged_model: Path, mmlu: Path, tmp_path: Path) -> None:
+    """With its adapter, over two replicas."""
+    from tests.support.reference import Reference
+
+    reference = Reference(judged_model)
+    reference.add_adapter(rank=4, alpha=8)
+    adapter = reference.save_adapter(tmp_path / "adapter")
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
+    torchrun.chmod(0o755)
+    sizes = dict.fromkeys(
+        ("NUM_LAYERS", "HIDDEN_SIZE", "FFN_HIDDEN_SIZE", "NUM_ATTENTION_HEADS", "MAX_POSITION_EMBEDDINGS"), ""
+    )
+    given = {
+        "CKPT_LOAD_DIR": judged_model,
+        "TOKENIZER_PATH": judged_model,
+        "LORA_LOAD": adapter,
+        "DATA_PATH": mmlu,
+    }
+    variables = {name: str(path) for name, path in given.items()}
+    variables |= {
+        "TORCHRUN": str(torchrun),
+        "NPROC": "2",
+        "FP16": "0",
+        "LORA_R": "4",
+        "LORA_ALPHA": "8",
+        **sizes,
+    }
+    variables |= {"OUTPUT_DIR": str(tmp_path / "found"), "SEQ_LENGTH": "1024", "TOKENIZER_NOT_USE_FAST": "0"}
+    variables |= {"MASTER_PORT": str(10_000 + os.getpid() % 5000)}
+    done = subprocess.run([SCRIPT], env=environment(**variables), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert told(tmp_path / "found")[0]["total"]["n"] == 6
+    assert "mmlu, all" in done.stdout
+
+
+def test_the_script_unchanged_is_accepted_in_a_dry_run(tmp_path: Path) -> None:
+    """Placeholders and all, as eight ranks."""
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text(
+        f'#!/bin/sh\nwhile [ "${{1%.py}}" = "$1" ]; do shift; done\nexec "{sys.executable}" "$@"\n'
+    )
+    torchrun.chmod(0o755)
+    variables = environment(TORCHRUN=str(torchrun))
+    done = subprocess.run(
+        [SCRIPT, "--dry-run", "--world-size", "8"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "questions are not there" in done.stdout and "world size" in done.stdout
+    assert list(tmp_path.iterdir()) == [torchrun]
