@@ -96,7 +96,8 @@ def cases(
         requests = requests_of(seed, longest=9)
         # The likeliest continuation of one token is among the choices.
         (first, _), *rest = requests
-        best = max(range(VOCAB_SIZE), key=lambda token: reference(model, [(first, ((token,),))])[0][0][0])
+        (words,) = reference(model, [(first, tuple((token,) for token in range(VOCAB_SIZE)))])
+        best = words.index(max(words))
         requests = [(first, ((best,), (best, 5), (7,))), *rest]
         made.append((model, requests, reference(model, requests)))
     return made
