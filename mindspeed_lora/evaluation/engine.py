@@ -1,9 +1,14 @@
-"""One rank asks, all compute: rank 0 has the questions and the answers, the others follow its orders."""
+"""One rank asks, all compute: rank 0 has the questions and the answers, the others follow its orders.
+
+While rank 0 reads, judges or writes, a thread of it gives the others signs of life, or they would give up waiting.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
 _WAIT, _END = "wait", "end"
 """Orders without work."""
 _LONGEST_SILENCE = 60.0
-"""Seconds between two signs of life to the ranks that wait while rank 0 reads, judges or writes."""
+"""Seconds between two signs of life."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,32 @@ class Engine:
         self._beams = BeamSearch(model, groups, stop)
         self._patience = min(_LONGEST_SILENCE, groups.timeout.total_seconds() / 4)
         self._spoken = time.monotonic()
+        # Held while all ranks are at work: their collectives must not meet a sign of life.
+        self._working = threading.Lock()
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """On rank 0, around all that it asks: the others hear that it is alive, and are let go at the end."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+        if self.groups.world_size > 1:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if thread.is_alive():
+                thread.join()
+        self._say(_END)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score]]:
         """On rank 0: the scores of each request's continuations."""
         if not requests:
             return []
         order = _Scoring(tuple(requests))
-        self._say(order)
-        scores = self._scorer.score(order.requests)
+        with self._working:
+            self._say(order)
+            scores = self._scorer.score(order.requests)
         assert scores is not None, "only rank 0 asks"
         return scores
 
@@ -86,8 +109,9 @@ class Engine:
         """On rank 0: the answer to each request, without its stop words in :meth:`text`."""
         if not order.requests:
             return []
-        self._say(order)
-        answers = self._generate(order)
+        with self._working:
+            self._say(order)
+            answers = self._generate(order)
         assert answers is not None, "only rank 0 asks"
         return answers
 
@@ -97,15 +121,6 @@ class Engine:
         words = StopWords.of(self.tokenizer, stop_words)
         return text if words is None else words.cut(text)
 
-    def keep_waiting(self) -> None:
-        """On rank 0, between two pieces of work of its own: the others hear that it is alive, where it is time."""
-        if time.monotonic() - self._spoken > self._patience:
-            self._say(_WAIT)
-
-    def close(self) -> None:
-        """On rank 0: lets the others go."""
-        self._say(_END)
-
     def follow(self) -> None:
         """On the other ranks: does what rank 0 orders until it lets them go."""
         while (order := broadcast_object(_WAIT, self.groups)) != _END:
@@ -113,6 +128,13 @@ class Engine:
                 self._scorer.score(order.requests)
             elif isinstance(order, Generation):
                 self._generate(order)
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(self._patience / 4):
+            # A failing job is told by the thread that asks.
+            with suppress(RuntimeError), self._working:
+                if time.monotonic() - self._spoken > self._patience / 2:
+                    self._say(_WAIT)
 
     def _say(self, order: object) -> None:
         self._spoken = time.monotonic()

@@ -50,13 +50,12 @@ def _run(plan: EvaluationPlan, groups: ParallelGroups, notices: list[str]) -> No
         return
     for text in (*plan.notices, *notices, *more):
         _notice(text)
-    for task in plan.tasks:
-        if isinstance(task, HarnessPlan):
-            records = run_harness(engine, plan, task)
-            _tell(plan, task.name, records, None)
-        else:
-            _tell(plan, task.name, _benchmark(engine, plan, task), _submission(task))
-    engine.close()
+    with engine.asking():
+        for task in plan.tasks:
+            if isinstance(task, HarnessPlan):
+                _tell(plan, task.name, run_harness(engine, plan, task), None)
+            else:
+                _tell(plan, task.name, _benchmark(engine, plan, task), _submission(task))
 
 
 def _benchmark(engine: Engine, plan: EvaluationPlan, task: BenchmarkPlan) -> list[Record]:

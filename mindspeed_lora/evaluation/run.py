@@ -64,14 +64,11 @@ class BenchmarkRun:
         records = []
         for one, answer in zip(asked, self.engine.generate(order), strict=True):
             text = self.engine.text(answer, benchmark.stop_words)
-            # Judging may run a program.
-            self.engine.keep_waiting()
             records.append(_generated(one, text, benchmark.judge(one.question, text)))
         return records
 
     def _counted(self, asked: Asked) -> Asked:
         self.cut += asked.cut > 0
-        self.engine.keep_waiting()
         return asked
 
 

@@ -5,7 +5,8 @@
 #   TOKENIZER_PATH=./model_from_hf/llama-2-7b-hf TOKENIZER_MODEL= TASK=chat \
 #       examples/mcore/llama2/generate_llama2_7b_lora_ptd.sh [more flags]
 #
-# TASK is greedy, do_sample, beam_search, beam_search_with_sampling or chat (empty: all, chat on a terminal); PROMPT or PROMPT_FILE what is asked; LORA_LOAD= (empty) leaves the adapter out.
+# TASK is greedy, do_sample, beam_search, beam_search_with_sampling or chat; PROMPT or PROMPT_FILE what is asked;
+# LORA_LOAD= (empty) leaves the adapter out.
 # Every line of the table is a flag, the variable that overrides it, and its value (../job.sh tells the rules). The
 # launch: NPROC (or NPUS_PER_NODE) processes on each of NNODES machines, NODE_RANK, MASTER_ADDR, MASTER_PORT.
 

@@ -94,6 +94,25 @@ def test_replicas_that_share_experts_take_the_same_steps(workers: WorkerPool, tm
         assert other["loglikelihoods"] == pytest.approx(one["loglikelihoods"], abs=1e-3)
 
 
+def test_programs_may_run_longer_than_ranks_wait(
+    judged_model: Path, workers: WorkerPool, tmp_path: Path
+) -> None:
+    """What the toy model writes stands in a comment; the test itself takes twice the patience of the other rank."""
+    row = {
+        "task_id": "made/0",
+        "prompt": "def one():\n    return 1\n# ",
+        "entry_point": "one",
+        "test": "def check(candidate):\n    import time\n    time.sleep(6)\n    assert candidate() == 1\n",
+    }
+    write_jsonl(tmp_path / "human/human.jsonl", [row])
+    line = ["--load", str(judged_model), "--task", "human_eval", "--task-data-path", str(tmp_path / "human")]
+    line += ["--allow-code-execution", "--max-new-tokens", "2", "--distributed-timeout-minutes", "0.05"]
+    line += ["--tensor-model-parallel-size", "2", "--output-dir", str(tmp_path / "found")]
+    assert workers.run(2, evaluate_on_rank, line, str(tmp_path / "out")) == [0, 0]
+    results, (record,) = told(tmp_path / "found")
+    assert record["correct"] and results["total"] == {"accuracy": 1.0, "stderr": 0.0, "n": 1}
+
+
 def tokenizer_of(folder: Path) -> None:
     from tests.unit.data.made_tokenizers import make_tokenizer
 
