@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 from mindspeed_lora.config.model import ModelConfig
+from mindspeed_lora.config.model_features import features_of, refuse_unbuilt
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import MLAShape, ModelShape, RopeScaling
 from mindspeed_lora.config.stages import LayerPlacement, divisors
 from mindspeed_lora.config.training import TrainingConfig
-from mindspeed_lora.config.unbuilt import refuse_unbuilt
 from mindspeed_lora.errors import Refused
 
 _COMPARED = {
@@ -46,6 +46,16 @@ _ROPE_COMPARED = {
     "rope_scaling_mscale_all_dim": "mscale_all_dim",
 }
 _MLA_COMPARED = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
+_FEATURES_COMPARED = (
+    *(
+        "rotary_interleaved",
+        "interleave_sliding_window",
+        "attn_logit_softcapping",
+        "output_logit_softcapping",
+    ),
+    *("input_embeds_norm", "scale_emb", "scale_depth", "dim_model_base", "geglu", "gelu_tanh"),
+)
+"""Flags that say a feature of the shape by its name."""
 _OTHERWISE_IN_MLA = ("kv_channels", "qk_layernorm")
 """With multi-latent attention these say nothing: its widths are its own, and its latent vectors have norms anyway."""
 
@@ -160,6 +170,7 @@ def reconcile(model: ModelConfig, shape: ModelShape, num_noops: int = 0) -> Mode
     differing = [
         (flag, given, found) for flag, given, found in pairs if given is not None and not _same(given, found)
     ]
+    differing += _differing_features(model, shape)
     if model.add_rmsnorm_offset and not _counts_from_1(shape):
         differing.append(("add_rmsnorm_offset", True, False))
     if model.disable_bias_linear and (shape.add_proj_bias or shape.add_mlp_bias):
@@ -178,8 +189,18 @@ def reconcile(model: ModelConfig, shape: ModelShape, num_noops: int = 0) -> Mode
     return dataclasses.replace(shape, **given)
 
 
+def _differing_features(model: ModelConfig, shape: ModelShape) -> list[tuple[str, Any, Any]]:
+    """Flag, its value and the shape's, where they are not the same."""
+    pairs = [(flag, getattr(model, flag), shape.feature(flag)) for flag in _FEATURES_COMPARED]
+    divisor = shape.feature("query_pre_attn_scalar") or shape.kv_channels
+    pairs.append(("query_pre_attn_scalar", model.query_pre_attn_scalar, divisor))
+    if model.swiglu and (shape.feature("geglu") or shape.feature("gelu_tanh")):
+        pairs.append(("swiglu", True, False))
+    return [(flag, given, found) for flag, given, found in pairs if given and not _same(given, found)]
+
+
 def _counts_from_1(shape: ModelShape) -> bool:
-    return any(name in ("add_rmsnorm_offset", "apply_layernorm_1p") for name, _ in shape.unbuilt)
+    return any(name in ("add_rmsnorm_offset", "apply_layernorm_1p") for name, _ in shape.features)
 
 
 def _rope_value(shape: ModelShape, name: str) -> Any:
@@ -242,7 +263,7 @@ def shape_from_flags(model: ModelConfig, num_noops: int = 0) -> ModelShape:
         sliding_window=model.sliding_window_size,
         hidden_dropout=model.hidden_dropout or 0.0,
         attention_dropout=model.attention_dropout or 0.0,
-        unbuilt=(("add_rmsnorm_offset", True),) if model.add_rmsnorm_offset else (),
+        features=_features(model),
     )
 
 
@@ -250,11 +271,23 @@ def _family(model: ModelConfig) -> str:
     """The family whose Hugging Face form has the switches that are on."""
     if model.multi_latent_attention:
         return "deepseek_v3"
+    if model.gelu_tanh and model.add_rmsnorm_offset:
+        return "gemma2" if model.post_norm else "gemma"
+    if model.rotary_interleaved:
+        return "glm4" if model.post_norm else "glm"
+    if model.scale_emb is not None:
+        return "minicpm"
     if model.qk_layernorm:
         return "qwen3"
     if model.add_qkv_bias:
         return "qwen2"
     return "mistral" if model.sliding_window_size is not None else "llama"
+
+
+def _features(model: ModelConfig) -> tuple[tuple[str, Any], ...]:
+    """What the flags ask for otherwise than Llama's computation."""
+    names = (*_FEATURES_COMPARED, "query_pre_attn_scalar", "add_rmsnorm_offset")
+    return features_of({name: getattr(model, name) for name in names})
 
 
 def _default_ffn(hidden_size: int, swiglu: bool) -> int:

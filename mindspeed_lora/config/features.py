@@ -62,7 +62,7 @@ NOT_BUILT: dict[str, Feature] = {
     ),
     **_features(
         "models of this kind are not supported by this version",
-        """dim-model-base=1 scale-depth=1 scale-emb=1 compress-ratios=+ compress-rope-theta=1
+        """compress-ratios=+ compress-rope-theta=1
         enable-dsa-indexer
         enable-mhc hc-mult=1 index-head-dim=1 index-n-heads=1 index-topk=1 indexer-loss-coeff=1 kv-compress
         n-hash-layers=1 o-groups=1 o-lora-rank=1 original-seq-len=1 rope-factor=1 use-fused-lightning-indexer

@@ -73,10 +73,32 @@ class ModelConfig(Section):
         check=AT_LEAST_ONE,
     )
     v_head_dim: int | None = flag("multi-latent attention: width of a head's value", check=AT_LEAST_ONE)
+    rotary_interleaved: bool | None = flag(
+        "rotary positions over neighbouring pairs (GLM)", names=("--rotary-interleaved", "--use-glm-rope")
+    )
     sliding_window_size: int | None = flag("width of the attention window", check=AT_LEAST_ONE)
+    interleave_sliding_window: int | None = flag(
+        "width of the attention window of every second layer, from the first on (Gemma 2)", check=AT_LEAST_ONE
+    )
+    query_pre_attn_scalar: float | None = flag(
+        "attention scores are divided by its root; left out: the head's width", check=POSITIVE
+    )
+    attn_logit_softcapping: float | None = flag("bound of the attention scores (Gemma 2)", check=POSITIVE)
+    output_logit_softcapping: float | None = flag("bound of the logits (Gemma 2)", check=POSITIVE)
+    input_embeds_norm: bool | None = flag("embeddings times the root of --hidden-size (Gemma)")
+    scale_emb: float | None = flag("factor on the embeddings (MiniCPM)", check=POSITIVE)
+    scale_depth: float | None = flag(
+        "factor on what is added to the residual stream, divided by the root of the number of layers (MiniCPM)",
+        check=POSITIVE,
+    )
+    dim_model_base: float | None = flag(
+        "logits are multiplied by this over --hidden-size (MiniCPM)", check=POSITIVE
+    )
     norm_epsilon: float | None = flag("epsilon of the norms", check=POSITIVE)
     normalization: str | None = flag("kind of norm", choices=("RMSNorm",))
-    swiglu: bool | None = flag("gated MLP with SiLU (the supported families all have it)")
+    swiglu: bool | None = flag("gated MLP with SiLU")
+    geglu: bool | None = flag("gated MLP with GELU")
+    gelu_tanh: bool | None = flag("gated MLP with GELU's tanh form (Gemma)")
     disable_bias_linear: bool | None = flag("no bias on linear_proj, linear_fc1 and linear_fc2")
     add_qkv_bias: bool | None = flag("bias on linear_qkv")
     add_dense_bias: bool | None = flag("bias on linear_proj")

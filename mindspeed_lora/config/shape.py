@@ -137,9 +137,9 @@ class ModelShape:
     """The experts; None: every layer has an ordinary MLP."""
     mla: MLAShape | None = None
     """Multi-latent attention; ``num_query_groups`` is then the number of heads, ``kv_channels`` ``mla.head_size``."""
-    unbuilt: tuple[tuple[str, Any], ...] = ()
-    """What the model computes and ``models/`` does not, by Megatron's and MindSpeed-LLM's arguments, with their values
-    (``("attn_logit_softcapping", 50.0)``); such a model is converted, not trained or run."""
+    features: tuple[tuple[str, Any], ...] = ()
+    """What the model computes otherwise than Llama, by Megatron's and MindSpeed-LLM's arguments, with their values
+    (``("attn_logit_softcapping", 50.0)``): :mod:`mindspeed_lora.config.model_features`."""
 
     @property
     def qkv_size(self) -> int:
@@ -151,6 +151,17 @@ class ModelShape:
         """Columns of ``linear_proj``, ``q · d``."""
         head = self.kv_channels if self.mla is None else self.mla.v_head_dim
         return self.num_attention_heads * head
+
+    def feature(self, name: str) -> Any:
+        """The value of one of :attr:`features`; None where the model has it not."""
+        return dict(self.features).get(name)
+
+    def window_of(self, layer: int) -> int | None:
+        """Width of a layer's attention window, or None."""
+        interleaved: int | None = self.feature("interleave_sliding_window")
+        if interleaved is None:
+            return self.sliding_window
+        return interleaved if layer % 2 == 0 else None
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer has experts in place of an ordinary MLP."""

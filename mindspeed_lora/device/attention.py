@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
+from mindspeed_lora.device.capped_attention import capped_backward, capped_forward
+
 try:
     from flash_attn import flash_attn_varlen_func
 except ImportError:
@@ -28,6 +30,7 @@ def rows_at_once(
     sub_rows: tuple[tuple[int, ...], ...] | None,
     window: int | None,
     scale: float,
+    cap: float | None = None,
 ) -> Tensor | None:
     """Causal attention of all rows in one call, with autograd; None where the device has no kernel for that.
 
@@ -38,11 +41,12 @@ def rows_at_once(
         sub_rows: of each row the lengths of its sub-rows, which attention does not cross; None: each is one.
         window: position i sees positions i − window + 1 … i; None: all before it.
         scale: of the scores.
+        cap: their bound, if any.
 
     Returns:
         ``[s, b, n, v]``.
     """
-    if not query.is_cuda:
+    if not query.is_cuda or cap is not None:
         return None
     width = value.size(-1)
     if _has_cuda_kernel(query, value, None):
@@ -107,7 +111,13 @@ def _bounds(sub_rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tens
 
 
 def flash_forward(
-    query: Tensor, key: Tensor, value: Tensor, causal: bool, mask: Tensor | None, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    causal: bool,
+    mask: Tensor | None,
+    scale: float,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``softmax(scale · q kᵀ + mask) v`` and ``log Σ exp(scale · q kᵀ + mask)``.
 
@@ -118,10 +128,13 @@ def flash_forward(
         causal: query i sees keys 0 … i; needs ``s == t``.
         mask: ``[s, t]`` in the dtype of the query, 0 or −∞, no row all −∞; not together with ``causal``.
         scale: of the scores.
+        cap: bounds the scores (:mod:`mindspeed_lora.device.capped_attention`).
 
     Returns:
         ``[b, n, s, v]`` in the dtype of the query, and ``[b, n, s]`` in float32 (float64 of float64).
     """
+    if cap is not None:
+        return capped_forward(query, key, value, causal, mask, scale, cap)
     on_cpu = query.device.type == "cpu"
     if not on_cpu and not _has_cuda_kernel(query, value, mask):
         return plain_forward(query, key, value, causal, mask, scale)
@@ -147,6 +160,7 @@ def flash_backward(
     causal: bool,
     mask: Tensor | None,
     scale: float,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value of :func:`flash_forward`.
 
@@ -158,7 +172,10 @@ def flash_backward(
         causal: as in the forward pass.
         mask: as in the forward pass.
         scale: as in the forward pass.
+        cap: as in the forward pass.
     """
+    if cap is not None:
+        return capped_backward(grad_out, operands, out, lse, causal, mask, scale, cap)
     query, _, value = operands
     on_cpu = query.device.type == "cpu"
     if not on_cpu and not _has_cuda_kernel(query, value, mask):

@@ -14,6 +14,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.device.attention import rows_at_once
+from mindspeed_lora.device.capped_attention import capped_attention
 from mindspeed_lora.models.attention_tiles import SubRows, attention_tiles
 from mindspeed_lora.models.context_attention import (
     heads_for_positions,
@@ -50,7 +51,7 @@ class CoreAttention(torch.nn.Module):
 
     Rows are padded on the right only, so that the causal mask also keeps padding away from real tokens.
     Attention does not cross the sub-rows of a packed row. With ``sliding_window`` w, position i sees positions
-    i − w + 1 … i.
+    i − w + 1 … i. With ``softcap`` c, the scores z are ``c tanh(z / c)``.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class CoreAttention(torch.nn.Module):
         attention_type: str,
         softmax_scale: float | None = None,
         sliding_window: int | None = None,
+        softcap: float | None = None,
         context_parallel: ContextParallel | None = None,
         **_unused: Any,
     ) -> None:
@@ -70,6 +72,7 @@ class CoreAttention(torch.nn.Module):
         self.sequence_parallel = config.sequence_parallel
         self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
         self.sliding_window = sliding_window
+        self.softcap = softcap
         self.context = context_parallel or ContextParallel()
         self.cache: KeyValueCache | None = None
 
@@ -95,7 +98,7 @@ class CoreAttention(torch.nn.Module):
         query, key, value = heads_for_positions(query, key, value, self.context)
         window = self._window(query.size(0) * self.context.ring_size)
         if self.context.ring_size > 1:
-            out = ring_attention(query, key, value, self.context, sub_rows, window, self.scale)
+            out = ring_attention(query, key, value, self.context, sub_rows, window, self.scale, self.softcap)
         else:
             out = self._attend(query, key, value, sub_rows, window)
         return positions_for_heads(out, self.context)
@@ -108,11 +111,11 @@ class CoreAttention(torch.nn.Module):
         tiles = attention_tiles(query.size(1), sub_rows, chunks, chunks, window)
         if self.dropout > 0.0 and self.training:
             with self._dropout_stream():
-                return dropped_attention(query, key, value, tiles, self.scale, self.dropout)
-        out = rows_at_once(query, key, value, sub_rows, window, self.scale)
+                return dropped_attention(query, key, value, tiles, self.scale, self.dropout, self.softcap)
+        out = rows_at_once(query, key, value, sub_rows, window, self.scale, self.softcap)
         if out is not None:
             return out.flatten(2)
-        return tiled_attention(query, key, value, tiles, self.scale)
+        return tiled_attention(query, key, value, tiles, self.scale, self.softcap)
 
     def _window(self, num_positions: int) -> int | None:
         """The sliding window where it hides anything."""
@@ -123,6 +126,10 @@ class CoreAttention(torch.nn.Module):
         key, value, mask = cache.extend(key, value)
         mask = self._window_mask(query, key, mask)
         q, k, v = map(heads_first, (query, key, value))
+        if self.softcap is not None:
+            causal = mask is None and query.size(0) > 1
+            out = capped_attention(q, k, v, causal, mask, self.scale, self.softcap)
+            return positions_first(out).flatten(2)
         out = F.scaled_dot_product_attention(
             q,
             k,

@@ -66,6 +66,7 @@ def ring_attention(
     sub_rows: SubRows | None,
     window: int | None,
     scale: float,
+    cap: float | None = None,
 ) -> Tensor:
     """Causal attention of this place's positions over those of all places.
 
@@ -77,6 +78,7 @@ def ring_attention(
         sub_rows: of each whole row the lengths of its sub-rows, which attention does not cross.
         window: position i sees positions i − window + 1 … i.
         scale: of the scores.
+        cap: their bound, if any.
 
     Returns:
         ``[s, b, n · v]``.
@@ -85,7 +87,7 @@ def ring_attention(
     held = [context.chunks(whole, place) for place in range(context.ring_size)]
     own = held[context.ring_rank]
     tiles = [attention_tiles(query.size(1), sub_rows, own, keys, window) for keys in held]
-    out: Tensor = _RingAttention.apply(query, key, value, context, tiles, scale)
+    out: Tensor = _RingAttention.apply(query, key, value, context, tiles, scale, cap)
     return out
 
 
@@ -175,13 +177,14 @@ class _RingAttention(torch.autograd.Function):
         context: ContextParallel,
         tiles: list[tuple[Tile, ...]],
         scale: float,
+        cap: float | None,
     ) -> Tensor:
-        ctx.context, ctx.tiles, ctx.scale = context, tiles, scale
+        ctx.context, ctx.tiles, ctx.scores = context, tiles, (scale, cap)
         result, lse = empty_result(query, value, accumulation_dtype(query)), empty_lse(query)
         for place, block in _passing(_joint(key, value), context):
             keys, values = _apart(block, key, value)
             operands = heads_first(query), heads_first(keys), heads_first(values)
-            attend(tiles[place], operands, heads_first(result), lse, scale)
+            attend(tiles[place], operands, heads_first(result), lse, scale, cap)
         out = result.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         return out.flatten(2)
@@ -198,13 +201,13 @@ class _RingAttention(torch.autograd.Function):
             keys, values = _apart(block, key, value)
             operands = q, heads_first(keys), heads_first(values)
             views = [heads_first(grad) for grad in (grad_query, *_apart(grads, key, value))]
-            attend_backward(ctx.tiles[place], grad_out, operands, result, lse, views, ctx.scale)
+            attend_backward(ctx.tiles[place], grad_out, operands, result, lse, views, *ctx.scores)
             if sums is not None:
                 grads += sums.wait()
             sums = RingPass(grads, ctx.context.ring_group, tag=1)
         assert sums is not None
         grad_key, grad_value = _apart(sums.wait().to(query.dtype), key, value)
-        return grad_query.to(query.dtype), grad_key, grad_value, None, None, None
+        return grad_query.to(query.dtype), grad_key, grad_value, None, None, None, None
 
 
 def _joint(key: Tensor, value: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from megatron.core.models.gpt import GPTModel as MegatronGPTModel
 from megatron.core.tensor_parallel.mappings import (
@@ -11,9 +13,9 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from megatron.core.transformer import TransformerConfig
 
+from mindspeed_lora.config.model_features import refuse_unbuilt
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import ModelChunk
-from mindspeed_lora.config.unbuilt import refuse_unbuilt
 from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.layer_spec import block_spec
 from mindspeed_lora.models.layers_by_turns import decode_by_turns, goes_by_turns
@@ -24,6 +26,14 @@ from mindspeed_lora.models.vocab_loss import vocab_parallel_loss
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 Tensor = torch.Tensor
+
+
+def embedding_scale(shape: ModelShape, dtype: torch.dtype) -> float | None:
+    """What multiplies embeddings of this dtype, if anything does; Gemma's root is rounded to that dtype."""
+    if shape.feature("input_embeds_norm"):
+        return torch.tensor(math.sqrt(shape.hidden_size), dtype=dtype).item()
+    scale: float | None = shape.feature("scale_emb")
+    return scale
 
 
 class GPTModel(MegatronGPTModel):
@@ -66,7 +76,11 @@ class GPTModel(MegatronGPTModel):
         """Of the output layer, where some tokens have trained rows."""
         with torch.device("cpu"):
             self.rotary_frequencies = rotary_frequencies(shape)
+            self.embedding_scale = embedding_scale(shape, config.params_dtype)
         self.rotary_amplitude = rotary_amplitude(shape.rope_scaling)
+        base_width = shape.feature("dim_model_base")
+        self.logit_scale: float = 1.0 if base_width is None else base_width / shape.hidden_size
+        self.softcap: float | None = shape.feature("output_logit_softcapping")
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Marks tied embeddings; both copies are read from the checkpoint, so nothing is exchanged here."""
@@ -104,6 +118,8 @@ class GPTModel(MegatronGPTModel):
         hidden = None
         if self.pre_process:
             hidden = self.embedding(input_ids=tokens, position_ids=None)
+            if self.embedding_scale is not None:
+                hidden = hidden * self.embedding_scale
             if self.training and torch.is_grad_enabled() and self.config.recompute_granularity == "full":
                 # A checkpointed block whose input wants no gradient is cut out of the graph, and with it every
                 # adapter inside.
@@ -127,6 +143,8 @@ class GPTModel(MegatronGPTModel):
         if not self.post_process:
             # The schedule runs backward from here, also where no parameter below is trained.
             return hidden.requires_grad_() if self.training and not hidden.requires_grad else hidden
+        if self.logit_scale != 1.0:
+            hidden = hidden * self.logit_scale
         if hidden_only:
             return hidden
         return self.logits(hidden, last_only) if labels is None else self._loss(hidden, labels, loss_weights)
@@ -145,6 +163,7 @@ class GPTModel(MegatronGPTModel):
             group,
             self.output_rows,
             None if weights is None else weights.t().reshape(-1),
+            self.softcap,
         )
 
     def logits(self, hidden: Tensor, last_only: bool = False) -> Tensor:
@@ -159,7 +178,8 @@ class GPTModel(MegatronGPTModel):
             logits[..., columns] = hidden @ rows.t()
         if self.groups.tp_size > 1:
             logits = gather_from_tensor_model_parallel_region(logits, group=group)
-        return logits[..., : self.shape.vocab_size]
+        logits = logits[..., : self.shape.vocab_size]
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def output_weight(self) -> Tensor:
         """This rank's rows ``[v/t, h]`` of the output layer."""

@@ -1,7 +1,8 @@
 """One transformer layer: megatron-core's modules and names, its forward passes written for what we train.
 
-``h + attention(norm(h))``, then ``h + mlp(norm(h))``. megatron-core's own forwards ask at every step for features
-that are not here (cross attention, CUDA graphs, offloading), and cut, rotate and join by operations that copy.
+``h + attention(norm(h))``, then ``h + mlp(norm(h))``, where what is added may have a norm and a factor of its own.
+megatron-core's own forwards ask at every step for features that are not here (cross attention, CUDA graphs,
+offloading), and cut, rotate and join by operations that copy.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from mindspeed_lora.models.linear import (
     UnbiasedColumnParallelLinear,
     UnbiasedRowParallelLinear,
 )
+from mindspeed_lora.models.norm import RMSNorm
 from mindspeed_lora.models.rotation import rotate, split_and_rotate
-from mindspeed_lora.models.swiglu import swiglu
 from mindspeed_lora.models.turns import Steps, by_turns, rows_by_turns, to_the_end
 
 Tensor = torch.Tensor
@@ -54,6 +55,20 @@ class TransformerLayer(MegatronTransformerLayer):
     """What goes through by turns, one half computed while the other travels: two halves of the rows (``rows``), or
     behind attention two halves of the tokens (``tokens``); None: nothing. A layer whose MLP
     ``needs_whole_micro_batch`` never does."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *of_megatron: Any,
+        post_norm: type[RMSNorm] | None = None,
+        residual_scale: float = 1.0,
+        **named: Any,
+    ) -> None:
+        super().__init__(config, *of_megatron, **named)
+        sizes = config.hidden_size, config.layernorm_epsilon
+        self.post_attn_norm = None if post_norm is None else post_norm(config, *sizes)
+        self.post_mlp_layernorm = None if post_norm is None else post_norm(config, *sizes)
+        self.residual_scale = residual_scale
 
     def forward(
         self,
@@ -124,13 +139,17 @@ class TransformerLayer(MegatronTransformerLayer):
         self, attended: Tensor, hidden_states: Tensor, context: ForwardContext | None
     ) -> Steps[Tensor]:
         projected, bias = yield from self.self_attention.project_steps(attended, context)
-        hidden_states = self._add(projected, bias, hidden_states)
+        hidden_states = self._add(projected, bias, hidden_states, self.post_attn_norm)
         output, bias = yield from self.mlp.steps(self.pre_mlp_layernorm(hidden_states), context)
-        return self._add(output, bias, hidden_states)
+        return self._add(output, bias, hidden_states, self.post_mlp_layernorm)
 
-    def _add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    def _add(self, x: Tensor, bias: Tensor | None, residual: Tensor, norm: torch.nn.Module | None) -> Tensor:
         if bias is not None:
             x = x + bias
+        if norm is not None:
+            x = norm(x)
+        if self.residual_scale != 1.0:
+            x = x * self.residual_scale
         if self.training and self.hidden_dropout > 0.0:
             x = F.dropout(x, self.hidden_dropout)
         return x + residual
@@ -206,6 +225,10 @@ class AttentionSteps:
 class SelfAttention(AttentionSteps, MegatronSelfAttention):
     """Fused projection, rotation, core attention, projection."""
 
+    def __init__(self, *of_megatron: Any, rotary_interleaved: bool = False, **named: Any) -> None:
+        super().__init__(*of_megatron, **named)
+        self.rotary_interleaved = rotary_interleaved
+
     def attend_steps(
         self, hidden_states: Tensor, rotary_pos_emb: Tensor | None, context: ForwardContext | None
     ) -> Steps[Tensor]:
@@ -221,14 +244,15 @@ class SelfAttention(AttentionSteps, MegatronSelfAttention):
         groups, width = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
         qkv = qkv.view(*qkv.shape[:2], groups, -1, width)
         if self.q_layernorm is None:
-            return split_and_rotate(qkv, cos, sin)
+            return split_and_rotate(qkv, cos, sin, self.rotary_interleaved)
         query = qkv[:, :, :, :-2].reshape(*qkv.shape[:2], -1, width)
         query, key = self.q_layernorm(query), self.k_layernorm(qkv[:, :, :, -2])
-        return rotate(query, cos, sin), rotate(key, cos, sin), qkv[:, :, :, -1]
+        pairs = self.rotary_interleaved
+        return rotate(query, cos, sin, pairs), rotate(key, cos, sin, pairs), qkv[:, :, :, -1]
 
 
 class MLP(MegatronMLP):
-    """``linear_fc1``, SwiGLU, ``linear_fc2``, none with a bias.
+    """``linear_fc1``, the gated activation, ``linear_fc2``, none with a bias.
 
     The linears are named here and not in a specification: megatron-core warns of one for a class not its own.
     """
@@ -253,7 +277,7 @@ class MLP(MegatronMLP):
         gate_up, bias = finish()
         if bias is not None:
             gate_up = gate_up + bias
-        activated = swiglu(gate_up)
+        activated = self.config.activation_func(gate_up)
         yield None
         finish = self.linear_fc2.begin(activated, context)
         yield None

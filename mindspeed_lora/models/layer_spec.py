@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from mindspeed_lora.models.linear import (
 from mindspeed_lora.models.mla import MLASelfAttention
 from mindspeed_lora.models.moe.layer import MoELayer
 from mindspeed_lora.models.moe.settings import MoESettings
-from mindspeed_lora.models.norm import HeadRMSNorm, RMSNorm
+from mindspeed_lora.models.norm import HeadRMSNorm, OffsetRMSNorm, RMSNorm
 from mindspeed_lora.parallel.context import ContextParallel
 from mindspeed_lora.parallel.groups import ParallelGroups
 
@@ -39,31 +40,44 @@ def block_spec(
     checkpoints set them apart, so each linear is given with or without.
     """
     noop = ModuleSpec(module=NoopLayer)
-    dense = _layer_spec(shape, groups.context, BiasedMLP if shape.add_mlp_bias else MLP)
-    sparse = dense
-    if shape.moe is not None:
-        # megatron-core warns of a ModuleSpec for an MLP that is not its own, and takes what looks like one.
-        mixture = SimpleNamespace(
-            module=MoELayer, params={"moe": shape.moe, "groups": groups, "settings": experts}
-        )
-        sparse = _layer_spec(shape, groups.context, mixture)
-    layers = [noop if n is None else sparse if shape.has_experts(n) else dense for n in slots]
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
+    dense: Any = BiasedMLP if shape.add_mlp_bias else MLP
+    # megatron-core warns of a ModuleSpec for an MLP that is not its own, and takes what looks like one.
+    mixture = SimpleNamespace(
+        module=MoELayer, params={"moe": shape.moe, "groups": groups, "settings": experts}
+    )
+    layers = [
+        noop
+        if number is None
+        else _layer_spec(shape, groups.context, number, mixture if shape.has_experts(number) else dense)
+        for number in slots
+    ]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm_of(shape))
 
 
-def _layer_spec(shape: ModelShape, context: ContextParallel, mlp: Any) -> ModuleSpec:
+def norm_of(shape: ModelShape) -> type[RMSNorm]:
+    """The norm over hidden states."""
+    from_1 = shape.feature("add_rmsnorm_offset") or shape.feature("apply_layernorm_1p")
+    return OffsetRMSNorm if from_1 else RMSNorm
+
+
+def _layer_spec(shape: ModelShape, context: ContextParallel, number: int, mlp: Any) -> ModuleSpec:
+    norm, depth = norm_of(shape), shape.feature("scale_depth")
     return ModuleSpec(
         module=TransformerLayer,
+        params={
+            "post_norm": norm if shape.post_norm else None,
+            "residual_scale": 1.0 if depth is None else depth / math.sqrt(shape.num_layers),
+        },
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
-            self_attention=_attention_spec(shape, context),
-            pre_mlp_layernorm=RMSNorm,
+            input_layernorm=norm,
+            self_attention=_attention_spec(shape, context, number),
+            pre_mlp_layernorm=norm,
             mlp=mlp,
         ),
     )
 
 
-def _attention_spec(shape: ModelShape, context: ContextParallel) -> ModuleSpec:
+def _attention_spec(shape: ModelShape, context: ContextParallel, number: int) -> ModuleSpec:
     if shape.mla is not None:
         return ModuleSpec(module=MLASelfAttention, params={"shape": shape, "context_parallel": context})
     column: dict[bool, type] = {True: ColumnParallelLinear, False: UnbiasedColumnParallelLinear}
@@ -71,11 +85,17 @@ def _attention_spec(shape: ModelShape, context: ContextParallel) -> ModuleSpec:
     head_norm = HeadRMSNorm if shape.qk_layernorm else None
     return ModuleSpec(
         module=SelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
+        params={
+            "attn_mask_type": AttnMaskType.causal,
+            "rotary_interleaved": bool(shape.feature("rotary_interleaved")),
+        },
         submodules=SelfAttentionSubmodules(
             linear_qkv=column[shape.add_qkv_bias],
             core_attention=partial(
-                CoreAttention, sliding_window=shape.sliding_window, context_parallel=context
+                CoreAttention,
+                softcap=shape.feature("attn_logit_softcapping"),
+                sliding_window=shape.window_of(number),
+                context_parallel=context,
             ),
             linear_proj=row[shape.add_proj_bias],
             q_layernorm=head_norm,

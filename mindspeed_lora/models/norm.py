@@ -55,6 +55,18 @@ class _RMSNorm(torch.autograd.Function):
         return grad.addcmul_(x, mean.mul_(r.square())).mul_(r), grad_weight, None
 
 
+class OffsetRMSNorm(RMSNorm):
+    """RMSNorm whose weight is counted from 1 (Gemma): ``x / √(mean(x²) + ε) · (1 + w)``, computed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Over the last dimension of ``[…, h]``."""
+        weight = 1.0 + self.weight.float()
+        if x.device.type == "cpu" and x.dtype is torch.float32:
+            output: Tensor = _RMSNorm.apply(x, weight, self.eps)
+            return output
+        return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).type_as(x)
+
+
 class HeadRMSNorm(RMSNorm):
     """RMSNorm over the width of one head (Qwen3's query and key norm).
 

@@ -13,21 +13,27 @@ import torch
 Tensor = torch.Tensor
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads ``[s, b, n, d]`` rotated by angles whose ``cos, sin [s, b or 1, 1, d/2]`` are given."""
-    rotated: Tensor = _Rotate.apply(x, cos, sin)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, pairs: bool = False) -> Tensor:
+    """Heads ``[s, b, n, d]`` rotated by angles whose ``cos, sin [s, b or 1, 1, d/2]`` are given.
+
+    What is rotated together are the halves of a head, or neighbours (``pairs``).
+    """
+    rotated: Tensor = _Rotate.apply(x, cos, sin, pairs)
     return rotated
 
 
-def split_and_rotate(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_and_rotate(
+    qkv: Tensor, cos: Tensor, sin: Tensor, pairs: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Query ``[s, b, g · m, d]``, key and value ``[s, b, g, d]``, query and key rotated.
 
     Args:
         qkv: ``[s, b, g, m + 2, d]``: per query group its m query heads, then key, then value.
         cos: ``[s, b or 1, 1, d/2]``.
         sin: ″
+        pairs: neighbours are rotated together, not the halves of a head.
     """
-    query, key, value = _SplitAndRotate.apply(qkv, cos, sin)
+    query, key, value = _SplitAndRotate.apply(qkv, cos, sin, pairs)
     return query, key, value
 
 
@@ -71,18 +77,19 @@ class _Rotate(torch.autograd.Function):
     """Saves cosine and sine, which all layers share."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, pairs: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
+        ctx.pairs = pairs
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        rotate_into(out, x, cos, sin, 1.0)
+        rotate_into(out, x, cos, sin, 1.0, pairs, pairs)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
         grad = torch.empty(grad_outputs[0].shape, dtype=grad_outputs[0].dtype, device=grad_outputs[0].device)
-        rotate_into(grad, grad_outputs[0], cos, sin, -1.0)
-        return grad, None, None
+        rotate_into(grad, grad_outputs[0], cos, sin, -1.0, ctx.pairs, ctx.pairs)
+        return grad, None, None, None
 
 
 class _SplitAndRotate(torch.autograd.Function):
@@ -93,23 +100,27 @@ class _SplitAndRotate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, pairs: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         s, b, groups, heads, width = qkv.shape
         ctx.save_for_backward(cos, sin)
+        ctx.pairs = pairs
         query = qkv.new_empty(s, b, groups, heads - 2, width)
         key = qkv.new_empty(s, b, groups, width)
-        rotate_into(query, qkv[:, :, :, :-2], cos.unsqueeze(2), sin.unsqueeze(2), 1.0)
-        rotate_into(key, qkv[:, :, :, -2], cos, sin, 1.0)
+        rotate_into(query, qkv[:, :, :, :-2], cos.unsqueeze(2), sin.unsqueeze(2), 1.0, pairs, pairs)
+        rotate_into(key, qkv[:, :, :, -2], cos, sin, 1.0, pairs, pairs)
         return query.view(s, b, groups * (heads - 2), width), key, qkv[:, :, :, -1].clone()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
+        pairs = ctx.pairs
         grad_query, grad_key, grad_value = grad_outputs
         s, b, groups, width = grad_key.shape
         grad = grad_key.new_empty(s, b, groups, grad_query.size(2) // groups + 2, width)
         grad_query = grad_query.reshape(s, b, groups, -1, width)
-        rotate_into(grad[:, :, :, :-2], grad_query, cos.unsqueeze(2), sin.unsqueeze(2), -1.0)
-        rotate_into(grad[:, :, :, -2], grad_key, cos, sin, -1.0)
+        rotate_into(grad[:, :, :, :-2], grad_query, cos.unsqueeze(2), sin.unsqueeze(2), -1.0, pairs, pairs)
+        rotate_into(grad[:, :, :, -2], grad_key, cos, sin, -1.0, pairs, pairs)
         grad[:, :, :, -1] = grad_value
-        return grad, None, None
+        return grad, None, None, None

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from mindspeed_lora.device.attention import flash_backward, flash_forward
+from mindspeed_lora.device.capped_attention import capped_attention
 from mindspeed_lora.device.causal_blocks import blocks_are_faster, blocks_backward, blocks_forward
 from mindspeed_lora.models.attention_tiles import Tile, Visible
 
@@ -24,18 +25,30 @@ Tensor = torch.Tensor
 _DENSE = torch.contiguous_format
 
 
-def tiled_attention(query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[Tile], scale: float) -> Tensor:
+def tiled_attention(
+    query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[Tile], scale: float, cap: float | None = None
+) -> Tensor:
     """Attention of ``query [s, b, n, d]`` over ``key [s, b, g, d]`` and ``value [s, b, g, v]``: ``[s, b, n · v]``.
 
-    n is a multiple of g; the tiles are those of a whole row.
+    n is a multiple of g; the tiles are those of a whole row; ``cap`` bounds the scores.
     """
-    squares = all(tile.visible is Visible.CAUSAL for tile in tiles)
-    out: Tensor = (_SquareAttention if squares else _MergedAttention).apply(query, key, value, tiles, scale)
+    squares = cap is None and all(tile.visible is Visible.CAUSAL for tile in tiles)
+    out: Tensor
+    if squares:
+        out = _SquareAttention.apply(query, key, value, tiles, scale)
+    else:
+        out = _MergedAttention.apply(query, key, value, tiles, scale, cap)
     return out
 
 
 def dropped_attention(
-    query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[Tile], scale: float, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tiles: Sequence[Tile],
+    scale: float,
+    dropout: float,
+    cap: float | None = None,
 ) -> Tensor:
     """:func:`tiled_attention` with dropout of the weights, where each query is in one tile only."""
     operands = tuple(map(heads_first, (query, key, value)))
@@ -43,6 +56,10 @@ def dropped_attention(
     for tile in tiles:
         q, k, v = _cut(tile, operands)
         causal, mask = _visibility(tile, q)
+        if cap is not None:
+            dropped = capped_attention(q, k, v, causal, mask, scale, cap, dropout)
+            heads_first(out)[tile.rows, :, tile.queries] = dropped
+            continue
         heads_first(out)[tile.rows, :, tile.queries] = F.scaled_dot_product_attention(
             q, k, v, mask, dropout, causal, scale=scale, enable_gqa=q.size(1) != k.size(1)
         )
@@ -99,12 +116,18 @@ class _MergedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: Sequence[Tile], scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        tiles: Sequence[Tile],
+        scale: float,
+        cap: float | None,
     ) -> Tensor:
-        ctx.tiles, ctx.scale = tiles, scale
+        ctx.tiles, ctx.scores = tiles, (scale, cap)
         result, lse = empty_result(query, value, accumulation_dtype(query)), empty_lse(query)
         operands = heads_first(query), heads_first(key), heads_first(value)
-        attend(tiles, operands, heads_first(result), lse, scale)
+        attend(tiles, operands, heads_first(result), lse, scale, cap)
         out = result.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         return out.flatten(2)
@@ -119,8 +142,8 @@ class _MergedAttention(torch.autograd.Function):
         operands = heads_first(query), heads_first(key), heads_first(value)
         views = [heads_first(grad) for grad in grads]
         grad_out, result = heads_first(grad_outputs[0].view_as(out)), heads_first(out)
-        attend_backward(ctx.tiles, grad_out, operands, result, lse, views, ctx.scale)
-        return *(grad.to(query.dtype) for grad in grads), None, None
+        attend_backward(ctx.tiles, grad_out, operands, result, lse, views, *ctx.scores)
+        return *(grad.to(query.dtype) for grad in grads), None, None, None
 
 
 def heads_first(tensor: Tensor) -> Tensor:
@@ -150,7 +173,12 @@ def empty_lse(query: Tensor) -> Tensor:
 
 
 def attend(
-    tiles: Sequence[Tile], operands: tuple[Tensor, Tensor, Tensor], out: Tensor, lse: Tensor, scale: float
+    tiles: Sequence[Tile],
+    operands: tuple[Tensor, Tensor, Tensor],
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    cap: float | None = None,
 ) -> None:
     """Writes the result of tiles that are own, and merges that of others, into ``out`` and ``lse``.
 
@@ -160,9 +188,10 @@ def attend(
         out: ``[b, n, s, v]``.
         lse: ``[b, n, s]``.
         scale: of the scores.
+        cap: their bound, if any.
     """
     for tile in tiles:
-        part, part_lse = flash_forward(*_cut(tile, operands), *_visibility(tile, operands[0]), scale)
+        part, part_lse = flash_forward(*_cut(tile, operands), *_visibility(tile, operands[0]), scale, cap)
         here, here_lse = out[tile.rows, :, tile.queries], lse[tile.rows, :, tile.queries]
         if tile.own:
             here.copy_(part)
@@ -180,6 +209,7 @@ def attend_backward(
     lse: Tensor,
     grads: Sequence[Tensor],
     scale: float,
+    cap: float | None = None,
 ) -> None:
     """Adds the tiles' gradients of query, key and value to ``grads``.
 
@@ -191,11 +221,12 @@ def attend_backward(
         lse: ``[b, n, s]`` likewise.
         grads: of the shapes of the operands.
         scale: of the scores.
+        cap: their bound, if any.
     """
     for tile in tiles:
         rows = tile.rows, slice(None), tile.queries
         parts = flash_backward(
-            grad_out[rows], _cut(tile, operands), out[rows], lse[rows], *_visibility(tile, out), scale
+            grad_out[rows], _cut(tile, operands), out[rows], lse[rows], *_visibility(tile, out), scale, cap
         )
         for grad, part in zip(_cut(tile, grads), parts, strict=True):
             grad.add_(part)

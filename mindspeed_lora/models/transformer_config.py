@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.config.training import TrainingConfig
+from mindspeed_lora.models.swiglu import gated_activation
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 
@@ -28,6 +28,7 @@ def transformer_config(
     """
     recompute = _recompute(training)
     placement = LayerPlacement.of(shape.num_layers, parallel)
+    divisor = shape.feature("query_pre_attn_scalar")
     return TransformerConfig(
         num_layers=placement.num_slots,
         hidden_size=shape.hidden_size,
@@ -35,10 +36,11 @@ def transformer_config(
         num_attention_heads=shape.num_attention_heads,
         num_query_groups=shape.num_query_groups,
         kv_channels=shape.kv_channels,
+        softmax_scale=None if divisor is None else divisor**-0.5,
         layernorm_epsilon=shape.norm_epsilon,
         normalization="RMSNorm",
         gated_linear_unit=True,
-        activation_func=F.silu,
+        activation_func=gated_activation(shape),
         add_bias_linear=shape.add_proj_bias or shape.add_mlp_bias,
         add_qkv_bias=shape.add_qkv_bias,
         qk_layernorm=shape.qk_layernorm,

@@ -32,6 +32,7 @@ def vocab_parallel_loss(
     group: dist.ProcessGroup,
     token_rows: TokenRows | None = None,
     weights: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Sum of the cross entropies of all positions whose label is not −100, each times its weight.
 
@@ -44,6 +45,7 @@ def vocab_parallel_loss(
         group: the TP group.
         token_rows: rows that stand in the place of the weight's for some tokens.
         weights: ``[n]`` float32 on the host, what each position's loss is multiplied by; None: 1.
+        softcap: c, where the logits are ``c tanh(z / c)`` of the products z (Gemma 2).
 
     Returns:
         A float32 scalar, the same on every TP rank; 0 where no position carries loss, with zero gradients for all
@@ -55,7 +57,7 @@ def vocab_parallel_loss(
     rows, columns = (None, None) if token_rows is None else token_rows.in_output()
     chosen = None if weights is None else weights[positions].to(hidden.device, non_blocking=True)
     loss: Tensor = _ChunkedCrossEntropy.apply(
-        selected, weight, rows, columns, targets, chosen, vocab_range, group
+        selected, weight, rows, columns, targets, chosen, vocab_range, group, softcap
     )
     return loss
 
@@ -84,6 +86,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss_weights: Tensor | None,
         vocab_range: tuple[int, int],
         group: dist.ProcessGroup,
+        softcap: float | None,
     ) -> Tensor:
         start, end = vocab_range
         local_weight = weight[: end - start]
@@ -96,11 +99,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for first in range(0, hidden.size(0), size):
             part = slice(first, first + size)
             logits = _logits(hidden[part], local_weight, rows, columns)
+            slope = None if softcap is None else _softcap(logits, softcap)
             losses = _cross_entropy(logits, labels[part] - start, group)
             if loss_weights is not None:
                 losses *= loss_weights[part]
                 logits.mul_(loss_weights[part].unsqueeze(1))
             total += losses.sum(dtype=torch.float64)
+            if slope is not None:
+                logits.mul_(slope)
             gradient = logits.to(weight.dtype)
             if rows is not None and columns is not None and grad_rows is not None:
                 of_rows = gradient[:, columns]
@@ -125,7 +131,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 ctx.saved_tensors, (hidden_dtype, weight_dtype, weight_dtype), strict=True
             )
         ]
-        return *scaled, None, None, None, None, None
+        return *scaled, None, None, None, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
@@ -134,6 +140,14 @@ def _logits(hidden: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor
     if rows is not None and columns is not None:
         logits[:, columns] = (hidden @ rows.t()).float()
     return logits
+
+
+def _softcap(logits: Tensor, cap: float) -> Tensor:
+    """Turns logits z into ``c tanh(z / c)``, and returns the slope of that, ``1 − tanh²(z / c)``."""
+    bounded = logits.div_(cap).tanh_()
+    slope = torch.addcmul(torch.ones_like(bounded), bounded, bounded, value=-1.0)
+    bounded.mul_(cap)
+    return slope
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -61,6 +61,16 @@ OF_TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": ("Gemma3", "Gemma3Text", {"head_dim": 8, "attention_bias": True}),
     "glm": ("Glm", "Glm", {"head_dim": HEAD}),
     "glm4": ("Glm4", "Glm4", {"head_dim": HEAD, "attention_bias": False}),
+    "granite": (
+        "Granite",
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.25,
+        },
+    ),
 }
 """Kind → model class, configuration class and what the configuration has beside :data:`SIZES`."""
 
@@ -95,6 +105,41 @@ def _internlm2() -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
             f"{prefix}feed_forward.w1.weight": (FFN, HIDDEN),
             f"{prefix}feed_forward.w3.weight": (FFN, HIDDEN),
             f"{prefix}feed_forward.w2.weight": (HIDDEN, FFN),
+        }
+    return config, tensors
+
+
+def _minicpm() -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Keys and tensors of MiniCPM-2B."""
+    config = {
+        **SIZES,
+        "model_type": "minicpm",
+        "architectures": ["MiniCPMForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_minicpm.MiniCPMForCausalLM"},
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "torch_dtype": "bfloat16",
+        "scale_emb": 12,
+        "dim_model_base": 16,
+        "scale_depth": 1.4,
+    }
+    tensors: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (WORDS, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}."
+        tensors |= {
+            f"{prefix}input_layernorm.weight": (HIDDEN,),
+            f"{prefix}post_attention_layernorm.weight": (HIDDEN,),
+            f"{prefix}self_attn.q_proj.weight": (HEADS * HEAD, HIDDEN),
+            f"{prefix}self_attn.k_proj.weight": (GROUPS * HEAD, HIDDEN),
+            f"{prefix}self_attn.v_proj.weight": (GROUPS * HEAD, HIDDEN),
+            f"{prefix}self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+            f"{prefix}mlp.gate_proj.weight": (FFN, HIDDEN),
+            f"{prefix}mlp.up_proj.weight": (FFN, HIDDEN),
+            f"{prefix}mlp.down_proj.weight": (HIDDEN, FFN),
         }
     return config, tensors
 
@@ -184,6 +229,7 @@ def _chatglm() -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
 
 BY_HAND: dict[str, Callable[[], tuple[dict[str, Any], dict[str, tuple[int, ...]]]]] = {
     "internlm2": _internlm2,
+    "minicpm": _minicpm,
     "baichuan-7b": lambda: _baichuan(architectures=["BaiChuanForCausalLM"]),
     "baichuan2-7b": lambda: _baichuan(z_loss_weight=0),
     "baichuan2-13b": lambda: _baichuan(z_loss_weight=0, max_position_embeddings=None),

@@ -129,6 +129,44 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": {**_ROPE, "partial_rotary_factor": 0.75}, "pad_token_id": None},
     ),
     "phi3": ("phi3", {"rope_parameters": _ROPE, "sliding_window": 30, "pad_token_id": None}),
+    "gemma": ("gemma", {"rope_parameters": _ROPE, "tie_word_embeddings": True}),
+    "gemma2": (
+        "gemma2",
+        {
+            "rope_parameters": _ROPE,
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 11,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 4.0,
+            "sliding_window": 9,
+        },
+    ),
+    "glm": (
+        "glm",
+        {
+            "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5},
+            "attention_bias": True,
+            "pad_token_id": None,
+        },
+    ),
+    "glm4": (
+        "glm4",
+        {
+            "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5},
+            "attention_bias": True,
+            "pad_token_id": None,
+        },
+    ),
+    "granite": (
+        "granite",
+        {
+            "rope_parameters": _ROPE,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 1.5,
+        },
+    ),
 }
 """Name → ``model_type`` and what its configuration has beside :data:`_COMMON`."""
 

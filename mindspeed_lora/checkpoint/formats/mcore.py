@@ -226,7 +226,7 @@ _LENIENT = (
     "hidden_dropout",
     "attention_dropout",
     "params_dtype",
-    "unbuilt",
+    "features",
 )
 
 

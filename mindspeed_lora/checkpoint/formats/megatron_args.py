@@ -18,9 +18,9 @@ from mindspeed_lora.checkpoint.formats.megatron_moe_args import (
     moe_from_args,
     with_known_routing,
 )
+from mindspeed_lora.config.model_features import FEATURES, features_of
 from mindspeed_lora.config.shape import ModelShape, MoEShape, RopeScaling
 from mindspeed_lora.config.stages import LayerPlacement
-from mindspeed_lora.config.unbuilt import UNBUILT, unbuilt_of
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES
 
@@ -76,7 +76,7 @@ def args_from_shape(
         "rotary_percent": shape.rotary_percent,
         "normalization": "RMSNorm",
         "norm_epsilon": shape.norm_epsilon,
-        "swiglu": "geglu" not in dict(shape.unbuilt),
+        "swiglu": not {"geglu", "gelu_tanh"} & {name for name, _ in shape.features},
         "add_bias_linear": shape.add_mlp_bias,
         "add_qkv_bias": shape.add_qkv_bias,
         "add_dense_bias": shape.add_proj_bias,
@@ -103,7 +103,7 @@ def args_from_shape(
         **_rope_args(shape.rope_scaling),
         **expert_args(shape, placement, experts, form),
         **latent_args(shape.mla),
-        **dict(shape.unbuilt),
+        **dict(shape.features),
     }
     return argparse.Namespace(**values)
 
@@ -149,7 +149,7 @@ def shape_from_args(args: argparse.Namespace, local_names: Collection[str], path
     for name, supported in _UNSUPPORTED.items():
         if values.get(name) not in supported:
             raise Refused(f"{path}: args.{name} is {values[name]!r}, which is not supported.")
-    if not values.get("swiglu", True) and not values.get("geglu"):
+    if not (values.get("swiglu", True) or values.get("geglu") or values.get("gelu_tanh")):
         raise Refused(f"{path}: args.swiglu is {values['swiglu']!r}, which is not supported.")
     missing = [name for name in _REQUIRED if not values.get(name)]
     if missing:
@@ -192,7 +192,7 @@ def shape_from_args(args: argparse.Namespace, local_names: Collection[str], path
         post_norm=present["post_norm"],
         moe=moe,
         mla=mla,
-        unbuilt=_unbuilt(values, width),
+        features=_features(values, width),
     )
 
 
@@ -228,9 +228,16 @@ def switched_names(args: argparse.Namespace) -> list[str]:
     return [name for switch, name in switches.items() if getattr(args, switch, None)]
 
 
-def _unbuilt(values: dict[str, Any], head_width: int) -> tuple[tuple[str, Any], ...]:
-    """What these arguments ask for and is not built; the usual divisor of attention scores is."""
-    return tuple(pair for pair in unbuilt_of(values) if pair != ("query_pre_attn_scalar", head_width))
+def _features(values: dict[str, Any], head_width: int) -> tuple[tuple[str, Any], ...]:
+    """What these arguments ask for beyond Llama's computation; the usual divisor of attention scores is not beyond.
+
+    Gemma has GELU's tanh form alone, by whichever name.
+    """
+    if str(values.get("model_type_hf")).startswith("gemma") and values.get("geglu"):
+        values = {**values, "geglu": None, "gelu_tanh": True}
+    if values.get("use_glm_rope"):
+        values = {**values, "rotary_interleaved": True}
+    return tuple(pair for pair in features_of(values) if pair != ("query_pre_attn_scalar", head_width))
 
 
 def _num_noops(noop_layers: str | Collection[int] | None) -> int:
@@ -290,7 +297,7 @@ def _family_of_experts(present: dict[str, bool], moe: MoEShape) -> str:
 def _rope_scaling(values: dict[str, Any]) -> RopeScaling | None:
     """The scaling, if it is a built one."""
     kind = values.get("rope_scaling_type") or ("llama3" if values.get("use_rope_scaling") else None)
-    if kind not in UNBUILT["rope_scaling_type"].built or kind in (None, "default"):
+    if kind not in FEATURES["rope_scaling_type"].plain or kind in (None, "default"):
         return None
     further = {}
     if kind == "yarn":

@@ -17,8 +17,10 @@ from mindspeed_lora.models.families import (
     gemma,
     glm,
     glm_moe,
+    granite,
     internlm2,
     llama,
+    minicpm,
     mistral,
     mixtral,
     phi3,
@@ -30,7 +32,7 @@ from mindspeed_lora.models.families.family import Family
 from mindspeed_lora.models.families.mapping import Mapping
 
 _MODULES = (
-    *(llama, mistral, qwen2, qwen3, phi3, gemma, glm, internlm2, baichuan, chatglm),
+    *(llama, mistral, qwen2, qwen3, phi3, gemma, glm, internlm2, minicpm, granite, baichuan, chatglm),
     *(mixtral, qwen_moe, glm_moe, deepseek),
 )
 FAMILIES: dict[str, Family] = {family.name: family for module in _MODULES for family in module.FAMILIES}

@@ -1,8 +1,8 @@
 """Reading the fields of a Hugging Face ``config.json`` that all families share, in both of its styles.
 
 transformers 4 writes ``rope_theta``, ``rope_scaling`` and ``torch_dtype``; transformers 5 writes
-``rope_parameters`` and ``dtype``. What changes the computation and is not built is noted in the shape's ``unbuilt``,
-under Megatron's name; what changes the tensors and is not known is refused by name.
+``rope_parameters`` and ``dtype``. What changes the computation is noted in the shape's ``features``, under Megatron's
+name; what changes the tensors and is not known is refused by name.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mindspeed_lora.config.model_features import features_of
 from mindspeed_lora.config.shape import RopeScaling
-from mindspeed_lora.config.unbuilt import unbuilt_of
 from mindspeed_lora.errors import Refused
 
 Config = Mapping[str, Any]
 
 DTYPES = ("float32", "bfloat16", "float16")
 _SILU = ("silu", "swish")
-_GELU = ("gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+_GELU = ("gelu",)
+_GELU_TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 _ROPE_FIELDS = {
     "linear": ("factor",),
     "dynamic": ("factor",),
@@ -124,7 +125,7 @@ def refuse_quantised(config: Config) -> None:
         )
 
 
-def unbuilt_features(config: Config, head_width: int, windowed: bool) -> dict[str, Any]:
+def features_told(config: Config, head_width: int, windowed: bool) -> dict[str, Any]:
     """What config.json asks for beyond Llama's computation, under Megatron's names.
 
     ``windowed`` families have one ``sliding_window`` for all layers.
@@ -134,8 +135,9 @@ def unbuilt_features(config: Config, head_width: int, windowed: bool) -> dict[st
     scalar = config.get("query_pre_attn_scalar")
     return {
         "geglu": _activation(config) in _GELU,
+        "gelu_tanh": _activation(config) in _GELU_TANH,
         "rope_scaling_type": _UNBUILT_ROPE.get(kind),
-        "interleave_sliding_window": None if windowed else _window_of_some(config),
+        **({} if windowed else _windows(config)),
         "attn_logit_softcapping": config.get("attn_logit_softcapping"),
         "output_logit_softcapping": config.get("final_logit_softcapping"),
         "query_pre_attn_scalar": scalar if scalar != head_width else None,
@@ -145,17 +147,18 @@ def unbuilt_features(config: Config, head_width: int, windowed: bool) -> dict[st
 
 def _activation(config: Config) -> str:
     activation = str(config.get("hidden_act") or config.get("hidden_activation") or "silu")
-    if activation not in (*_SILU, *_GELU):
+    known = (*_SILU, *_GELU, *_GELU_TANH)
+    if activation not in known:
         raise Refused(
-            f"config.json: hidden_act '{activation}' is not supported; supported are "
-            f"{', '.join((*_SILU, *_GELU))}."
+            f"config.json: hidden_act '{activation}' is not supported; supported are {', '.join(known)}."
         )
     return activation
 
 
-def _window_of_some(config: Config) -> int | bool:
-    """The window of the layers that have one; False where none has."""
-    kinds = set(map(str, config.get("layer_types") or ()))
+def _windows(config: Config) -> dict[str, int | bool]:
+    """The window of the layers that have one, by which layers those are."""
+    told = [str(kind) for kind in config.get("layer_types") or ()]
+    kinds = set(told)
     foreign = sorted(kinds - {"full_attention", "sliding_attention"})
     if foreign:
         raise Refused(
@@ -163,8 +166,12 @@ def _window_of_some(config: Config) -> int | bool:
             "sliding_attention are."
         )
     if "sliding_attention" not in kinds and not config.get("use_sliding_window"):
-        return False
-    return int(config.get("sliding_window") or 0) or True
+        return {}
+    window = int(config.get("sliding_window") or 0)
+    second = [("sliding_attention", "full_attention")[layer % 2] for layer in range(len(told))]
+    return {
+        "interleave_sliding_window" if window and told and told == second else "window_layers": window or True
+    }
 
 
 def attention_sizes(config: Config, default_groups: int | None, default_head: int | None) -> dict[str, int]:
@@ -215,12 +222,12 @@ def shape_fields(
         tied: ``tie_word_embeddings`` where it is not given.
         windowed: whether ``sliding_window`` is of every layer.
         features: what the family computes beyond Llama, by the names of
-            :data:`~mindspeed_lora.config.unbuilt.UNBUILT`.
+            :data:`~mindspeed_lora.config.model_features.FEATURES`.
     """
     refuse_quantised(config)
     base, scaling = rope(config)
     sizes = attention_sizes(config, default_groups, default_head)
-    asked = {**unbuilt_features(config, sizes["kv_channels"], windowed), **(features or {})}
+    asked = {**features_told(config, sizes["kv_channels"], windowed), **(features or {})}
     return {
         **sizes,
         "num_layers": int(required(config, "num_hidden_layers")),
@@ -235,5 +242,5 @@ def shape_fields(
         "untie_embeddings_and_output_weights": not config.get("tie_word_embeddings", tied),
         "attention_dropout": float(config.get("attention_dropout") or 0.0),
         "params_dtype": dtype_name(config),
-        "unbuilt": unbuilt_of(asked),
+        "features": features_of(asked),
     }

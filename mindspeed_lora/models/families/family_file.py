@@ -10,7 +10,7 @@ key                meaning
 ``aliases``        further values of ``--model-type-hf``
 ``config_keys``    the base's key of config.json → this family's
 ``shape``          switches of the shape, true or false (``add_qkv_bias``, ``post_norm`` …)
-``unbuilt``        what it computes beyond its base, by the names of ``config/unbuilt.py``
+``features``       what it computes beyond its base, by the names of ``config/model_features.py``
 ``table``          rows: ``canonical``, ``hf`` (a name or a list) and ``kind``
 ``ignored``        regular expressions of tensors that hold nothing learned
 =================  =====================================================================================
@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from mindspeed_lora.config.unbuilt import UNBUILT
+from mindspeed_lora.config.model_features import FEATURES
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES, Family
 from mindspeed_lora.models.families import mapping as rows
@@ -53,7 +53,7 @@ _TYPES: dict[str, type] = {
     "aliases": list,
     "config_keys": dict,
     "shape": dict,
-    "unbuilt": dict,
+    "features": dict,
     "table": list,
     "ignored": list,
 }
@@ -162,18 +162,18 @@ def _parse(path: Path) -> dict[Any, Any]:
 
 
 def _reader(file: _File, base: Family) -> Any:
-    """Reads config.json as the base does, with the file's switches and what is not built."""
-    switches, unbuilt = file.table_of("shape", bool), file.values.get("unbuilt", {})
+    """Reads config.json as the base does, with the file's switches and features."""
+    switches, own = file.table_of("shape", bool), file.values.get("features", {})
     for name in switches:
         file.one_of(f"shape.{name}", name, dict.fromkeys(SWITCHES))
-    for name in unbuilt:
-        file.one_of(f"unbuilt.{name}", name, {key: None for key in UNBUILT if key != "post_norm"})
+    for name in own:
+        file.one_of(f"features.{name}", name, dict.fromkeys(FEATURES))
 
     def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         found = base.fields(config)
-        features = {**dict(found["unbuilt"]), **unbuilt}
-        ordered = tuple((name, features[name]) for name in UNBUILT if name in features)
-        return {**found, **switches, "unbuilt": ordered}
+        features = {**dict(found["features"]), **own}
+        ordered = tuple((name, features[name]) for name in FEATURES if name in features)
+        return {**found, **switches, "features": ordered}
 
     return fields
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mindspeed_lora.models.families.config_json import Config, shape_fields
+from mindspeed_lora.models.families.config_json import Config, required, shape_fields
 from mindspeed_lora.models.families.family import Family
 from mindspeed_lora.models.families.llama import LLAMA_TABLE
 from mindspeed_lora.models.families.table import HEAD_NORMS, DecoderNames
@@ -14,6 +14,13 @@ _NORMS = {
     "post_attn_norm": "post_attention_layernorm",
     "pre_mlp_layernorm": "pre_feedforward_layernorm",
     "post_mlp_layernorm": "post_feedforward_layernorm",
+}
+
+_OF_GEMMA2 = {
+    "query_pre_attn_scalar": 256,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "sliding_window": 4096,
 }
 
 
@@ -31,8 +38,8 @@ def fields(config: Config) -> dict[str, Any]:
 
 
 def fields_of_gemma2(config: Config) -> dict[str, Any]:
-    """Read a Gemma 2 config.json; every second layer has a window."""
-    return _with_windows(config, default_pattern=2)
+    """Read a Gemma 2 config.json; every second layer has a window. What is not given is as in transformers."""
+    return _with_windows({**_OF_GEMMA2, **config}, default_pattern=2)
 
 
 def fields_of_gemma3(config: Config) -> dict[str, Any]:
@@ -42,8 +49,11 @@ def fields_of_gemma3(config: Config) -> dict[str, Any]:
 
 
 def _with_windows(config: Config, default_pattern: int) -> dict[str, Any]:
-    """transformers 4 writes no ``layer_types``: they follow from the pattern."""
-    kinds = config.get("layer_types") or ["sliding_attention"] * (default_pattern > 1)
+    """transformers 4 writes no ``layer_types``: in one layer of ``default_pattern``, the last, there is no window."""
+    number = int(required(config, "num_hidden_layers"))
+    kinds = config.get("layer_types") or [
+        "sliding_attention" if layer % default_pattern else "full_attention" for layer in range(1, number + 1)
+    ]
     return {**fields({**config, "layer_types": kinds}), "post_norm": True}
 
 

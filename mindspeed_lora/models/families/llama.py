@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mindspeed_lora.models.families.config_json import Config, shape_fields
@@ -11,11 +12,14 @@ from mindspeed_lora.models.families.table import DecoderNames
 LLAMA_TABLE = DecoderNames().table()
 
 
-def fields(config: Config) -> dict[str, Any]:
-    """Read a Llama config.json; ``attention_bias`` covers q, k, v and o, ``mlp_bias`` the whole MLP."""
+def fields(config: Config, features: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read a Llama config.json; ``attention_bias`` covers q, k, v and o, ``mlp_bias`` the whole MLP.
+
+    ``features`` are those of a model that computes more than Llama.
+    """
     bias = bool(config.get("attention_bias", False))
     return {
-        **shape_fields(config),
+        **shape_fields(config, features=features),
         "add_qkv_bias": bias,
         "add_proj_bias": bias,
         "add_mlp_bias": bool(config.get("mlp_bias", False)),

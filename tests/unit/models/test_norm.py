@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from megatron.core.transformer import TransformerConfig
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from mindspeed_lora.models.norm import HeadRMSNorm, RMSNorm
+from mindspeed_lora.models.norm import HeadRMSNorm, OffsetRMSNorm, RMSNorm
 
 
 def config(sequence_parallel: bool = False, dtype: torch.dtype = torch.float32) -> TransformerConfig:
@@ -60,3 +61,23 @@ def test_a_norm_over_heads_is_always_partial(sequence_parallel: bool) -> None:
     """Each TP rank normalises other heads, so the sum is needed without sequence parallelism too."""
     assert HeadRMSNorm(config(sequence_parallel), 8).weight.partial_over_tp is True
     assert not hasattr(RMSNorm(config(sequence_parallel), 16).weight, "partial_over_tp")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.0)])
+def test_a_weight_counted_from_1_is_gemmas(dtype: torch.dtype, tolerance: float) -> None:
+    """In bfloat16 the same bits: both compute in float32 and round once."""
+    torch.manual_seed(0)
+    weight, x, grad = (torch.randn(size).to(dtype) for size in ((16,), (5, 2, 16), (5, 2, 16)))
+    results = []
+    for norm in (OffsetRMSNorm(config(dtype=dtype), 16, eps=1e-6), Gemma2RMSNorm(16, eps=1e-6)):
+        norm.weight = torch.nn.Parameter(weight)
+        inputs = x.clone().requires_grad_()
+        out = norm(inputs)
+        (out * grad).sum().backward()
+        results.append((out, inputs.grad, norm.weight.grad))
+    (ours, *our_grads), (theirs, *their_grads) = results
+    assert ours.dtype is dtype
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    for one, other in zip(our_grads, their_grads, strict=True):
+        # Gradients are rounded by other sums.
+        torch.testing.assert_close(one, other, rtol=max(tolerance, 1e-2), atol=max(tolerance, 1e-2))

@@ -51,6 +51,18 @@ def test_values_and_gradients(groups: ParallelGroups) -> None:
     assert torch.equal(hidden.grad[labels == IGNORED_LABEL], torch.zeros(5, HIDDEN, dtype=torch.float64))
 
 
+def test_softcapped_logits(groups: ParallelGroups) -> None:
+    hidden, weight, labels = make()
+    loss = vocab_parallel_loss(hidden, weight, labels, (0, VOCABULARY), groups.tp_group, softcap=2.0)
+    loss.backward()
+    inputs = [tensor.detach().requires_grad_() for tensor in (hidden, weight)]
+    capped = 2.0 * torch.tanh(inputs[0] @ inputs[1].t() / 2.0)
+    expected = F.cross_entropy(capped, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    close(loss, expected.detach())
+    for found, right in zip((hidden.grad, weight.grad), torch.autograd.grad(expected, inputs), strict=True):
+        close(found, right)
+
+
 def test_the_gradient_is_scaled_by_what_comes_after(groups: ParallelGroups) -> None:
     hidden, weight, labels = make()
     (vocab_parallel_loss(hidden, weight, labels, (0, VOCABULARY), groups.tp_group) * 1024.0 / 3).backward()

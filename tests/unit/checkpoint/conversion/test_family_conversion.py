@@ -127,22 +127,26 @@ def test_norms_of_gemma2_and_glm4_keep_their_places(tmp_path: Path):
 
 UNUSED: Any = (None, None)
 """Configuration and groups of a model that is refused before it looks at them."""
-BUILT = ("llama3.2", "phi3", "phi4-mini", "internlm2", "baichuan-7b")
+BUILT = (
+    *(
+        "llama3.2",
+        "phi3",
+        "phi4-mini",
+        "internlm2",
+        "baichuan-7b",
+        "gemma",
+        "gemma2",
+        "glm",
+        "glm4",
+        "chatglm3",
+    ),
+    *("granite", "minicpm"),
+)
 FEATURES = {
     "phi3-longrope": ("phi3", "rope_scaling_type longrope"),
-    "gemma": ("gemma", "geglu true", "add_rmsnorm_offset true", "input_embeds_norm true"),
-    "gemma2": ("gemma2", "attn_logit_softcapping 50.0", "output_logit_softcapping 30.0", "post_norm true"),
-    "gemma3": (
-        "gemma3_text",
-        "interleave_sliding_window 4096",
-        "post_norm true",
-        "query_pre_attn_scalar 256",
-    ),
-    "glm": ("glm", "rotary_interleaved true"),
-    "glm4": ("glm4", "post_norm true", "rotary_interleaved true"),
+    "gemma3": ("gemma3_text", "window_layers 4096"),
     "baichuan2-7b": ("baichuan", "norm_head true"),
     "baichuan2-13b": ("baichuan", "norm_head true", "position_embedding_type alibi"),
-    "chatglm3": ("chatglm", "rotary_interleaved true"),
 }
 
 
@@ -171,6 +175,13 @@ def test_what_is_not_built_is_refused_by_name(folder: Path):
         ("chatglm3", ["--add-qkv-bias", "--w-pack", "--model-type-hf", "chatglm3"], None),
         ("baichuan2-7b", ["--w-pack", "--model-type-hf", "baichuan2"], None),
         ("gemma3", ["--add-qkv-bias", "--add-dense-bias"], None),
+        ("gemma2", ["--gelu-tanh", "--attn-logit-softcapping", "50", "--query-pre-attn-scalar", "256"], None),
+        ("gemma2", ["--interleave-sliding-window", "4096", "--input-embeds-norm"], None),
+        ("gemma2", ["--attn-logit-softcapping", "3"], r"--attn-logit-softcapping 3.0 \(checkpoint: 50.0\)"),
+        ("gemma2", ["--swiglu"], r"--swiglu \(checkpoint: off\)"),
+        ("minicpm", ["--scale-emb", "12", "--dim-model-base", "16", "--scale-depth", "1.4"], None),
+        ("phi3", ["--scale-emb", "12"], r"--scale-emb 12.0 \(checkpoint: none\)"),
+        ("chatglm3", ["--use-glm-rope"], None),
         ("phi3", ["--post-norm"], r"--post-norm \(checkpoint: off\)"),
         ("phi3", ["--add-dense-bias"], r"--add-dense-bias \(checkpoint: off\)"),
         ("phi3", ["--apply-layernorm-1p"], r"--add-rmsnorm-offset \(checkpoint: off\)"),

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from mindspeed_lora.checkpoint.canonical import canonical_tensors
+from mindspeed_lora.config.model_features import refuse_unbuilt
 from mindspeed_lora.config.shape import MLAShape, ModelShape, MoEShape, RopeScaling
-from mindspeed_lora.config.unbuilt import refuse_unbuilt
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES, check_model_type_hf, shape_from_config
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_lora.config.model_features import refuse_unbuilt
 from mindspeed_lora.config.shape import ModelShape, MoEShape
-from mindspeed_lora.config.unbuilt import refuse_unbuilt
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES, check_model_type_hf, shape_from_config
 
@@ -182,7 +182,7 @@ def test_published_qwen3_30b_a3b():
     )
     assert shape.moe == MoEShape(num_experts=128, topk=8, ffn_hidden_size=768, aux_loss_coeff=0.001)
     assert (shape.kv_channels, shape.rotary_base, shape.sliding_window) == (128, 1e6, None)
-    assert shape.unbuilt == ()
+    assert shape.features == ()
 
 
 def test_defaults_of_positions_and_norms():
@@ -193,7 +193,7 @@ def test_defaults_of_positions_and_norms():
     glm = shape_from_config(config("glm4_moe", **GLM))
     assert (glm.rotary_base, glm.norm_epsilon) == (1e4, 1e-5)
     every = shape_from_config(config("qwen3_moe", **QWEN3, use_sliding_window=True, sliding_window=16))
-    assert every.sliding_window == 16 and every.unbuilt == ()
+    assert every.sliding_window == 16 and every.features == ()
     none = shape_from_config(config("qwen3_moe", **QWEN3, use_sliding_window=False, sliding_window=16))
     assert none.sliding_window is None
 
@@ -205,7 +205,7 @@ def test_defaults_of_positions_and_norms():
         (
             "qwen2_moe",
             {**QWEN2, "use_sliding_window": True, "sliding_window": 16},
-            "interleave_sliding_window",
+            "window_layers 16",
         ),
     ],
 )

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from mindspeed_lora.config.model_features import refuse_unbuilt
 from mindspeed_lora.config.shape import RopeScaling
-from mindspeed_lora.config.unbuilt import refuse_unbuilt
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import (
     FAMILIES,
@@ -171,16 +171,15 @@ def test_what_is_refused(values: dict[str, Any], message: str):
 @pytest.mark.parametrize(
     ("values", "feature"),
     [
-        (config(hidden_act="gelu"), ("geglu", True)),
         (config("phi3", rope_scaling={"type": "su"}), ("rope_scaling_type", "longrope")),
         (
             config("qwen2", use_sliding_window=True, sliding_window=32),
-            ("interleave_sliding_window", 32),
+            ("window_layers", 32),
         ),
-        (config("qwen3", use_sliding_window=True), ("interleave_sliding_window", True)),
+        (config("qwen3", use_sliding_window=True), ("window_layers", True)),
         (
             config("qwen2", layer_types=["full_attention", "sliding_attention"], sliding_window=8),
-            ("interleave_sliding_window", 8),
+            ("window_layers", 8),
         ),
         (config("phi3", embd_pdrop=0.1), ("embd_pdrop", 0.1)),
         (
@@ -191,7 +190,7 @@ def test_what_is_refused(values: dict[str, Any], message: str):
 )
 def test_what_is_converted_but_not_built(values: dict[str, Any], feature: tuple[str, Any]):
     shape = shape_from_config(values)
-    assert feature in shape.unbuilt
+    assert feature in shape.features
     name, value = feature
     with pytest.raises(
         Refused, match=rf"^{shape.family}: .*\({name} {str(value).lower()}\).*neither trained"
@@ -229,7 +228,7 @@ def test_yarn_is_read_as_transformers_reads_it(scaling: dict[str, Any], expected
 
     values = config("qwen2", rope_scaling=scaling, max_position_embeddings=64)
     shape = shape_from_config(values)
-    assert shape.rope_scaling == expected and not shape.unbuilt
+    assert shape.rope_scaling == expected and not shape.features
     rotary = {"rope_theta": 10000.0, "factor": None, **scaling}
     theirs = transformers.Qwen2Config(
         **{**SIZES, "max_position_embeddings": 64, "rope_parameters": {**rotary, "rope_type": "yarn"}}
@@ -245,7 +244,7 @@ def test_dynamic_rope_is_plain_within_the_models_positions():
 
     scaling = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     shape = shape_from_config(config(rope_parameters=scaling))
-    assert shape.rope_scaling == RopeScaling(rope_type="dynamic", factor=2.0) and not shape.unbuilt
+    assert shape.rope_scaling == RopeScaling(rope_type="dynamic", factor=2.0) and not shape.features
     theirs = transformers.LlamaConfig(**SIZES, rope_parameters=scaling)
     frequencies, factor = ROPE_INIT_FUNCTIONS["dynamic"](
         theirs, "cpu", seq_len=SIZES["max_position_embeddings"]
@@ -256,10 +255,59 @@ def test_dynamic_rope_is_plain_within_the_models_positions():
 def test_gemma_ties_and_counts_from_1_by_default():
     shape = shape_from_config(config("gemma2", head_dim=16, query_pre_attn_scalar=16))
     assert not shape.untie_embeddings_and_output_weights and shape.post_norm
-    assert {name for name, _ in shape.unbuilt} == {
-        *("interleave_sliding_window", "geglu", "add_rmsnorm_offset", "input_embeds_norm")
+    assert {name for name, _ in shape.features} == {
+        *("interleave_sliding_window", "gelu_tanh", "add_rmsnorm_offset", "input_embeds_norm"),
+        *("attn_logit_softcapping", "output_logit_softcapping"),
     }
     assert shape_from_config(config("gemma", hidden_act="gelu")).kv_channels == 256
+
+
+def test_windows_of_gemma2_are_in_every_second_layer_from_the_first_on():
+    own = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5}
+    told = config("gemma2", **own, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
+    for values in (config("gemma2", **own), told):
+        assert [shape_from_config(values).window_of(layer) for layer in range(3)] == [5, None, 5]
+    other = {**told, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+    with pytest.raises(Refused, match="other layers than every second one"):
+        refuse_unbuilt(shape_from_config(other))
+
+
+@pytest.mark.parametrize(
+    ("activation", "feature"),
+    [("silu", None), ("gelu", "geglu"), ("gelu_pytorch_tanh", "gelu_tanh"), ("gelu_new", "gelu_tanh")],
+)
+def test_activations(activation: str, feature: str | None):
+    shape = shape_from_config(config(hidden_act=activation))
+    assert [name for name, _ in shape.features] == ([] if feature is None else [feature])
+    refuse_unbuilt(shape)
+
+
+def test_features_of_models_with_experts_are_not_built():
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    shape = shape_from_config(config("mixtral", hidden_act="gelu", **experts))
+    with pytest.raises(Refused, match=r"^mixtral: a gated MLP with GELU \(geglu true\): not built"):
+        refuse_unbuilt(shape)
+
+
+def test_factors_of_minicpm_and_granite():
+    factors = {"scale_emb": 12.0, "scale_depth": 1.5, "dim_model_base": 16.0}
+    shape = shape_from_config(config("minicpm", **factors))
+    assert dict(shape.features) == factors and not shape.untie_embeddings_and_output_weights
+    with pytest.raises(Refused, match="config.json: scale_depth is missing"):
+        shape_from_config(config("minicpm", **{**factors, "scale_depth": None}))
+    assert not shape_from_config(config("granite", attention_multiplier=8**-0.5)).features
+    own = {
+        "embedding_multiplier": 12,
+        "residual_multiplier": 0.25,
+        "logits_scaling": 4,
+        "attention_multiplier": 0.125,
+    }
+    assert dict(shape_from_config(config("granite", **own)).features) == {
+        "query_pre_attn_scalar": 64.0,
+        "scale_emb": 12.0,
+        "scale_depth": 0.25 * 3**0.5,
+        "dim_model_base": 16.0,
+    }
 
 
 def test_w_pack():

@@ -28,7 +28,7 @@ FAMILY: dict[str, Any] = {
     "base": "llama",
     "config_keys": {"num_hidden_layers": "depth", "vocab_size": "n_words"},
     "shape": {"add_qkv_bias": True},
-    "unbuilt": {"position_embedding_type": "alibi"},
+    "features": {"position_embedding_type": "alibi"},
     "table": [
         {"canonical": "embedding.word_embeddings.weight", "hf": "net.words.weight"},
         {
@@ -137,7 +137,7 @@ def test_what_it_computes_is_told(tmp_path: Path, model: Path):
     with custom_family(written(tmp_path, FAMILY)):
         shape = FAMILIES["nordlicht"].shape(config)
     assert (shape.family, shape.num_layers, shape.vocab_size) == ("nordlicht", 2, 11)
-    assert shape.unbuilt == (("position_embedding_type", "alibi"),)
+    assert shape.features == (("position_embedding_type", "alibi"),)
 
 
 def row(**values: Any) -> Callable[[dict[str, Any]], Any]:
@@ -157,7 +157,7 @@ def row(**values: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda f: f.update(config_keys={"a": 1}), "config_keys.a: found 1; expected text"),
         (lambda f: f.update(shape={"add_qkv_bias": "no"}), "shape.add_qkv_bias: found 'no'; expected true"),
         (lambda f: f.update(shape={"bias": True}), "shape.bias: found 'bias'; expected one of add_qkv_bias"),
-        (lambda f: f.update(unbuilt={"magic": 1}), "unbuilt.magic: found 'magic'; expected one of"),
+        (lambda f: f.update(features={"magic": 1}), "features.magic: found 'magic'; expected one of"),
         (row(kind="qvk"), r"table\[1\].kind: found 'qvk'; expected one of direct, gate_up"),
         (row(kind="qkv"), r"table\[1\].hf: found .*; expected 3 tensor name\(s\) for kind qkv"),
         (row(canonical="decoder.layers.{layer}.qkv"), r"table\[1\].canonical: found .*; expected one of"),
