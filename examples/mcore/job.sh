@@ -5,7 +5,7 @@
 #     flag   --micro-batch-size    MICRO_BATCH_SIZE  4
 #            the flag              its variable      the value where the variable is not set
 #
-# Families share tables (*_experts.sh); a script then says its own values before the table is read:
+# Families share tables (tables/*.sh); a script then says its own values before the table is read:
 #
 #     own    MICRO_BATCH_SIZE  4
 #
@@ -79,7 +79,7 @@ run_alone() {
 # Where neither is set, there are as many processes as one copy of the model needs.
 run_distributed() {
     source_vendor_environment
-    local nnodes=${NNODES:-1} model_parallel=$((${TP:-8} * ${PP:-1}))
+    local nnodes=${NNODES:-1} model_parallel=$((${TP:-1} * ${PP:-1}))
     local nproc=${NPROC:-${NPUS_PER_NODE:-$(((model_parallel + nnodes - 1) / nnodes))}}
     LAUNCHER=(
         --nproc_per_node "$nproc"

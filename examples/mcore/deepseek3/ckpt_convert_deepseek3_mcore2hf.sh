@@ -4,7 +4,11 @@
 #   CKPT_LOAD_DIR=./model_weights/deepseek3-mcore/ CKPT_SAVE_DIR=./model_from_hf/deepseek3-bf16/ \
 #       examples/mcore/deepseek3/ckpt_convert_deepseek3_mcore2hf.sh [more flags]
 #
-# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
+
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
 
 # shellcheck source=convert.sh
 source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"

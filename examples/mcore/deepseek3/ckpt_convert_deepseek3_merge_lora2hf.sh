@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
-# Merges a LoRA adapter into DeepSeek-V3: a complete Hugging Face folder in <CKPT_SAVE_DIR>/mg2hf/.
+# Merges a LoRA adapter into DeepSeek-V3: a complete Hugging Face folder in <CKPT_SAVE_DIR>/mg2hf/. Configuration
+# and tokenizer come from HF_CFG_DIR, else from CKPT_SAVE_DIR where it is the model's original folder (nothing in it
+# is touched), else from the Megatron checkpoint.
 #
 #   CKPT_LOAD_DIR=./model_weights/deepseek3-mcore/ LORA_LOAD=./ckpt/deepseek3_lora \
 #   CKPT_SAVE_DIR=./model_from_hf/deepseek3-bf16/ \
 #       examples/mcore/deepseek3/ckpt_convert_deepseek3_merge_lora2hf.sh [more flags]
 #
-# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
+
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
 
 # shellcheck source=convert.sh
 source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"

@@ -1,20 +1,18 @@
 #!/usr/bin/env bash
-# Fine-tunes DeepSeek-V3 with LoRA on attention and all experts, PP 4 x EP 16 on eight machines of eight devices.
+# Fine-tunes DeepSeek-V3 with LoRA on attention and all experts, PP 4 x EP 16 on 8 machines of 8 devices.
 #
 #   CKPT_LOAD_DIR=./model_weights/deepseek3-mcore/ DATA_PATH=./finetune_dataset/alpaca \
 #   TOKENIZER_PATH=./model_from_hf/deepseek3-bf16/ CKPT_SAVE_DIR=./ckpt/deepseek3_lora \
 #       examples/mcore/deepseek3/tune_deepseek3_671b_4k_lora_ptd.sh [more flags]
 #
-# EP and ETP cut the experts. Flags, their variables and values: ../model_experts.sh, ../tune_experts.sh; what is
-# said here and in model.sh comes before; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/model.sh, ../tables/tune.sh; what is said here and in model.sh comes
+# before; the rules: ../job.sh.
 
-# shellcheck source=../tune_experts.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../tune_experts.sh"
-# shellcheck source=model.sh
-source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+# shellcheck source=../tables/tune.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/tune.sh"
 
+own NPROC "${NPUS_PER_NODE:-8}"
 own NNODES 8
-own TP 1
 own PP 4
 own EP 16
 own GLOBAL_BATCH_SIZE 256
@@ -36,5 +34,8 @@ own NO_SHARED_STORAGE 1
 own NO_SAVE_OPTIM 1
 own NO_SAVE_RNG 1
 own SAVE_INTERVAL 100
+
+# shellcheck source=model.sh
+source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
 
 tune 6000 "$@"

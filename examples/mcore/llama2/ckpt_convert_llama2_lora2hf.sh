@@ -1,29 +1,22 @@
 #!/usr/bin/env bash
-# Writes the LoRA adapter of a training run as a PEFT folder: <CKPT_SAVE_DIR>/mg2hf/adapter_model.safetensors and
-# adapter_config.json. (The run's own <save>/adapter is the same.)
+# Writes the LoRA adapter of a run of Llama-2-7B as a PEFT folder, <CKPT_SAVE_DIR>/mg2hf. (The run's own
+# <save>/adapter is the same.)
 #
-#   CKPT_LOAD_DIR=./ckpt/llama2_lora_filter CKPT_SAVE_DIR=./model_from_hf/llama-2-7b-hf \
+#   CKPT_LOAD_DIR=./ckpt/llama-2-7b-lora CKPT_SAVE_DIR=./model_from_hf/llama-2-7b-hf/ \
 #       examples/mcore/llama2/ckpt_convert_llama2_lora2hf.sh [more flags]
 #
-# Every line of the table is a flag, the variable that overrides it, and its value (../job.sh tells the rules).
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
 
-# shellcheck source=../job.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../job.sh"
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
 
-flag   --model-type                       MODEL_TYPE               GPT
-switch --use-mcore-models                 USE_MCORE_MODELS         1
-flag   --load-model-type                  LOAD_MODEL_TYPE          mg
-flag   --save-model-type                  SAVE_MODEL_TYPE          hf
-flag   --load-dir                         CKPT_LOAD_DIR            ./ckpt/llama2_lora_filter
-flag   --lora-r                           LORA_R                   16
-flag   --lora-alpha                       LORA_ALPHA               32
-words  --lora-target-modules              LORA_TARGET_MODULES      "linear_qkv linear_proj linear_fc1 linear_fc2"
-flag   --target-tensor-parallel-size      TP                       1
-flag   --target-pipeline-parallel-size    PP                       1
-switch --load-checkpoint-loosely          LOAD_CHECKPOINT_LOOSELY  1
-switch --save-lora-to-hf                  SAVE_LORA_TO_HF          1
-flag   --save-dir                         CKPT_SAVE_DIR            ./model_from_hf/llama-2-7b-hf/
-flag   --base-model-name                  BASE_MODEL_NAME          ""
-switch --overwrite                        OVERWRITE                0
+own CKPT_LOAD_DIR ./ckpt/llama2_lora_filter
+own MODEL_TYPE_HF ""
+own HF_TP 1
+own HF_PP 1
 
-run_alone convert_ckpt.py "$@"
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_lora2hf "$@"

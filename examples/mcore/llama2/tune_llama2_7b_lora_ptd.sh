@@ -1,100 +1,36 @@
 #!/usr/bin/env bash
-# Fine-tunes Llama-2-7B with LoRA over eight tensor-parallel ranks.
+# Fine-tunes Llama-2-7B with LoRA on attention and MLP, TP 8 on 8 devices.
 #
-#   CKPT_LOAD_DIR=./model_weights/Llama2-mcore DATA_PATH=./finetune_dataset/alpaca \
-#   TOKENIZER_PATH=./model_from_hf/llama-2-7b-hf CKPT_SAVE_DIR=./ckpt/llama-2-7b-lora \
+#   CKPT_LOAD_DIR=./model_weights/Llama2-mcore/ DATA_PATH=./finetune_dataset/alpaca \
+#   TOKENIZER_PATH=./model_from_hf/llama-2-7b-hf/ CKPT_SAVE_DIR=./ckpt/llama-2-7b-lora \
 #       examples/mcore/llama2/tune_llama2_7b_lora_ptd.sh [more flags]
 #
-# Every line of the table is a flag, the variable that overrides it, and its value (../job.sh tells the rules): for
-# example SP=0 and UNTIE=0 leave a switch out, NUM_LAYERS= lets the checkpoint tell, RESUME=auto goes on with the run
-# in CKPT_SAVE_DIR, LORA_LOAD=DIR starts from an adapter. The launch: NPROC (or NPUS_PER_NODE) processes on each of
-# NNODES machines, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+# Flags, their variables and values: ../tables/model.sh, ../tables/tune.sh; what is said here and in model.sh comes
+# before; the rules: ../job.sh.
 
-# shellcheck source=../job.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../job.sh"
+# shellcheck source=../tables/tune.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/tune.sh"
 
-flag   --tensor-model-parallel-size            TP                            8
-flag   --pipeline-model-parallel-size          PP                            1
-switch --sequence-parallel                     SP                            1
-flag   --num-layers                            NUM_LAYERS                    32
-flag   --hidden-size                           HIDDEN_SIZE                   4096
-flag   --ffn-hidden-size                       FFN_HIDDEN_SIZE               11008
-flag   --num-attention-heads                   NUM_ATTENTION_HEADS           32
-switch --group-query-attention                 GROUP_QUERY_ATTENTION         0
-flag   --num-query-groups                      NUM_QUERY_GROUPS              ""
-flag   --kv-channels                           KV_CHANNELS                   ""
-flag   --seq-length                            SEQ_LENGTH                    4096
-flag   --max-position-embeddings               MAX_POSITION_EMBEDDINGS       4096
-switch --use-mcore-models                      USE_MCORE_MODELS              1
-flag   --prompt-type                           PROMPT_TYPE                   llama2
-switch --hf-chat-template                      HF_CHAT_TEMPLATE              0
-flag   --tokenizer-type                        TOKENIZER_TYPE                PretrainedFromHF
-flag   --tokenizer-name-or-path                TOKENIZER_PATH                "your tokenizer path"
-flag   --micro-batch-size                      MICRO_BATCH_SIZE              4
-flag   --global-batch-size                     GLOBAL_BATCH_SIZE             128
-flag   --make-vocab-size-divisible-by          MAKE_VOCAB_SIZE_DIVISIBLE_BY  1
-flag   --train-iters                           TRAIN_ITERS                   1000
-flag   --lr                                    LR                            5e-5
-flag   --lr-decay-style                        LR_DECAY_STYLE                cosine
-flag   --lr-warmup-fraction                    LR_WARMUP_FRACTION            0.01
-flag   --min-lr                                MIN_LR                        1.25e-6
-flag   --weight-decay                          WEIGHT_DECAY                  1e-1
-flag   --clip-grad                             CLIP_GRAD                     1.0
-switch --swiglu                                SWIGLU                        1
-flag   --position-embedding-type               POSITION_EMBEDDING_TYPE       rope
-switch --untie-embeddings-and-output-weights   UNTIE                         1
-switch --disable-bias-linear                   DISABLE_BIAS_LINEAR           1
-switch --add-qkv-bias                          ADD_QKV_BIAS                  0
-switch --qk-layernorm                          QK_LAYERNORM                  0
-flag   --attention-dropout                     ATTENTION_DROPOUT             0.0
-flag   --hidden-dropout                        HIDDEN_DROPOUT                0.0
-flag   --normalization                         NORMALIZATION                 RMSNorm
-switch --use-fused-rmsnorm                     USE_FUSED_RMSNORM             1
-switch --use-flash-attn                        USE_FLASH_ATTN                1
-switch --no-masked-softmax-fusion              NO_MASKED_SOFTMAX_FUSION      1
-switch --attention-softmax-in-fp32             ATTENTION_SOFTMAX_IN_FP32     1
-flag   --init-method-std                       INIT_METHOD_STD               0.01
-flag   --initial-loss-scale                    INITIAL_LOSS_SCALE            65536
-flag   --adam-beta1                            ADAM_BETA1                    0.9
-flag   --adam-beta2                            ADAM_BETA2                    0.98
-switch --no-gradient-accumulation-fusion       NO_GRADIENT_ACCUMULATION_FUSION 1
-switch --use-distributed-optimizer             USE_DISTRIBUTED_OPTIMIZER     0
-flag   --recompute-granularity                 RECOMPUTE_GRANULARITY         ""
-flag   --recompute-method                      RECOMPUTE_METHOD              ""
-flag   --recompute-num-layers                  RECOMPUTE_NUM_LAYERS          ""
-flag   --seed                                  SEED                          ""
-switch --no-load-optim                         NO_LOAD_OPTIM                 1
-switch --no-load-rng                           NO_LOAD_RNG                   1
-switch --no-pad-to-seq-lengths                 NO_PAD_TO_SEQ_LENGTHS         1
-flag   --rotary-base                           ROTARY_BASE                   10000
-flag   --norm-epsilon                          NORM_EPSILON                  1e-05
-flag   --vocab-size                            VOCAB_SIZE                    32000
-switch --log-throughput                        LOG_THROUGHPUT                1
-switch --bf16                                  BF16                          1
-switch --fp16                                  FP16                          0
-switch --finetune                              FINETUNE                      1
-flag   --resume                                RESUME                        ""
-switch --overwrite                             OVERWRITE                     0
-flag   --stage                                 STAGE                         sft
-switch --is-instruction-dataset                IS_INSTRUCTION_DATASET        1
-flag   --lora-r                                LORA_R                        16
-flag   --lora-alpha                            LORA_ALPHA                    32
-flag   --lora-dropout                          LORA_DROPOUT                  ""
-switch --lora-fusion                           LORA_FUSION                   1
-words  --lora-target-modules                   LORA_TARGET_MODULES           "linear_qkv linear_proj linear_fc1 linear_fc2"
-flag   --lora-load                             LORA_LOAD                     ""
-flag   --data-path                             DATA_PATH                     "your data path"
-flag   --valid-data-path                       VALID_DATA_PATH               ""
-flag   --split                                 SPLIT                         949,50,1
-flag   --log-interval                          LOG_INTERVAL                  1
-flag   --save-interval                         SAVE_INTERVAL                 500
-flag   --save-total-limit                      SAVE_TOTAL_LIMIT              ""
-flag   --eval-interval                         EVAL_INTERVAL                 10000
-flag   --eval-iters                            EVAL_ITERS                    0
-flag   --load                                  CKPT_LOAD_DIR                 "your model ckpt path"
-flag   --save                                  CKPT_SAVE_DIR                 "your model save ckpt path"
-switch --log-throughput                        LOG_THROUGHPUT                1
-flag   --distributed-backend                   DISTRIBUTED_BACKEND           nccl
-flag   --distributed-timeout-minutes           DISTRIBUTED_TIMEOUT_MINUTES   ""
+own TP 8
+own MICRO_BATCH_SIZE 4
+own GLOBAL_BATCH_SIZE 128
+own TRAIN_ITERS 1000
+own LR 5e-5
+own LR_WARMUP_FRACTION 0.01
+own MIN_LR 1.25e-6
+own INITIAL_LOSS_SCALE 65536
+own ADAM_BETA2 0.98
+own SPLIT 949,50,1
+own LORA_R 16
+own LORA_ALPHA 32
+own SAVE_INTERVAL 500
+own EVAL_INTERVAL 10000
+own USE_DISTRIBUTED_OPTIMIZER 0
+own USE_FUSED_ROTARY_POS_EMB 0
+own USE_ROTARY_POSITION_EMBEDDINGS 0
+own USE_FUSED_SWIGLU 0
 
-run_distributed 6080 posttrain_gpt.py "$@"
+# shellcheck source=model.sh
+source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+
+tune 6080 "$@"

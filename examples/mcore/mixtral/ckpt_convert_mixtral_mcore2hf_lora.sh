@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
-# Merges a LoRA adapter into Mixtral-8x7B: a complete Hugging Face folder in <CKPT_SAVE_DIR>/mg2hf/.
+# Merges a LoRA adapter into Mixtral-8x7B: a complete Hugging Face folder in <CKPT_SAVE_DIR>/mg2hf/. Configuration
+# and tokenizer come from HF_CFG_DIR, else from CKPT_SAVE_DIR where it is the model's original folder (nothing in it
+# is touched), else from the Megatron checkpoint.
 #
 #   CKPT_LOAD_DIR=./model_weights/Mixtral-mcore/ LORA_LOAD=./ckpt/mixtral-lora \
 #   CKPT_SAVE_DIR=./model_from_hf/Mixtral-8x7B/ \
 #       examples/mcore/mixtral/ckpt_convert_mixtral_mcore2hf_lora.sh [more flags]
 #
-# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
+
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
 
 # shellcheck source=convert.sh
 source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"

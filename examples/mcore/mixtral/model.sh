@@ -1,4 +1,4 @@
-# Sourced after a table of models with experts: what Mixtral-8x7B says of its own.
+# Sourced after a table: what Mixtral-8x7B says of its own.
 
 own NUM_LAYERS 32
 own HIDDEN_SIZE 4096
@@ -14,3 +14,6 @@ own NUM_EXPERTS 8
 # checkpoint's config.json says two, whose weights sum to 1; for other values its experts were not trained.
 own MOE_ROUTER_TOPK 2
 own PROMPT_TYPE mixtral
+
+# shellcheck source=../tables/experts.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/experts.sh"

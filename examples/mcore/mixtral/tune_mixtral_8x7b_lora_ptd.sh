@@ -1,25 +1,20 @@
 #!/usr/bin/env bash
-# Fine-tunes Mixtral-8x7B with LoRA on attention and all experts, TP 1 x PP 4 on eight devices.
+# Fine-tunes Mixtral-8x7B with LoRA on attention and all experts, PP 4 on 8 devices.
 #
 #   CKPT_LOAD_DIR=./model_weights/Mixtral-mcore/ DATA_PATH=./finetune_dataset/alpaca \
 #   TOKENIZER_PATH=./model_from_hf/Mixtral-8x7B/ CKPT_SAVE_DIR=./ckpt/mixtral-lora \
 #       examples/mcore/mixtral/tune_mixtral_8x7b_lora_ptd.sh [more flags]
 #
-# EP and ETP cut the experts. Flags, their variables and values: ../model_experts.sh, ../tune_experts.sh; what is
-# said here and in model.sh comes before; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/model.sh, ../tables/tune.sh; what is said here and in model.sh comes
+# before; the rules: ../job.sh.
 
-# shellcheck source=../tune_experts.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../tune_experts.sh"
-# shellcheck source=model.sh
-source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+# shellcheck source=../tables/tune.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/tune.sh"
 
-own TP 1
+own NPROC "${NPUS_PER_NODE:-8}"
 own PP 4
-own EP 1
 own SEQ_LENGTH 32768
-own GLOBAL_BATCH_SIZE 8
 own TRAIN_ITERS 10
-own LR 1e-5
 own MIN_LR 1.0e-6
 own LR_DECAY_STYLE constant
 own LR_DECAY_ITERS 1
@@ -32,5 +27,8 @@ own NO_CHECK_FOR_NAN_IN_LOSS_AND_GRAD 1
 own OVERLAP_GRAD_REDUCE 1
 own OVERLAP_PARAM_GATHER 1
 own EVAL_ITERS 1
+
+# shellcheck source=model.sh
+source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
 
 tune 6005 "$@"

@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# Writes the LoRA adapter of a run of Qwen2-57B-A14B as a PEFT folder, <CKPT_SAVE_DIR>/mg2hf.
+# Writes the LoRA adapter of a run of Qwen2-57B-A14B as a PEFT folder, <CKPT_SAVE_DIR>/mg2hf. (The run's own
+# <save>/adapter is the same.)
 #
 #   CKPT_LOAD_DIR=./ckpt/qwen2_moe_lora CKPT_SAVE_DIR=./model_from_hf/qwen2_moe_hf/ \
 #       examples/mcore/qwen2_moe/ckpt_convert_qwen2_moe_lora2hf.sh [more flags]
 #
-# Flags, their variables and values: ../convert_experts.sh; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
+
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
 
 # shellcheck source=convert.sh
 source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"

@@ -2,18 +2,20 @@
 # Generates text with Qwen2-57B-A14B; LORA_LOAD adds an adapter, TASK is greedy, do_sample or chat.
 #
 #   CKPT_LOAD_DIR=./model_weights/qwen2_moe_mcore/ LORA_LOAD=./ckpt/qwen2_moe_lora \
-#   TOKENIZER_PATH=./model_from_hf/qwen2_moe_hf/ TASK=chat \
+#   TOKENIZER_PATH=./model_from_hf/qwen2_moe_hf/ TASK=greedy \
 #       examples/mcore/qwen2_moe/generate_qwen2_57b_a14b_ptd.sh [more flags]
 #
-# Flags, their variables and values: ../model_experts.sh, ../generate_experts.sh; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/model.sh, ../tables/generate.sh; what is said here and in model.sh
+# comes before; the rules: ../job.sh.
 
-# shellcheck source=../generate_experts.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../generate_experts.sh"
-# shellcheck source=model.sh
-source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+# shellcheck source=../tables/generate.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/generate.sh"
 
+own NPROC "${NPUS_PER_NODE:-8}"
 own TP 2
 own PP 4
-own EP 1
+
+# shellcheck source=model.sh
+source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
 
 generate 6000 "$@"

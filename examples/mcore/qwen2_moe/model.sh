@@ -1,4 +1,4 @@
-# Sourced after a table of models with experts: what Qwen2-57B-A14B says of its own.
+# Sourced after a table: what Qwen2-57B-A14B says of its own.
 
 own NUM_LAYERS 28
 own HIDDEN_SIZE 3584
@@ -16,3 +16,6 @@ own MOE_FFN_HIDDEN_SIZE 2560
 own N_SHARED_EXPERTS 8
 own SHARED_EXPERT_GATE 1
 own PROMPT_TYPE qwen
+
+# shellcheck source=../tables/experts.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/experts.sh"

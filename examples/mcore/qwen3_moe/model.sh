@@ -1,4 +1,4 @@
-# Sourced after a table of models with experts: what Qwen3-30B-A3B says of its own.
+# Sourced after a table: what Qwen3-30B-A3B says of its own.
 
 own SPEC "mindspeed_llm.tasks.models.spec.qwen3_spec layer_spec"
 own NUM_LAYERS 48
@@ -21,3 +21,6 @@ own FIRST_K_DENSE_REPLACE -1
 own MOE_TOKEN_DISPATCHER_TYPE alltoall_seq
 own TOKENIZER_NOT_USE_FAST 1
 own PROMPT_TYPE qwen3
+
+# shellcheck source=../tables/experts.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/experts.sh"

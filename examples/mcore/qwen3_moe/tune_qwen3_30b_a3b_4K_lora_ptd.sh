@@ -1,21 +1,18 @@
 #!/usr/bin/env bash
-# Fine-tunes Qwen3-30B-A3B with LoRA on attention and all experts, TP 4 on eight devices.
+# Fine-tunes Qwen3-30B-A3B with LoRA on attention and all experts, TP 4 on 8 devices.
 #
 #   CKPT_LOAD_DIR=./model_weights/qwen3_moe_mcore/ DATA_PATH=./finetune_dataset/alpaca \
 #   TOKENIZER_PATH=./model_from_hf/qwen3_moe_hf/ CKPT_SAVE_DIR=./ckpt/qwen3_moe_lora \
 #       examples/mcore/qwen3_moe/tune_qwen3_30b_a3b_4K_lora_ptd.sh [more flags]
 #
-# EP and ETP cut the experts. Flags, their variables and values: ../model_experts.sh, ../tune_experts.sh; what is
-# said here and in model.sh comes before; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/model.sh, ../tables/tune.sh; what is said here and in model.sh comes
+# before; the rules: ../job.sh.
 
-# shellcheck source=../tune_experts.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../tune_experts.sh"
-# shellcheck source=model.sh
-source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+# shellcheck source=../tables/tune.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/tune.sh"
 
+own NPROC "${NPUS_PER_NODE:-8}"
 own TP 4
-own PP 1
-own EP 1
 own MICRO_BATCH_SIZE 8
 own GLOBAL_BATCH_SIZE 64
 own LR 1.25e-5
@@ -27,5 +24,8 @@ own MOE_AUX_LOSS_COEFF 0.001
 own NO_SHARED_STORAGE 1
 own LORA_R 16
 own LORA_ALPHA 32
+
+# shellcheck source=model.sh
+source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
 
 tune 6000 "$@"

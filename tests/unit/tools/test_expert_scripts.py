@@ -1,30 +1,21 @@
-"""Scripts of models with experts: the published jobs but for what contradicts checkpoints; each line overridable."""
+"""Scripts of models with experts: the published jobs but for what contradicts checkpoints."""
 
 from __future__ import annotations
 
 import math
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mindspeed_lora.checkpoint.canonical import canonical_tensors
-from mindspeed_lora.config.accepted import NO_EFFECT
 from mindspeed_lora.config.checks import shape_from_flags
-from mindspeed_lora.config.commands import COMMANDS, grammar, parse
+from mindspeed_lora.config.commands import COMMANDS, parse
 from mindspeed_lora.config.moe import experts_from_flags
 
 Arguments = Callable[..., list[str]]
-FOLDER = Path(__file__).parents[3] / "examples" / "mcore"
-FAMILIES = ("mixtral", "qwen3_moe", "qwen2_moe", "deepseek3")
-SCRIPTS = [
-    f"{family}/{path.name}" for family in FAMILIES for path in sorted((FOLDER / family).glob("*_*.sh"))
-]
-TABLES = ("model", "tune", "generate", "convert")
 TARGETS = "linear_qkv linear_proj linear_fc1 linear_fc2"
-PATHS = ("CKPT_LOAD_DIR", "CKPT_SAVE_DIR", "DATA_PATH", "TOKENIZER_PATH", "LORA_LOAD", "HF_MODEL_PATH")
 COMMON = f"""
     --nnodes 1 --node_rank 0 --master_addr localhost --nproc_per_node 8 --use-mcore-models --disable-bias-linear
     --init-method-std 0.01 --attention-dropout 0.0 --hidden-dropout 0.0 --normalization RMSNorm
@@ -143,18 +134,6 @@ def options(words: list[str]) -> set[str]:
     return set(found)
 
 
-def table_of(script: str) -> list[tuple[str, str, str]]:
-    """Kind, flag and variable of the lines of all tables that a script can read."""
-    family, _, name = script.partition("/")
-    kind = "tune" if name.startswith("tune") else "generate" if name.startswith("generate") else "convert"
-    files = [FOLDER / f"{kind}_experts.sh", *([] if kind == "convert" else [FOLDER / "model_experts.sh"])]
-    files += [FOLDER / family / "model.sh"] if kind != "convert" else []
-    lines = [line.split() for file in files for line in file.read_text().splitlines()]
-    rows = [(one[0], one[1], one[2]) for one in lines if one[:1] in (["flag"], ["words"], ["switch"])]
-    # Numbers are reckoned with in these two.
-    return [row for row in rows if row[2] not in ("TP", "PP")]
-
-
 def command_line(words: list[str]) -> tuple[str, list[str]]:
     """The command and its own words."""
     entry = next(word for word in words if word.endswith(".py"))
@@ -196,34 +175,6 @@ def test_unchanged_qlora_script_is_the_published_job(script_arguments: Arguments
     assert found - published <= ADDED | {
         *("--clip-grad 1.0", "--multi-latent-attention", "--moe-router-num-groups 8", "--save-interval 50"),
     }
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_flags_are_all_known_and_agree(script_arguments: Arguments, script: str) -> None:
-    command, words = command_line(script_arguments(script, **{path: f"some/{path}" for path in PATHS}))
-    job = parse(command, words, environ=world(script))
-    assert not [notice for notice in job.notices if "not known" in notice]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_line_of_the_table_is_a_known_flag(script_arguments: Arguments, script: str) -> None:
-    known = grammar(command_line(script_arguments(script))[0])
-    for _, name, _ in table_of(script):
-        assert name in known.options or name in known.ignored or name in NO_EFFECT, name
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_line_of_the_table_is_overridable(script_arguments: Arguments, script: str) -> None:
-    usual = options(script_arguments(script, LORA_LOAD="some/adapter"))
-    table = table_of(script)
-    own = {variable: f"value-{number}" for number, (_, _, variable) in enumerate(table)}
-    found = options(script_arguments(script, **own))
-    for kind, name, _ in table:
-        if any(one.split()[0] == name for one in usual):
-            values = [f"{name} {own[variable]}" for _, other, variable in table if other == name]
-            assert found & ({name} if kind == "switch" else {*values}), name
-    none = options(script_arguments(script, **dict.fromkeys(own, "")))
-    assert not {name for _, name, _ in table} & {one.split()[0] for one in none}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Generates text with CodeLlama-34B; LORA_LOAD adds an adapter, TASK is greedy, do_sample or chat.
+#
+#   CKPT_LOAD_DIR=./model_weights/Codellama-mcore/ LORA_LOAD=./ckpt/codellama_lora \
+#   TOKENIZER_PATH=./model_from_hf/Codellama-hf/ TASK=greedy \
+#       examples/mcore/codellama/generate_codellama_34b_lora_ptd.sh [more flags]
+#
+# Flags, their variables and values: ../tables/model.sh, ../tables/generate.sh; what is said here and in model.sh
+# comes before; the rules: ../job.sh.
+
+# shellcheck source=../tables/generate.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/generate.sh"
+
+own TP 8
+own SP 0
+
+# shellcheck source=model.sh
+source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+
+generate 6001 "$@"

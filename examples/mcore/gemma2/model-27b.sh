@@ -1,0 +1,9 @@
+# Sourced before model.sh: what Gemma-2-27B has otherwise than Gemma-2-9B.
+
+own NUM_LAYERS 46
+own HIDDEN_SIZE 4608
+own FFN_HIDDEN_SIZE 36864
+own NUM_ATTENTION_HEADS 32
+own NUM_QUERY_GROUPS 16
+own KV_CHANNELS 128
+own QUERY_PRE_ATTN_SCALAR 144

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Turns instruction rows into the indexed data set that GLM-4-9B is trained on.
+#
+#   INPUT=./dataset/alpaca.parquet TOKENIZER_PATH=./model_from_hf/glm4_hf \
+#   OUTPUT_PREFIX=./finetune_dataset/alpaca \
+#       examples/mcore/glm4/data_convert_glm4_instruction.sh [more flags]
+#
+# Flags, their variables and values: ../tables/data.sh; what is said here comes before; the rules: ../job.sh.
+
+# shellcheck source=../tables/data.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/data.sh"
+
+own TOKENIZER_PATH ./model_from_hf/glm4_hf
+own PROMPT_TYPE glm4
+
+prepare "$@"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Merges a LoRA adapter into InternLM2.5-7B: a complete Hugging Face folder in <CKPT_SAVE_DIR>/mg2hf/. Configuration
+# and tokenizer come from HF_CFG_DIR, else from CKPT_SAVE_DIR where it is the model's original folder (nothing in it
+# is touched), else from the Megatron checkpoint.
+#
+#   CKPT_LOAD_DIR=./model_weights/internlm25-7b-mcore-tp8-pp1/ LORA_LOAD=./ckpt/internlm25_lora \
+#   CKPT_SAVE_DIR=./model_from_hf/internlm25_7b_hf/ \
+#       examples/mcore/internlm25/ckpt_convert_internlm25_mcore2hf_lora.sh [more flags]
+#
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
+
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_mcore2hf_lora "$@"

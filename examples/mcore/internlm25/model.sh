@@ -1,0 +1,15 @@
+# Sourced after a table: what InternLM2.5-7B says of its own.
+
+own NUM_LAYERS 32
+own HIDDEN_SIZE 4096
+own FFN_HIDDEN_SIZE 14336
+own NUM_ATTENTION_HEADS 32
+own GROUP_QUERY_ATTENTION 1
+own NUM_QUERY_GROUPS 8
+own MAX_POSITION_EMBEDDINGS 32768
+# That of the chat model for a million tokens is 50000000.
+own ROTARY_BASE 1000000
+own NORM_EPSILON 1e-5
+own PADDED_VOCAB_SIZE 92544
+own TOKENIZER_NOT_USE_FAST 1
+own PROMPT_TYPE intern2

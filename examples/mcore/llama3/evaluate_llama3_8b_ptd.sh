@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Evaluates Llama-3-8B; LORA_LOAD adds an adapter.
+#
+#   CKPT_LOAD_DIR=./model_weights/llama3_mcore/ LORA_LOAD=./ckpt/llama3_lora \
+#   TOKENIZER_PATH=./model_from_hf/llama3_hf/ TASK=mmlu DATA_PATH=./mmlu/test/ \
+#       examples/mcore/llama3/evaluate_llama3_8b_ptd.sh [more flags]
+#
+# Flags, their variables and values: ../tables/model.sh, ../tables/evaluate.sh; what is said here and in model.sh
+# comes before; the rules: ../job.sh.
+
+# shellcheck source=../tables/evaluate.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/evaluate.sh"
+
+own TP 8
+own SP 0
+own SEQ_LENGTH 8192
+
+# shellcheck source=model.sh
+source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+
+evaluate 6011 "$@"

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Writes the LoRA adapter of a run of Llama-3.1-8B as a PEFT folder, <CKPT_SAVE_DIR>/mg2hf. (The run's own
+# <save>/adapter is the same.)
+#
+#   CKPT_LOAD_DIR=./ckpt/llama31_lora CKPT_SAVE_DIR=./model_from_hf/llama31-hf/ \
+#       examples/mcore/llama31/ckpt_convert_llama31_lora2hf.sh [more flags]
+#
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
+
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_lora2hf "$@"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Merges a LoRA adapter into Llama-3.3-70B: a Megatron checkpoint of any TP x PP.
+#
+#   CKPT_LOAD_DIR=./model_weights/llama33-mcore/ LORA_LOAD=./ckpt/llama33_lora \
+#   CKPT_SAVE_DIR=./model_weights/llama33_lora2mcore \
+#       examples/mcore/llama33/ckpt_convert_llama33_mg2mg_lora.sh [more flags]
+#
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
+
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
+
+own TP 8
+own PP 1
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_mg2mg_lora "$@"

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Turns a Megatron checkpoint of MiniCPM-2B, of any layout, into a Hugging Face folder, <CKPT_SAVE_DIR>/mg2hf.
+#
+#   CKPT_LOAD_DIR=./model_weights/MiniCPM-2B-sft-mcore/ CKPT_SAVE_DIR=./model_from_hf/MiniCPM-2B-sft-bf16/ \
+#       examples/mcore/minicpm/ckpt_convert_minicpm_mcore2hf.sh [more flags]
+#
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
+
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_mcore2hf "$@"

@@ -1,0 +1,15 @@
+# Sourced after a table: what Mistral-7B-Instruct-v0.2 says of its own.
+
+own NUM_LAYERS 32
+own HIDDEN_SIZE 4096
+own FFN_HIDDEN_SIZE 14336
+own NUM_ATTENTION_HEADS 32
+own GROUP_QUERY_ATTENTION 1
+own NUM_QUERY_GROUPS 8
+own MAX_POSITION_EMBEDDINGS 32768
+# Version 0.1 has a base of 10000 and SLIDING_WINDOW_SIZE=4096; later ones have no window.
+own ROTARY_BASE 1000000
+own NORM_EPSILON 1e-5
+own VOCAB_SIZE 32000
+own TOKENIZER_NOT_USE_FAST 1
+own PROMPT_TYPE mistral

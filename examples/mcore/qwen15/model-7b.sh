@@ -1,0 +1,9 @@
+# Sourced before model.sh: what Qwen1.5-7B has otherwise than Qwen1.5-32B.
+
+own NUM_LAYERS 32
+own HIDDEN_SIZE 4096
+own FFN_HIDDEN_SIZE 11008
+own NUM_ATTENTION_HEADS 32
+own GROUP_QUERY_ATTENTION 0
+own NUM_QUERY_GROUPS ""
+own PADDED_VOCAB_SIZE 151936

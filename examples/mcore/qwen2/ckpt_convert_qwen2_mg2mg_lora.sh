@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Merges a LoRA adapter into Qwen2-7B: a Megatron checkpoint of any TP x PP.
+#
+#   CKPT_LOAD_DIR=./model_weights/qwen2_mcore/ LORA_LOAD=./ckpt/qwen2_lora \
+#   CKPT_SAVE_DIR=./model_weights/qwen2_lora2mcore \
+#       examples/mcore/qwen2/ckpt_convert_qwen2_mg2mg_lora.sh [more flags]
+#
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
+
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
+
+own TP 1
+own PP 8
+own NUM_LAYER_LIST 4,4,4,4,3,3,3,3
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_mg2mg_lora "$@"

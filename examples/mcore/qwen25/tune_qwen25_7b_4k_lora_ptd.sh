@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Fine-tunes Qwen2.5-7B with LoRA on attention and MLP, data parallel on 8 devices.
+#
+#   CKPT_LOAD_DIR=./model_weights/qwen2.5_mcore/ DATA_PATH=./finetune_dataset/alpaca \
+#   TOKENIZER_PATH=./model_from_hf/qwen2.5_7b_hf/ CKPT_SAVE_DIR=./ckpt/qwen25_lora \
+#       examples/mcore/qwen25/tune_qwen25_7b_4k_lora_ptd.sh [more flags]
+#
+# Flags, their variables and values: ../tables/model.sh, ../tables/tune.sh; what is said here and in model.sh comes
+# before; the rules: ../job.sh.
+
+# shellcheck source=../tables/tune.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/tune.sh"
+
+own NPROC "${NPUS_PER_NODE:-8}"
+own GLOBAL_BATCH_SIZE 16
+own TRAIN_ITERS 5000
+own LR 1.25e-6
+own MIN_LR 1.25e-7
+own LR_WARMUP_FRACTION 0.01
+own WEIGHT_DECAY 0.0
+own INIT_METHOD_STD 0.02
+own INITIAL_LOSS_SCALE 4096
+own SEED 1234
+own OVERLAP_GRAD_REDUCE 1
+own NO_SAVE_OPTIM 1
+own NO_SAVE_RNG 1
+own SAVE_INTERVAL 5000
+own EVAL_INTERVAL 5000
+
+# shellcheck source=model.sh
+source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+
+tune 6000 "$@"

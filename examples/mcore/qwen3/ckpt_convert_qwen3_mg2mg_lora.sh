@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Merges a LoRA adapter into Qwen3-8B: a Megatron checkpoint of any TP x PP.
+#
+#   CKPT_LOAD_DIR=./model_weights/qwen3_mcore/ LORA_LOAD=./ckpt/qwen3_lora \
+#   CKPT_SAVE_DIR=./model_weights/qwen3_lora2mcore \
+#       examples/mcore/qwen3/ckpt_convert_qwen3_mg2mg_lora.sh [more flags]
+#
+# Flags, their variables and values: ../tables/convert.sh; what is said here and in convert.sh comes before; the
+# rules: ../job.sh.
+
+# shellcheck source=../tables/convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../tables/convert.sh"
+
+own TP 1
+own PP 4
+
+# shellcheck source=convert.sh
+source "$(dirname "${BASH_SOURCE[0]}")/convert.sh"
+
+convert_mg2mg_lora "$@"

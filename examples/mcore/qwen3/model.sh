@@ -1,0 +1,17 @@
+# Sourced after a table: what Qwen3-8B says of its own.
+
+own SPEC "mindspeed_llm.tasks.models.spec.qwen3_spec layer_spec"
+own NUM_LAYERS 36
+own HIDDEN_SIZE 4096
+own FFN_HIDDEN_SIZE 12288
+own NUM_ATTENTION_HEADS 32
+own GROUP_QUERY_ATTENTION 1
+own NUM_QUERY_GROUPS 8
+own KV_CHANNELS 128
+own QK_LAYERNORM 1
+own MAX_POSITION_EMBEDDINGS 40960
+own ROTARY_BASE 1000000
+own NORM_EPSILON 1e-6
+own PADDED_VOCAB_SIZE 151936
+own TOKENIZER_NOT_USE_FAST 1
+own PROMPT_TYPE qwen3
