@@ -2,7 +2,7 @@
 #   PYTHON=/path/to/python3.12    the interpreter of .venv (default: the newest suitable one on PATH)
 #   HF_MODEL=/path DATA=/path     the demo on your own model and rows; TP=, PP= its layout
 
-.PHONY: help setup demo test lint format bench
+.PHONY: help setup demo test lint format examples bench
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -24,6 +24,9 @@ lint: setup  ## ruff and mypy
 
 format: setup  ## let ruff format the sources
 	@.venv/bin/ruff format .
+
+examples: setup  ## write the example scripts from tools/example_families.toml
+	@.venv/bin/python tools/make_examples.py
 
 bench: setup  ## measure speed and memory beside TRL and PEFT; rewrites benchmarks/results and the tables
 	@tools/setup.sh bench
