@@ -287,7 +287,7 @@ def _sized(said: dict[str, Any]) -> dict[str, Any]:
 
 def examples() -> dict[str, str]:
     """Path below ``examples/mcore`` → text, of everything that the table makes."""
-    made = {}
+    made: dict[str, str] = {}
     for family, said in tomllib.loads(TABLE.read_text(encoding="utf-8")).items():
         said = _sized(said)
         made |= {f"{family}/{name}": text for name, text in family_files(family, said)}

@@ -53,6 +53,8 @@ class TokenRow:
 class ConversationEncoder(Protocol):
     """Turns conversations into rows."""
 
+    tokenizer: PreTrainedTokenizerBase
+
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[TokenRow | UnusableRow]:
         """One result a conversation, in order: the row, or why there is none."""
         ...

@@ -49,9 +49,9 @@ class PairWork:
             return Outcome(reason=str(reason))
         both = [dataclasses.replace(row, values={"messages": self._prepared(one)}) for one in pair]
         chosen, rejected = self.single(both)
-        reason = chosen.reason or rejected.reason
-        if reason is not None:
-            return Outcome(reason=reason)
+        dropped = chosen.reason or rejected.reason
+        if dropped is not None:
+            return Outcome(reason=dropped)
         return Outcome(
             documents=(
                 *(chosen.documents[0], chosen.documents[2]),
