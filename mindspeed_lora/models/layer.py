@@ -27,6 +27,7 @@ from mindspeed_lora.models.linear import (
 )
 from mindspeed_lora.models.norm import RMSNorm
 from mindspeed_lora.models.rotation import rotate, split_and_rotate
+from mindspeed_lora.models.swiglu import GATED
 from mindspeed_lora.models.turns import Steps, by_turns, rows_by_turns, to_the_end
 
 Tensor = torch.Tensor
@@ -261,6 +262,7 @@ class MLP(MegatronMLP):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config, submodules=self.linears, ffn_hidden_size=config.ffn_hidden_size)
+        self.gated = GATED[config.activation_func]
 
     def forward(
         self, hidden_states: Tensor, packed_seq_params: ForwardContext | None = None, **_unused: Any
@@ -277,7 +279,7 @@ class MLP(MegatronMLP):
         gate_up, bias = finish()
         if bias is not None:
             gate_up = gate_up + bias
-        activated = self.config.activation_func(gate_up)
+        activated = self.gated(gate_up)
         yield None
         finish = self.linear_fc2.begin(activated, context)
         yield None

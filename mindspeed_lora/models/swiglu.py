@@ -11,14 +11,19 @@ import torch.nn.functional as F
 from mindspeed_lora.config.shape import ModelShape
 
 Tensor = torch.Tensor
-Gated = Callable[[Tensor], Tensor]
+Activation = Callable[[Tensor], Tensor]
 
 
-def gated_activation(shape: ModelShape) -> Gated:
-    """What a model's MLP makes of gate and up."""
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU's tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2)."""
+    return F.gelu(x, approximate="tanh")
+
+
+def activation(shape: ModelShape) -> Activation:
+    """What a model's MLP applies to the gate."""
     if shape.feature("gelu_tanh"):
-        return geglu_tanh
-    return geglu if shape.feature("geglu") else swiglu
+        return gelu_tanh
+    return F.gelu if shape.feature("geglu") else F.silu
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ def geglu(gate_up: Tensor) -> Tensor:
 
 
 def geglu_tanh(gate_up: Tensor) -> Tensor:
-    """:func:`geglu` with GELU's tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2)."""
+    """:func:`geglu` with :func:`gelu_tanh`."""
     output: Tensor = _GeGLU.apply(gate_up, "tanh")
     return output
 
@@ -85,3 +90,7 @@ class _GeGLU(torch.autograd.Function):
         grad_gate.copy_(torch.ops.aten.gelu_backward(of_gate, gate, approximate=ctx.approximate))
         torch.mul(F.gelu(gate, approximate=ctx.approximate), grad_outputs[0], out=grad_up)
         return grad, None
+
+
+GATED: dict[Activation, Activation] = {F.silu: swiglu, F.gelu: geglu, gelu_tanh: geglu_tanh}
+"""Activation of the gate → the same on gate and up together."""

@@ -9,7 +9,7 @@ from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.config.training import TrainingConfig
-from mindspeed_lora.models.swiglu import gated_activation
+from mindspeed_lora.models.swiglu import activation
 from mindspeed_lora.parallel.groups import ParallelGroups
 
 
@@ -40,7 +40,7 @@ def transformer_config(
         layernorm_epsilon=shape.norm_epsilon,
         normalization="RMSNorm",
         gated_linear_unit=True,
-        activation_func=gated_activation(shape),
+        activation_func=activation(shape),
         add_bias_linear=shape.add_proj_bias or shape.add_mlp_bias,
         add_qkv_bias=shape.add_qkv_bias,
         qk_layernorm=shape.qk_layernorm,
