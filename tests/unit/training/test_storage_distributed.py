@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_lora.errors import Failed, PeerFailure
+from mindspeed_lora.parallel.groups import destroy_groups
 from tests.support.pool import WorkerPool
 from tests.support.tiny import Tiny
 from tests.support.training import train
@@ -22,6 +23,7 @@ def train_on_node(words: list[str], save: str) -> tuple[int, str]:
     try:
         return train([*words, "--save", save.format(node=os.environ["RANK"])]), ""
     except (Failed, PeerFailure) as error:
+        destroy_groups()
         return error.exit_status, str(error)
     finally:
         del os.environ["NODE_RANK"]
