@@ -40,6 +40,18 @@ class Asked:
         return Request(self.tokens, max_new_tokens, stream=self.question.index)
 
 
+def check_instruction_template(template: str | None) -> None:
+    """Refuses a template that loses the question.
+
+    Raises:
+        Refused: with the words that it may have.
+    """
+    if template is not None and "{question}" not in template:
+        raise Refused(
+            f"--instruction-template {template!r}: has no {{question}} in it; its words are {', '.join(PLACES)}"
+        )
+
+
 class QuestionEncoder:
     """Turns questions into tokens.
 
@@ -53,10 +65,6 @@ class QuestionEncoder:
         self.encoder = encoder
         self.longest = longest
         self.template = template
-        if template is not None and "{question}" not in template:
-            raise Refused(
-                f"--instruction-template {template!r}: has no {{question}} in it; its words are {', '.join(PLACES)}"
-            )
 
     def to_score(self, question: Question) -> Asked:
         """A question whose choices are compared."""

@@ -13,7 +13,7 @@ from mindspeed_lora.config.jobs import EvaluationJob
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import Benchmark, Question, TaskSettings
 from mindspeed_lora.evaluation.benchmarks import benchmark
-from mindspeed_lora.evaluation.encoding import QuestionEncoder
+from mindspeed_lora.evaluation.encoding import QuestionEncoder, check_instruction_template
 from mindspeed_lora.evaluation.harness import HarnessPlan, plan_harness
 from mindspeed_lora.inference.generation_config import GenerationDefaults, read_generation_defaults
 from mindspeed_lora.inference.model_plan import ModelPlan, plan_model, plan_tokenizer
@@ -145,7 +145,15 @@ def plan_task(
         max_new_tokens=evaluation.max_new_tokens,
         notices=notices,
     )
-    return BenchmarkPlan(name, made, tuple(made.questions(settings)), most)
+    check_instruction_template(evaluation.instruction_template)
+    questions = tuple(made.questions(settings))
+    generates = evaluation.origin_postprocess or not all(question.labels for question in questions)
+    if generates and most >= longest:
+        raise Refused(
+            f"{name} generates {most} tokens, but the model reads {longest} tokens of prompt and answer; lower "
+            "--max-new-tokens, or raise --seq-length"
+        )
+    return BenchmarkPlan(name, made, questions, most)
 
 
 def check_output_dir(evaluation: EvaluationConfig) -> None:

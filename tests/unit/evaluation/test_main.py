@@ -81,7 +81,7 @@ def test_replicas_that_share_experts_take_the_same_steps(workers: WorkerPool, tm
     """Three questions and two replicas over cut experts: one has nothing to do in the last turn."""
     from tests.support.models import make_model
 
-    model = make_model("qwen3-moe", tmp_path / "model", vocab_size=400, max_position_embeddings=1024)
+    model = make_model("qwen3-moe", tmp_path / "model", vocab_size=430, max_position_embeddings=1024)
     tokenizer_of(tmp_path / "tokenizer")
     path = write_mmlu(tmp_path / "mmlu", questions=3, shots=1)
     line = ["--load", str(model), "--tokenizer-name-or-path", str(tmp_path / "tokenizer"), "--task", "mmlu"]
@@ -150,12 +150,16 @@ def test_unanswered_questions_give_a_submission(
         ("--task mmlu --task-data-path {mmlu} --output-dir {mmlu}/world_religions_test.csv", "is a file"),
         ("--task mmlu --task-data-path {mmlu} --choice-score loud", "--choice-score loud: expected one of"),
         ("--task mmlu --task-data-path {mmlu} --lora-r 8", "without --lora-load"),
+        (
+            "--task mmlu --task-data-path {mmlu} --origin-postprocess --max-new-tokens 1024",
+            "mmlu generates 1024",
+        ),
     ],
 )
 def test_impossible_jobs_are_refused(judged_model: Path, mmlu: Path, words: str, message: str) -> None:
     line = [word.replace("{mmlu}", str(mmlu)) for word in words.split()]
     with pytest.raises(Refused) as error:
-        plan_evaluation(parse("evaluation", ["--load", str(judged_model), *line], {})).question_encoder  # noqa: B018
+        plan_evaluation(parse("evaluation", ["--load", str(judged_model), *line], {}))
     assert message in str(error.value)
 
 
