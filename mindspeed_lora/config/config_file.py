@@ -52,7 +52,7 @@ def _words(path: str, key: Any, value: Any, grammar: Grammar) -> list[str]:
         raise Refused(f"--config {path}: {unknown_flag(name, grammar)}")
     if name == "--config":
         raise Refused(f"--config {path}: a configuration file cannot name another one")
-    if value is None or value is False:
+    if value is None or value is False or value == []:
         return []
     if value is True:
         return [name]

@@ -195,9 +195,7 @@ def test_the_published_script_judges_a_toy(judged_model: Path, mmlu: Path, tmp_p
     torchrun = tmp_path / "torchrun"
     torchrun.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
     torchrun.chmod(0o755)
-    sizes = dict.fromkeys(
-        ("NUM_LAYERS", "HIDDEN_SIZE", "FFN_HIDDEN_SIZE", "NUM_ATTENTION_HEADS", "MAX_POSITION_EMBEDDINGS"), ""
-    )
+    sizes = "NUM_LAYERS HIDDEN_SIZE FFN_HIDDEN_SIZE NUM_ATTENTION_HEADS VOCAB_SIZE NORM_EPSILON DISTRIBUTED_BACKEND"
     given = {
         "CKPT_LOAD_DIR": judged_model,
         "TOKENIZER_PATH": judged_model,
@@ -211,7 +209,7 @@ def test_the_published_script_judges_a_toy(judged_model: Path, mmlu: Path, tmp_p
         "FP16": "0",
         "LORA_R": "4",
         "LORA_ALPHA": "8",
-        **sizes,
+        **dict.fromkeys(sizes.split(), ""),
     }
     variables |= {"OUTPUT_DIR": str(tmp_path / "found"), "SEQ_LENGTH": "1024", "TOKENIZER_NOT_USE_FAST": "0"}
     variables |= {"MASTER_PORT": str(10_000 + os.getpid() % 5000)}
