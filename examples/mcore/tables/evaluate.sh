@@ -18,6 +18,7 @@ evaluation_table() {
     switch --no-chat-template                 NO_CHAT_TEMPLATE              0
     switch --alternative-prompt               ALTERNATIVE_PROMPT            0
     switch --chain-of-thought                 CHAIN_OF_THOUGHT              0
+    switch --allow-code-execution             ALLOW_CODE_EXECUTION          0
     switch --broadcast                        BROADCAST                     0
     flag   --seq-length                       SEQ_LENGTH                    4096
     flag   --micro-batch-size                 MICRO_BATCH_SIZE              1

@@ -137,7 +137,8 @@ def test_a_changed_script_is_told(
 def test_flags_are_all_known_and_agree(script_arguments: Arguments, family: str) -> None:
     for script in SCRIPTS[family]:
         paths = (*PATHS, "TOKENIZER_MODEL") if "llama2_7b_lora" in script else PATHS
-        words = script_arguments(script, **{path: f"some/{path}" for path in paths})
+        given = {path: f"some/{path}" for path in paths}
+        words = script_arguments(script, **given, ALLOW_CODE_EXECUTION="1")
         command, own = command_line(words)
         if command is not None:
             job = parse(command, own, environ=world(words))
