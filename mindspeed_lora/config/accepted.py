@@ -14,24 +14,28 @@ _KERNELS_AND_DEVICE = """
     gemm-gradient-accumulation-fusion attention-softmax-in-fp32 apply-query-key-layer-scaling
     accumulate-allreduce-grads-in-fp32 use-ascend-mc2 use-mc2 use-ascend-coc use-cp-send-recv-overlap
     attention-mask-on-cpu tp-comm-overlap no-async-tensor-model-parallel-allreduce
-    reuse-fp32-param swap-attention swap-optimizer recompute-activation-function recompute-in-advance
-    recompute-in-bubble manual-gc jit-compile use-cpu-initialization npu-deterministic use-deter-comp
-    mla-fa-without-pad shape-order=1 recompute-activation-function-num-layers=1 manual-gc-interval=1
+    reuse-fp32-param swap-attention recompute-activation-function recompute-in-advance
+    recompute-in-bubble jit-compile use-cpu-initialization npu-deterministic use-deter-comp
+    mla-fa-without-pad shape-order=1 recompute-activation-function-num-layers=1
     moe-grouped-gemm moe-permute-fusion moe-permutation-async-comm
-    use-fused-moe-token-permute-and-unpermute moe-revert-type-after-topk fix-router moe-bmm-mc2
-    transformer-impl=1 sparse-mode=1 pre-tockens=1 next-tockens=1 empty-unused-memory-level=1
+    use-fused-moe-token-permute-and-unpermute moe-revert-type-after-topk moe-bmm-mc2
+    transformer-impl=1 empty-unused-memory-level=1 attention-backend=1 cross-entropy-loss-fusion
+    cross-entropy-fusion-impl=1 no-scatter-gather-tensors-in-pipeline use-ring-exchange-p2p
 """
 
 _TRUE_HERE_ANYWAY = """
     use-mcore-models use-rotary-position-embeddings use-kv-cache exit-signal-handler enable-hf2mg-convert
-    reset-attention-mask-in-cp padded-samples full-shuffle-instruction-dataset cut-max-seqlen
-    return-document-ids no-check-for-nan-in-loss-and-grad streaming save-layer-by-layer
+    reset-attention-mask-in-cp full-shuffle-instruction-dataset cut-max-seqlen
+    return-document-ids streaming save-layer-by-layer
     load-hf-from-config load-checkpoint-loosely spec=* dataset-additional-keys=*
-    lora-register-forward-hook=+ cp-comm-type=+ attention-mask-type=1 num-workers=1 workers=1
+    lora-register-forward-hook=+ cp-comm-type=+ num-workers=1 workers=1
     model-type-hf=1 hf-cfg-dir=1 mg-save-dir=1 seed=1 make-vocab-size-divisible-by=1 pad-vocab-size-to=1
-    max-batch-size=1 max-tokens-to-oom=1 ckpt-cfg-path=1 max-queue-size=1 loader=1 saver=1 megatron-path=1
+    mtp-mem-efficient-logits mtp-loss-scaling-factor=1 max-batch-size=1 max-tokens-to-oom=1 ckpt-cfg-path=1
+    max-queue-size=1 loader=1 saver=1 megatron-path=1
     n-subs=1 cache-dir=1 log-timers-to-tensorboard log-validation-ppl-to-tensorboard
-    log-memory-to-tensorboard tensorboard-log-interval=1 tensorboard-queue-size=1 timing-log-level=1
+    log-memory-to-tensorboard tensorboard-queue-size=1 timing-log-level=1 log-batch-size-to-tensorboard
+    data-cache-path=1 num-dataset-builder-threads=1 no-mmap-bin-files no-create-attention-mask-in-dataloader
+    auto-detect-ckpt-format override-opt_param-scheduler no-initialization
 """
 
 _LAUNCHER = """

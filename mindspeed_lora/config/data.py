@@ -53,6 +53,10 @@ class DataConfig(Section):
         check=AT_LEAST_ONE,
     )
     no_shuffle: bool = flag("take the rows in file order", False)
+    padded_samples: bool = flag(
+        "fill each epoch up to whole global batches with its first rows, so that no batch reaches into the next one",
+        False,
+    )
     overlong: str = flag(
         "what happens to rows longer than --seq-length", "truncate", choices=OVERLONG_CHOICES
     )

@@ -40,8 +40,13 @@ def _features(what: str, text: str) -> dict[str, Feature]:
 NOT_BUILT: dict[str, Feature] = {
     **_features(
         "this flag of mixture-of-experts models is not supported by this version",
-        """target-expert-parallel-size=1:1 moe-router-force-load-balancing
+        """target-expert-parallel-size=1:1 moe-router-force-load-balancing fix-router
         moe-input-jitter-eps=1 moe-router-bias-update-rate=1:0,0.0 moe-hierarchical-alltoallv""",
+    ),
+    **_features(
+        "attention is causal, over the window of --sliding-window-size or over all positions",
+        """sparse-mode=1:0,2,3 pre-tockens=1:65536,1048576,2147483647 next-tockens=1:0
+        attention-mask-type=1:causal,general""",
     ),
     **_features("the only schedules are 1F1B and interleaved 1F1B", "schedules-method=1"),
     **_features("rows longer than --seq-length are cut or dropped as --overlong says", "no-cut-token"),
@@ -58,7 +63,7 @@ NOT_BUILT: dict[str, Feature] = {
     **_features("the up projections of multi-latent attention are not split in this version", "mla-mm-split"),
     **_features(
         "multi-token prediction is not supported by this version",
-        "mtp-num-layers=1:0 mtp-mem-efficient-logits mtp-loss-scaling-factor=1",
+        "mtp-num-layers=1:0",
     ),
     **_features(
         "models of this kind are not supported by this version",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,8 @@ class Flag:
     metavar: str
     is_word: bool = False
     """The flag's name may be left out: words without one fill such fields in their order."""
+    not_built: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Values that other systems take → what they ask for, which this version does not have."""
 
 
 def flag(
@@ -58,12 +60,13 @@ def flag(
     nargs: Arity | None = None,
     metavar: str = "",
     is_word: bool = False,
+    not_built: Mapping[str, str] | None = None,
 ) -> Any:
     """Declare a dataclass field that is set by a flag, or by a word of its own (``is_word``).
 
     ``names`` defaults to the field's name with dashes; ``nargs`` to what the field's type says.
     """
-    described = Flag(help, names, choices, check, nargs, metavar, is_word)
+    described = Flag(help, names, choices, check, nargs, metavar, is_word, not_built or {})
     return dataclasses.field(default=default, metadata={"flag": described})
 
 
@@ -113,7 +116,9 @@ def check_value(option: Option, value: object) -> None:
     if value is None:
         return
     if option.flag.choices and value not in option.flag.choices:
-        raise Refused(f"{option.name} {value}: expected one of {', '.join(option.flag.choices)}")
+        what = option.flag.not_built.get(str(value))
+        reason = f"{what} not supported by this version; " if what else ""
+        raise Refused(f"{option.name} {value}: {reason}expected one of {', '.join(option.flag.choices)}")
     if option.flag.check is not None and not option.flag.check.test(value):
         raise Refused(f"{option.name} {value}: expected {option.flag.check.expected}")
 

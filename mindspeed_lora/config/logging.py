@@ -20,6 +20,7 @@ class LoggingConfig(Section):
 
     log_interval: int = flag("steps between iteration lines", 1, check=AT_LEAST_ONE)
     log_throughput: bool = flag("add tokens and TFLOP per second to the iteration line", False)
+    tensorboard_log_interval: int = flag("steps between tensorboard events", 1, check=AT_LEAST_ONE)
     tensorboard_dir: str | None = flag(
         "folder of tensorboard events; left out: <save>/tensorboard", metavar="DIR"
     )

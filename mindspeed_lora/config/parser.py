@@ -168,11 +168,19 @@ def _is_number(value: object, kind: type) -> bool:
 
 
 def _convert_word(option: Option, word: str) -> Any:
+    if option.flag.choices or option.item_type is not str:
+        word = _without_quotes(word)
     try:
         return option.item_type(word)
     except ValueError:
         kind = "an integer" if option.item_type is int else "a number"
         raise Refused(f"{option.name} {word}: expected {kind}") from None
+
+
+def _without_quotes(word: str) -> str:
+    """A word without the quotes around it, which a shell leaves in place inside of an unquoted ``$VARIABLE``."""
+    quoted = len(word) > 1 and word[0] == word[-1] and word[0] in "'\""
+    return word[1:-1] if quoted else word
 
 
 def _refuse_not_built(given: Mapping[str, tuple[Feature, list[str]]]) -> None:

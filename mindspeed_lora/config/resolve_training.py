@@ -57,6 +57,10 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
             f"--paged-optimizer-dir {training.paged_optimizer_dir} is for the file of --paged-optimizer, which is "
             "not given; add it"
         )
+    if training.manual_gc_interval and not training.manual_gc:
+        raise Refused(
+            f"--manual-gc-interval {training.manual_gc_interval} is for --manual-gc, which is not given; add it"
+        )
     _check_saving(job)
     _check_packing(job)
     _check_data(job)
@@ -249,6 +253,7 @@ def _check_saving(job: TrainJob) -> None:
         "--resume auto": checkpoint.resume is not None,
         "--overwrite": checkpoint.overwrite,
         "--exit-duration-in-mins": training.exit_duration_in_mins is not None,
+        "--exit-interval": training.exit_interval is not None,
     }
     for name, is_given in needs_save.items():
         if is_given and checkpoint.save is None:

@@ -16,6 +16,11 @@ from mindspeed_lora.config.flags import (
 )
 from mindspeed_lora.errors import Refused
 
+_OTHER_STAGES = {
+    **dict.fromkeys(("dpo", "simpo"), "preference training is"),
+    **dict.fromkeys(("rm", "orm", "prm"), "the training of reward models is"),
+    **dict.fromkeys(("trl_ppo", "ray_ppo", "ray_online_dpo", "ray_grpo"), "reinforcement learning is"),
+}
 _EVAL_ITERS = Check(
     "an integer of at least 0, or -1 for the whole validation part", lambda value: value >= -1
 )
@@ -26,7 +31,10 @@ class TrainingConfig(Section):
     """One run; exactly one of ``train_iters``, ``train_samples`` and ``epochs`` is set after parsing."""
 
     stage: str = flag(
-        "objective; pretrain is what pretrain_gpt.py trains", "sft", choices=("sft", "pretrain")
+        "objective; pretrain is what pretrain_gpt.py trains",
+        "sft",
+        choices=("sft", "pretrain"),
+        not_built=_OTHER_STAGES,
     )
     micro_batch_size: int = flag("rows that one rank computes at once", 1, check=AT_LEAST_ONE)
     global_batch_size: int = flag("rows of one optimizer step over all ranks", 16, check=AT_LEAST_ONE)
@@ -63,6 +71,7 @@ class TrainingConfig(Section):
     paged_optimizer: bool = flag(
         "keep the optimizer's state in host memory (on the CPU in a file) and page it in as it is needed",
         False,
+        names=("--paged-optimizer", "--swap-optimizer"),
     )
     paged_optimizer_dir: str | None = flag(
         "folder of the file of --paged-optimizer; left out: --save, else the system's folder of temporary files",
@@ -92,6 +101,14 @@ class TrainingConfig(Section):
         "stop after this many evaluations without a better loss", check=AT_LEAST_ONE
     )
     exit_duration_in_mins: float | None = flag("save and leave after this many minutes", check=POSITIVE)
+    exit_interval: int | None = flag(
+        "save and leave after a step whose number is a multiple of this", check=AT_LEAST_ONE
+    )
+    no_check_for_nan_in_loss_and_grad: bool = flag(
+        "go on after a step whose loss or gradient is not finite; nothing is updated in it", False
+    )
+    manual_gc: bool = flag("collect Python's garbage only every --manual-gc-interval steps", False)
+    manual_gc_interval: int = flag("steps between collections; 0: none", 0, check=NOT_NEGATIVE)
 
     @property
     def params_dtype(self) -> str:

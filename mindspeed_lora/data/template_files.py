@@ -99,7 +99,9 @@ def read_templates(path: str) -> dict[str, PromptTemplate]:
 
 
 def _own(name: str, fields: Mapping[str, Any]) -> PromptTemplate:
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
     return PromptTemplate(name=name, **values)
 
 

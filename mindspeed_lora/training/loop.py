@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.collectives import all_reduce_max
 from mindspeed_lora.parallel.heartbeat import Heartbeat
 from mindspeed_lora.training.grace import SaveGrace, estimate_save_seconds
+from mindspeed_lora.training.garbage import garbage_collection
 from mindspeed_lora.training.reporting import EvaluationRecord, Reporter, StepRecord
 from mindspeed_lora.training.session import TrainingSession
 from mindspeed_lora.training.signals import LEFT_EARLY, StopReason, StopRequest
@@ -50,6 +51,7 @@ class TrainingLoop:
         self.checkpoint = session.plan.job.checkpoint
         self.reporter = reporter
         self.stop = stop
+        self._collect_garbage: Callable[[int], None] = lambda step: None
         state = session.restored_state
         self.progress = Progress(iteration=session.plan.start.iteration)
         if session.plan.start.continues:
@@ -61,14 +63,18 @@ class TrainingLoop:
         self._grace = self._watch_grace()
 
     def run(self) -> int:
-        """Trains until the last step, a signal, the time limit or early stopping; returns the exit status."""
+        """Trains until the last step, a signal, a limit or early stopping; returns the exit status."""
+        with garbage_collection(self.training) as self._collect_garbage:
+            return self._run()
+
+    def _run(self) -> int:
         progress = self.progress
         self._evaluate_if_due()
         while progress.iteration < self.plan.num_steps:
             stop_reason = self._step()
-            if stop_reason:
-                # Whoever sent the signal may not wait: an evaluation that is due is the first thing after resuming.
-                why = stop_reason.describe()
+            # Whoever sent the signal may not wait: an evaluation that is due is the first thing after resuming.
+            why = stop_reason.describe() if stop_reason else self._exit_interval()
+            if why:
                 self.reporter.notice(f"{why}: saving and leaving after iteration {progress.iteration}")
                 self._save()
                 return LEFT_EARLY
@@ -108,6 +114,7 @@ class TrainingLoop:
         synchronize()
         elapsed = time.perf_counter() - started
         progress.iteration = step
+        self._collect_garbage(step)
         peak, stop_reason = self._agree()
         self.reporter.step(
             StepRecord(
@@ -140,11 +147,24 @@ class TrainingLoop:
         if text is not None:
             self.reporter.notice(text)
 
+    def _exit_interval(self) -> str:
+        """Why to leave after the step that is done, where ``--exit-interval`` says so and it is not the last one."""
+        interval, iteration = self.training.exit_interval, self.progress.iteration
+        if interval is None or iteration % interval or iteration >= self.plan.num_steps:
+            return ""
+        return f"--exit-interval {interval} is reached"
+
     def _check_finite(self, step: int, lm_loss: float, skipped: bool) -> None:
         """Outside of float16 a loss or gradient that is not finite cannot be mended by a smaller loss scale."""
         if self.training.fp16 and self.session.optimizer.loss_scale.dynamic:
             return
-        if skipped or not math.isfinite(lm_loss):
+        if not skipped and math.isfinite(lm_loss):
+            return
+        if self.training.no_check_for_nan_in_loss_and_grad:
+            self.reporter.notice(
+                f"iteration {step}: the loss or a gradient is not finite{'; nothing is updated' if skipped else ''}"
+            )
+        else:
             raise Failed(
                 f"iteration {step}: the loss is {lm_loss:g} and the gradient norm is "
                 f"{'not finite' if skipped else 'finite'}; lower --lr, or look at the rows of this step; "

@@ -101,7 +101,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
         job, seq_length, shape.vocab_size, tokenizer
     )
     notices += rows.notices
-    num_steps = job.training.num_steps(len(rows.train))
+    num_steps = job.training.num_steps(rows.epoch_samples)
     learning_rate = LearningRate.of(job.training, num_steps)
     pad_to = _pad_multiple(job, seq_length)
     if start.run is not None and start.continues:

@@ -15,7 +15,7 @@ from mindspeed_lora.data.blend import BlendedDataset, BlendOrder
 from mindspeed_lora.data.chat_template import chat_template
 from mindspeed_lora.data.dealing import BatchShape, Dealing, OneSampleARow, PackedRows
 from mindspeed_lora.data.prepared_info import PreparedInfo
-from mindspeed_lora.data.sampling import SampleOrder
+from mindspeed_lora.data.sampling import SampleOrder, epoch_samples
 from mindspeed_lora.data.sft_dataset import SftDataset
 from mindspeed_lora.data.template_files import chosen_template
 from mindspeed_lora.data.tokenizer import LazyTokenizer
@@ -49,6 +49,15 @@ class TrainingRows:
             return None
         return [*(self.train.weights or map(len, self.train.parts))]
 
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of one epoch of the training part, those of ``--padded-samples`` included."""
+        return epoch_samples(len(self.train), self._epoch_multiple)
+
+    @property
+    def _epoch_multiple(self) -> int:
+        return self.training.global_batch_size if self.data.padded_samples else 1
+
     def train_batches(
         self, dp_rank: int, dp_size: int, pad_to: int | None, micro_batch_multiple: int = 1
     ) -> StepBatches:
@@ -58,7 +67,7 @@ class TrainingRows:
         if isinstance(self.train, BlendedDataset):
             order = BlendOrder(self.train, seed, shuffle)
         else:
-            order = SampleOrder(len(self.train), seed, shuffle)
+            order = SampleOrder(len(self.train), seed, shuffle, self._epoch_multiple)
         return StepBatches(self.train, order, self._dealing(dp_rank, dp_size, pad_to, micro_batch_multiple))
 
     def eval_batches(
@@ -134,6 +143,10 @@ def open_rows(
     sets = DataSets(job, seq_length, tokenizer)
     for prefix, info in sets.prefixes():
         _check_preparation(job, prefix, info)
+    if job.data.padded_samples and isinstance(sets.train, BlendedDataset):
+        raise Refused(
+            "--padded-samples fills up the epochs of one data set, and --data-path names several; leave it out"
+        )
     template, differing = _chat_template(job, sets, tokenizer)
     return TrainingRows(
         train=sets.train,

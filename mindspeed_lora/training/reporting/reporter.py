@@ -81,7 +81,7 @@ class Reporter:
         """Report a step that has ended: metrics, events, iteration line every --log-interval, progress."""
         self._iteration = record.iteration
         self._append(record.metrics())
-        if self._events is not None:
+        if self._events is not None and record.iteration % self._logging.tensorboard_log_interval == 0:
             self._events.step(record)
         self._trackers.step(record, self._global_batch_size)
         self._interval.append(record)

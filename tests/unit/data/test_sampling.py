@@ -37,3 +37,18 @@ def test_the_order_of_earlier_releases_stays() -> None:
 def test_no_documents() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         SampleOrder(0)
+
+
+def test_epochs_of_whole_batches() -> None:
+    order = SampleOrder(5, shuffle=False, multiple=4)
+    assert [order.order(i) for i in range(17)] == [0, 1, 2, 3, 4, 0, 1, 2] * 2 + [0]
+    shuffled = SampleOrder(5, seed=3, multiple=4)
+    first, second = ([shuffled.order(i) for i in range(8 * e, 8 * e + 8)] for e in range(2))
+    plain = SampleOrder(5, seed=3)
+    assert first == [plain.order(i) for i in (0, 1, 2, 3, 4, 0, 1, 2)]
+    assert sorted(second[:5]) == [0, 1, 2, 3, 4] and second[5:] == second[:3]
+    assert [SampleOrder(2, shuffle=False, multiple=5).order(i) for i in range(6)] == [0, 1, 0, 1, 0, 0]
+
+
+def test_whole_batches_already() -> None:
+    assert SampleOrder(8, multiple=4).epoch_samples == 8
