@@ -12,10 +12,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mindspeed_lora.config.commands import chosen_command, parse
-from mindspeed_lora.config.config_file import to_yaml
+from mindspeed_lora.config.config_file import CONFIG_FILE, to_yaml, write_config
 from mindspeed_lora.config.help import help_text
 from mindspeed_lora.config.launcher import adopt_slurm, has_launchers_store, restart_count
 from mindspeed_lora.config.parser import HELP_FLAGS
@@ -68,12 +69,14 @@ def _train(job: Any) -> int | None:
 
 
 def _convert(job: Any) -> None:
-    from mindspeed_lora.checkpoint.conversion.convert import convert
+    from mindspeed_lora.checkpoint.conversion.convert import convert, target_folder
     from mindspeed_lora.device.heap import keep_freed_memory
 
     # Tensor after tensor in the same memory: fresh pages cost as much as the copy into them.
     keep_freed_memory()
     convert(job)
+    if not job.runtime.dry_run:
+        write_config(target_folder(job.conversion) / CONFIG_FILE, job, "convert_ckpt.py")
 
 
 def _inspect(job: Any) -> None:
@@ -107,6 +110,7 @@ def _preprocess(job: Any) -> None:
     from mindspeed_lora.data.preprocess import preprocess
 
     preprocess(job)
+    write_config(Path(f"{job.preprocess.output_prefix}_{CONFIG_FILE}"), job, "preprocess_data.py")
 
 
 def _infer(job: Any) -> None:

@@ -127,8 +127,11 @@ def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None =
     configuration that cannot be.
     """
     known = grammar(command)
-    parsed = parse_words([*config_file_words(argv, known), *argv], known)
+    from_file = config_file_words(argv, known)
+    parsed = parse_words([*from_file, *argv], known)
     job = build_job(command, parsed)
+    if from_file:
+        job = dataclasses.replace(job, given=job.given - _defaults_of_the_file(parsed, argv, known))
     environ = os.environ if environ is None else environ
     if isinstance(job, TrainJob):
         return resolve_training(job, environ)
@@ -145,6 +148,14 @@ def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None =
     if isinstance(job, PreprocessJob):
         return resolve_preprocess(job)
     raise TypeError(f"no rules to resolve a {type(job).__name__}")
+
+
+def _defaults_of_the_file(parsed: Parsed, argv: Sequence[str], known: Grammar) -> frozenset[str]:
+    """Fields that ``--config`` alone names, with their defaults: a printed configuration names every field."""
+    defaults = {option.dest: option.default for option in known.options.values()}
+    given = parse_words(argv, known).values
+    same = (name for name, value in parsed.values.items() if name not in given and value == defaults[name])
+    return frozenset(same)
 
 
 def build_job(command: str, parsed: Parsed) -> Job:

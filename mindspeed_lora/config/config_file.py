@@ -1,19 +1,24 @@
-"""``--config FILE.yaml`` and ``--print-config``: the same keys, so that what is printed can be read again."""
+"""``--config FILE.yaml``, ``--print-config`` and ``config.yaml``: the same keys, so that a run can be repeated."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mindspeed_lora.atomic import atomic_text
 from mindspeed_lora.config.flags import Section, options
 from mindspeed_lora.config.jobs import Job
 from mindspeed_lora.config.lora import LoraFlags
 from mindspeed_lora.config.parser import Grammar, unknown_flag
 from mindspeed_lora.errors import Refused
+
+CONFIG_FILE = "config.yaml"
+"""Written by every run beside what it writes."""
 
 
 def config_file_words(argv: Sequence[str], grammar: Grammar) -> list[str]:
@@ -62,6 +67,13 @@ def _words(path: str, key: Any, value: Any, grammar: Grammar) -> list[str]:
         raise Refused(f"--config {path}: {key} has keys of its own; flags are keys of the file itself")
     items = value if isinstance(value, list) else [value]
     return [name, *map(str, items)] if len(items) != 1 else [f"{name}={items[0]}"]
+
+
+def write_config(file: Path, job: Job, script: str, world_size: int = 1) -> None:
+    """Write the configuration of a run, whole or not at all, with how it is repeated."""
+    launched = f", {world_size} processes" if world_size > 1 else ""
+    head = f"# {script}{launched}; again: {script} --config {file.name}, with another folder to write to\n\n"
+    atomic_text(file, head + to_yaml(job))
 
 
 def to_yaml(job: Job) -> str:

@@ -16,8 +16,8 @@ from mindspeed_lora.device import peak_memory_bytes, synchronize
 from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.collectives import all_reduce_max
 from mindspeed_lora.parallel.heartbeat import Heartbeat
-from mindspeed_lora.training.grace import SaveGrace, estimate_save_seconds
 from mindspeed_lora.training.garbage import garbage_collection
+from mindspeed_lora.training.grace import SaveGrace, estimate_save_seconds
 from mindspeed_lora.training.reporting import EvaluationRecord, Reporter, StepRecord
 from mindspeed_lora.training.session import TrainingSession
 from mindspeed_lora.training.signals import LEFT_EARLY, StopReason, StopRequest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from mindspeed_lora.config.config_file import to_yaml
+from mindspeed_lora.config.config_file import CONFIG_FILE, to_yaml, write_config
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.device import compute_dtype
 from mindspeed_lora.device.limits import free_memory_bytes
@@ -99,6 +99,9 @@ def _reporter(session: TrainingSession, save: Path | None) -> Reporter:
     plan, groups = session.plan, session.groups
     if not groups.is_main:
         return Reporter.silent()
+    if save is not None:
+        script = "pretrain_gpt.py" if plan.job.training.stage == "pretrain" else "posttrain_gpt.py"
+        write_config(save / CONFIG_FILE, plan.job, script, groups.world_size)
     return Reporter(
         logging=plan.job.logging,
         save=save,

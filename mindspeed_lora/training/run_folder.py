@@ -10,6 +10,7 @@
                        /mp_rank_*/          the model itself, where it is trained or --lora-save-base asks
     <save>/adapter                          link to the newest adapter
     <save>/best/                            the checkpoint of the best evaluation loss
+    <save>/config.yaml                      the flags of the job, as --config reads them
     <save>/metrics.jsonl, loss.png, tensorboard/
 """
 

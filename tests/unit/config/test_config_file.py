@@ -112,3 +112,12 @@ def test_what_a_file_may_not_hold(text: str, message: str, tmp_path: Path) -> No
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="No such file"):
         read("posttrain", tmp_path / "none.yaml")
+
+
+def test_what_a_file_repeats_of_the_defaults_is_not_given(tmp_path: Path) -> None:
+    """A printed configuration has every field, and some flags mean more where they are asked for."""
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(parse("inference", ["--load", "m", "--top-k", "7"], {})))
+    job = read("inference", path)
+    assert "max_new_tokens" not in job.given and {"load", "top_k"} <= job.given
+    assert "max_new_tokens" in read("inference", path, "--max-new-tokens", "128").given
