@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,31 @@ class AdapterSpec:
         """Canonical names and shapes of all factors."""
         return {name: size for part in self.parts for name, size in part.tensors.items()}
 
+    @cached_property
+    def layer_parts(self) -> dict[int | None, tuple[PartSpec, ...]]:
+        """The pairs of each layer that has any, by its number; None: those outside of layers."""
+        found: dict[int | None, list[PartSpec]] = {}
+        for part in self.parts:
+            match = _IN_LAYER.match(part.module)
+            found.setdefault(None if match is None else int(match[1]), []).append(part)
+        return {layer: tuple(parts) for layer, parts in found.items()}
+
+    @cached_property
+    def layer_kinds(self) -> dict[int, int]:
+        """Layer → the first layer with pairs of the same places, ranks and sizes."""
+        first: dict[tuple[tuple[str, str, int, int, int], ...], int] = {}
+        return {
+            layer: first.setdefault(
+                tuple(
+                    (_IN_LAYER.sub("", p.module), p.label, p.rank, p.out_features, p.in_features)
+                    for p in parts
+                ),
+                layer,
+            )
+            for layer, parts in self.layer_parts.items()
+            if layer is not None
+        }
+
     @property
     def moe_shared(self) -> bool:
         """Whether all experts of a layer have one pair of factors for each linear."""
@@ -141,6 +167,7 @@ class AdapterSpec:
 
 
 _OF_ALL_EXPERTS = re.compile(r"\.experts\.(?=linear_fc[12]$)")
+_IN_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _LAYER = re.compile(r"^(decoder\.(layers\.\d+\.)?)|\.weight$")
 
 

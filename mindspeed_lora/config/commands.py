@@ -18,10 +18,12 @@ from mindspeed_lora.config.jobs import (
     InferenceJob,
     InspectJob,
     Job,
+    LayoutPlanJob,
     PreprocessJob,
     TrainJob,
     VerifyJob,
 )
+from mindspeed_lora.config.lora import LORA_NAMES, OLD_NAMES
 from mindspeed_lora.config.operations import resolve_operations
 from mindspeed_lora.config.parser import Grammar, Parsed, parse_words
 from mindspeed_lora.config.resolve import (
@@ -32,7 +34,7 @@ from mindspeed_lora.config.resolve import (
     resolve_verification,
 )
 from mindspeed_lora.config.resolve_evaluation import resolve_evaluation
-from mindspeed_lora.config.resolve_training import resolve_training
+from mindspeed_lora.config.resolve_training import resolve_layout_plan, resolve_training
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluation": Command(
         "evaluation.py", "Judge a model on benchmarks.", EvaluationJob, shares_flags_with=TrainJob
+    ),
+    "plan": Command(
+        "tools/plan.py", "Rank the layouts of a training by predicted memory and time.", LayoutPlanJob
     ),
 }
 
@@ -147,6 +152,8 @@ def parse(command: str, argv: Sequence[str], environ: Mapping[str, str] | None =
         return resolve_verification(job)
     if isinstance(job, PreprocessJob):
         return resolve_preprocess(job)
+    if isinstance(job, LayoutPlanJob):
+        return resolve_layout_plan(job)
     raise TypeError(f"no rules to resolve a {type(job).__name__}")
 
 
@@ -162,10 +169,16 @@ def build_job(command: str, parsed: Parsed) -> Job:
     """Put the values into the command's sections, without any rule that spans several of them."""
     described = COMMANDS[command]
     values = {**described.defaults, **parsed.values}
+    renamed = [name for name in LORA_NAMES if name in values and set(values[name]) & OLD_NAMES.keys()]
+    values |= {name: tuple(OLD_NAMES.get(word, word) for word in values[name]) for name in renamed}
     built = {
         name: section(**{o.dest: values[o.dest] for o in options(section) if o.dest in values})
         for name, section in sections(described.job_type).items()
     }
     notices = [f"no effect here: {', '.join(parsed.without_effect)}"] if parsed.without_effect else []
+    for name in renamed:
+        notices.append(
+            f"--{name.replace('_', '-')} {' '.join(parsed.values[name])} means {' '.join(values[name])}"
+        )
     job_type: Any = described.job_type
     return job_type(**built, given=frozenset(parsed.values), notices=tuple(notices))

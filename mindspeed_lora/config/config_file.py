@@ -66,6 +66,8 @@ def _words(path: str, key: Any, value: Any, grammar: Grammar) -> list[str]:
     if isinstance(value, dict):
         raise Refused(f"--config {path}: {key} has keys of its own; flags are keys of the file itself")
     items = value if isinstance(value, list) else [value]
+    if not items:
+        return []
     return [name, *map(str, items)] if len(items) != 1 else [f"{name}={items[0]}"]
 
 

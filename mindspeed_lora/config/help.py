@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from collections.abc import Collection, Iterable
 
 from mindspeed_lora.config.accepted import NO_EFFECT
-from mindspeed_lora.config.commands import COMMANDS, sections
+from mindspeed_lora.config.commands import COMMANDS, grammar, sections
+from mindspeed_lora.config.features import NOT_BUILT
 from mindspeed_lora.config.flags import Option, options
 
 _WIDTH = 110
@@ -21,16 +23,22 @@ def help_text(command: str) -> str:
         summary = (inspect.getdoc(section) or "").splitlines()[0].replace("``", "")
         lines = [f"{name}: {summary}", *(_describe(option) for option in options(section))]
         blocks.append("\n".join(lines))
-    accepted = textwrap.fill(
-        " ".join(sorted(NO_EFFECT)),
+    known = grammar(command).options.keys()
+    blocks.append("-h, --help: print this and leave")
+    blocks.append(f"accepted without effect, as published scripts give them:\n{_listed(NO_EFFECT, known)}")
+    blocks.append(f"known, and refused with the reason, since not built:\n{_listed(NOT_BUILT, known)}")
+    return "\n\n".join(blocks)
+
+
+def _listed(names: Iterable[str], known: Collection[str]) -> str:
+    """The names that the command has not for itself."""
+    return textwrap.fill(
+        " ".join(sorted(set(names) - set(known))),
         _WIDTH,
         initial_indent="  ",
         subsequent_indent="  ",
         break_on_hyphens=False,
     )
-    blocks.append("-h, --help: print this and leave")
-    blocks.append(f"accepted without effect, as published scripts give them:\n{accepted}")
-    return "\n\n".join(blocks)
 
 
 def _usage(command: str) -> str:

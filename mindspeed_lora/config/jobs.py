@@ -10,6 +10,7 @@ from mindspeed_lora.config.data import DataConfig
 from mindspeed_lora.config.evaluation import EvaluationConfig
 from mindspeed_lora.config.inference import ComputeFlags, InferenceConfig
 from mindspeed_lora.config.inspection import InspectConfig, VerifyConfig
+from mindspeed_lora.config.layout_plan import LayoutPlanConfig, MachineConfig
 from mindspeed_lora.config.logging import LoggingConfig
 from mindspeed_lora.config.lora import LoraConfig, LoraFlags
 from mindspeed_lora.config.model import ModelConfig
@@ -86,6 +87,16 @@ class PreprocessJob(Job):
     runtime: FileRuntimeConfig
     preprocess: PreprocessConfig
     tokenizer: TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutPlanJob(Job):
+    """``tools/plan.py``."""
+
+    plan: LayoutPlanConfig
+    machine: MachineConfig
+    lora: LoraConfig
+    quantization: QuantFlags
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from mindspeed_lora.config.flags import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, PROBABILITY, Section, flag
 
 MOE_FORMATS = ("per-expert", "fused")
+LORA_NAMES = ("lora_target_modules", "lora_exclude_modules")
+"""The fields that name linears."""
+OLD_NAMES = {
+    "query_key_value": "linear_qkv",
+    "dense": "linear_proj",
+    "dense_h_to_4h": "linear_fc1",
+    "dense_4h_to_h": "linear_fc2",
+}
+"""Names of Megatron's older layers → those of megatron-core."""
 FUSION_PLANS = ("auto", "one-collective", "overlapped")
 FUSION_WEIGHTS = ("merge", "split")
 

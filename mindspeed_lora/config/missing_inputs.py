@@ -9,16 +9,22 @@ from typing import TypeVar
 from mindspeed_lora.config.jobs import EvaluationJob, InferenceJob, TrainJob
 from mindspeed_lora.config.resolve_training import DEFAULT_LORA_R, LORA_TARGETS
 
+ASSUMED_VOCABULARY = 32_000
+"""Words of a model of which no flag tells how many it has; published scripts take them from the checkpoint."""
+
 AnyJob = TypeVar("AnyJob", TrainJob, InferenceJob, EvaluationJob)
 
 
 def without_missing_inputs(job: AnyJob) -> tuple[AnyJob, list[str]]:
     """The job without the paths at which nothing is, and a notice for each."""
     notices: list[str] = []
-    checkpoint, lora, tokenizer = job.checkpoint, job.lora, job.tokenizer
+    checkpoint, lora, tokenizer, model = job.checkpoint, job.lora, job.tokenizer, job.model
     if checkpoint.load is not None and not Path(checkpoint.load).exists():
         notices.append(f"--load {checkpoint.load} is not there: the model's shape is taken from the flags")
         checkpoint = dataclasses.replace(checkpoint, load=None)
+        if model.num_layers is not None and model.vocab_size is None and model.padded_vocab_size is None:
+            notices.append(f"no flag tells the vocabulary: --vocab-size {ASSUMED_VOCABULARY} is assumed")
+            model = dataclasses.replace(model, vocab_size=ASSUMED_VOCABULARY)
     if lora.lora_load is not None and not Path(lora.lora_load).exists():
         rank = lora.lora_r or DEFAULT_LORA_R
         notices.append(f"--lora-load {lora.lora_load} is not there: an adapter of rank {rank} is assumed")
@@ -31,4 +37,5 @@ def without_missing_inputs(job: AnyJob) -> tuple[AnyJob, list[str]]:
     if named is not None and not Path(named).exists():
         notices.append(f"the tokenizer {named} is not there")
         tokenizer = dataclasses.replace(tokenizer, tokenizer_name_or_path=None, tokenizer_model=None)
-    return dataclasses.replace(job, checkpoint=checkpoint, lora=lora, tokenizer=tokenizer), notices
+    job = dataclasses.replace(job, checkpoint=checkpoint, lora=lora, tokenizer=tokenizer, model=model)
+    return job, notices

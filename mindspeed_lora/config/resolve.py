@@ -129,7 +129,8 @@ def resolve_conversion(job: ConversionJob) -> ConversionJob:
     if not job.runtime.print_config:
         require(conversion, "load_dir", "save_dir", "save_model_type")
         _check_target(conversion.load_dir or "", conversion.save_dir or "", conversion.save_model_type)
-        refuse_placeholders(job)
+        if not job.runtime.dry_run:
+            refuse_placeholders(job)
     return dataclasses.replace(job, conversion=conversion)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mindspeed_lora.config.blend import parse_blend, with_listed_data
-from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.config.jobs import LayoutPlanJob, TrainJob
 from mindspeed_lora.config.launcher import restart_count
 from mindspeed_lora.config.lora import FUSION_PLANS, FUSION_WEIGHTS, LoraConfig
 from mindspeed_lora.config.resolve import (
@@ -77,6 +77,27 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
     return job
 
 
+def resolve_layout_plan(job: LayoutPlanJob) -> LayoutPlanJob:
+    """Check what a layout is planned for; without ``--full`` an adapter is trained."""
+    plan, machine = job.plan, job.machine
+    check_quantization(job.quantization)
+    if plan.full and (given_lora(job) or job.quantization.quantises):
+        raise Refused("--full trains all parameters, but LoRA or quantised weights are asked for; drop one")
+    if not job.runtime.print_config:
+        require(plan, "model")
+        require(machine, "gpus")
+    gpus, per_node = machine.gpus or 1, machine.gpus_per_node
+    if gpus > per_node and gpus % per_node:
+        raise Refused(
+            f"--gpus {gpus} is no multiple of --gpus-per-node {per_node}; plan for whole nodes, or change it"
+        )
+    if plan.full or job.lora.lora_load is not None:
+        return job
+    filled, taken = _new_adapter(job.lora)
+    notices = [*job.notices, f"defaults taken: {', '.join(taken)}"] if taken else job.notices
+    return dataclasses.replace(job, lora=filled, notices=tuple(notices))
+
+
 def _fill_lora(job: TrainJob) -> tuple[LoraConfig, list[str]]:
     """A new adapter's rank, alpha and targets; those of ``--lora-load`` are left to the adapter's files.
 
@@ -85,6 +106,10 @@ def _fill_lora(job: TrainJob) -> tuple[LoraConfig, list[str]]:
     lora = job.lora
     if not (given_lora(job) or job.quantization.quantises) or lora.lora_load is not None:
         return lora, []
+    return _new_adapter(lora)
+
+
+def _new_adapter(lora: LoraConfig) -> tuple[LoraConfig, list[str]]:
     rank = DEFAULT_LORA_R if lora.lora_r is None else lora.lora_r
     defaults: dict[str, Any] = {"lora_r": rank, "lora_alpha": 2 * rank, "lora_target_modules": LORA_TARGETS}
     taken = {name: value for name, value in defaults.items() if getattr(lora, name) is None}

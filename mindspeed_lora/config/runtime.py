@@ -39,6 +39,9 @@ class LaunchedRuntimeConfig(RuntimeConfig):
 
     dry_run: bool = flag("check everything, tell what would happen, write nothing", False)
     world_size: int | None = flag("number of processes that --dry-run plans for", check=AT_LEAST_ONE)
+    dry_run_device: str | None = flag(
+        "device that --dry-run tells memory and dtype for; left out: this machine's", choices=("cpu", "cuda")
+    )
     nnodes: str | None = flag("torchrun's; tells --dry-run the number of nodes", check=_NNODES)
     nproc_per_node: int | None = flag(
         "torchrun's; tells --dry-run the processes a node",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from mindspeed_lora.config.config_file import CONFIG_FILE
 from mindspeed_lora.config.jobs import PreprocessJob
 from mindspeed_lora.data.preparation import prepare
 from mindspeed_lora.data.prepared_output import dataset_prefixes
@@ -40,7 +41,8 @@ def dry_run(job: PreprocessJob) -> None:
     inputs = open_inputs(config, _notice)
     preparation = prepare(job, inputs, _notice)
     print("would read    " + "\n              ".join(str(file) for file in inputs.files))
-    print("would write   " + "\n              ".join(dataset_prefixes(config.output_prefix, preparation)))
+    written = [*dataset_prefixes(config.output_prefix, preparation), f"{config.output_prefix}_{CONFIG_FILE}"]
+    print("would write   " + "\n              ".join(written))
     print("dry run: everything checked, nothing written")
 
 

@@ -45,13 +45,16 @@ def communication_backend(requested: str | None) -> tuple[str, str | None]:
     return requested or "gloo", None
 
 
-def compute_dtype(bf16: bool, fp16: bool) -> tuple[torch.dtype, str | None]:
+def compute_dtype(bf16: bool, fp16: bool, on_cpu: bool | None = None) -> tuple[torch.dtype, str | None]:
     """The dtype of weights and activations, and a notice where it is not the one that was asked for.
+
+    ``on_cpu`` left out: whether this machine computes on its CPU.
 
     A CPU without bf16 instructions multiplies bf16 matrices some 200 times slower than fp32 ones.
     """
     wanted = torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
-    if has_accelerator() or wanted is torch.float32:
+    on_cpu = not has_accelerator() if on_cpu is None else on_cpu
+    if not on_cpu or wanted is torch.float32:
         return wanted, None
     if wanted is torch.bfloat16 and _cpu_has_bf16():
         return wanted, None

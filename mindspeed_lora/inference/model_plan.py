@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mindspeed_lora.adapters.inject_experts import check_expert_adapters
 from mindspeed_lora.checkpoint.loading.model import AdapterPlan
 from mindspeed_lora.checkpoint.loading.quantization import QuantPlan, plan_quantization
-from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
+from mindspeed_lora.checkpoint.loading.random_weights import RandomSource, shape_alone
 from mindspeed_lora.checkpoint.peft.plan import plan_adapter
 from mindspeed_lora.checkpoint.source import Source, open_source
 from mindspeed_lora.config.checks import check_layout, reconcile, shape_from_flags
@@ -105,7 +105,8 @@ def _model(job: ModelJob, notices: list[str]) -> tuple[Source, ModelShape]:
     if job.checkpoint.load is None and job.runtime.dry_run:
         shape = experts_from_flags(job.experts, shape_from_flags(job.model, num_noops))
         return RandomSource(shape, job.compute.seed, 0.0), shape
-    source = _source(job)
+    load, dry = job.checkpoint.load, job.runtime.dry_run
+    source = (shape_alone(load, notices) if load and dry else None) or _source(job)
     shape, told = reconcile_experts(job.experts, reconcile(job.model, source.shape, num_noops))
     notices += told
     return source, shape

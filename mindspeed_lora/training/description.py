@@ -9,9 +9,12 @@ from mindspeed_lora.training.plan import TrainPlan
 from mindspeed_lora.training.reporting import layout_rows
 
 
-def plan_rows(plan: TrainPlan, world_size: int, dtype: torch.dtype) -> list[tuple[str, str]]:
-    """Names and values of the table for a world of that size, computing in that dtype."""
-    job, device = plan.job, "cuda" if has_accelerator() else "cpu"
+def plan_rows(
+    plan: TrainPlan, world_size: int, dtype: torch.dtype, on_cpu: bool | None = None
+) -> list[tuple[str, str]]:
+    """Names and values of the table for a world of that size and dtype; ``on_cpu`` left out: as this machine."""
+    on_cpu = not has_accelerator() if on_cpu is None else on_cpu
+    job, device = plan.job, "cpu" if on_cpu else "cuda"
     rows = layout_rows(job.parallel, job.training, world_size, device, str(dtype).removeprefix("torch."))
     rows += [
         ("model", f"{plan.shape.family}, {plan.shape.num_layers} layers, hidden {plan.shape.hidden_size}"),

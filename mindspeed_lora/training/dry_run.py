@@ -23,6 +23,7 @@ from mindspeed_lora.training.description import plan_rows
 from mindspeed_lora.training.layer_memory import MemoryQuestion
 from mindspeed_lora.training.memory import predict_memory
 from mindspeed_lora.training.plan import TrainPlan, plan_training
+from mindspeed_lora.training.planned_files import planned_files
 from mindspeed_lora.training.raw_data import DATA_FIELDS, raw_paths
 from mindspeed_lora.training.reporting import layout_lines
 
@@ -35,22 +36,25 @@ def dry_run(job: TrainJob, environ: Mapping[str, str] = os.environ) -> None:
     Raises:
         Refused: the job cannot be.
     """
-    job, missing = _without_missing(job)
+    job, missing = without_missing(job)
     plan = plan_training(job)
     if environ.get("RANK", "0") != "0":
         return
     world_size = job.runtime.resolve_world_size(job.parallel, environ)
-    dtype, notice = compute_dtype(job.training.bf16, job.training.fp16)
+    on_cpu = job.runtime.dry_run_device == "cpu" or not (job.runtime.dry_run_device or has_accelerator())
+    dtype, notice = compute_dtype(job.training.bf16, job.training.fp16, on_cpu)
     for text in (*missing, *plan.notices, *([notice] if notice else [])):
         print(f"notice: {text}", file=sys.stderr)
-    print("\n".join(layout_lines(plan_rows(plan, world_size, dtype), None)))
-    question = memory_question(plan, world_size, dtype.itemsize)
-    print("\n".join(memory_lines(question)))
+    print("\n".join(layout_lines(plan_rows(plan, world_size, dtype, on_cpu), None)))
+    print("\n".join(memory_lines(memory_question(plan, world_size, dtype.itemsize, on_cpu))))
+    print("\n".join(planned_files(plan, world_size)))
     print("dry run: everything checked, nothing written")
 
 
-def memory_question(plan: TrainPlan, world_size: int, itemsize: int) -> MemoryQuestion:
-    """What the memory of a resolved job depends on."""
+def memory_question(
+    plan: TrainPlan, world_size: int, itemsize: int, on_cpu: bool | None = None
+) -> MemoryQuestion:
+    """What the memory of a resolved job depends on; ``on_cpu`` left out: as this machine would compute."""
     job, parallel = plan.job, plan.job.parallel
     longest = plan.seq_length
     if job.data.variable_seq_lengths and not job.data.packing:
@@ -72,6 +76,7 @@ def memory_question(plan: TrainPlan, world_size: int, itemsize: int) -> MemoryQu
         seq_length=longest,
         vocab_size=padded_vocab_size(plan.shape, job.model.make_vocab_size_divisible_by or 1, tp),
         itemsize=itemsize,
+        on_cpu=not has_accelerator() if on_cpu is None else on_cpu,
     )
 
 
@@ -87,12 +92,12 @@ def memory_lines(question: MemoryQuestion) -> list[str]:
         rows.append(["quantised", *(f"{memory.quantized.weights:,}" for memory in found)])
         rows.append(["bits of a quantised weight", *(f"{memory.quantized.bits:.2f}" for memory in found)])
     rows += [[part, *(_mib(memory.parts[part]) for memory in found)] for part in found[0].parts]
-    process = 0 if has_accelerator() else resident_memory_bytes()
+    process = resident_memory_bytes() if question.on_cpu else 0
     if process:
         rows.append(["process (Python, libraries)", *(_mib(process) for _ in found)])
     rows.append(["total", *(_mib(memory.total + process) for memory in found)])
     if question.training.paged_optimizer:
-        place = "host memory" if has_accelerator() else "a file"
+        place = "a file" if question.on_cpu else "host memory"
         rows.append([f"paged, in {place}", *(_mib(memory.paged) for memory in found)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -106,7 +111,7 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f}"
 
 
-def _without_missing(job: TrainJob) -> tuple[TrainJob, list[str]]:
+def without_missing(job: TrainJob) -> tuple[TrainJob, list[str]]:
     """The job without the paths at which nothing is, its data's among them, and a notice for each."""
     job, notices = without_missing_inputs(job)
     data, raw = job.data, raw_paths(job)

@@ -42,8 +42,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec
 from mindspeed_lora.checkpoint.canonical import expert_number, layer_linears
@@ -51,6 +51,7 @@ from mindspeed_lora.checkpoint.loading.quantization import QuantPlan
 from mindspeed_lora.config.shape import MLAShape, ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.config.training import TrainingConfig
+from mindspeed_lora.device import has_accelerator
 
 FP32 = 4
 _ROW_PARALLEL = ("linear_proj", "linear_fc2")
@@ -80,6 +81,8 @@ class MemoryQuestion:
     """Padded to the layout."""
     itemsize: int
     """Bytes of an element in the dtype that is computed in."""
+    on_cpu: bool = field(default_factory=lambda: not has_accelerator())
+    """Whether the ranks compute on CPUs; left out: whether this machine would."""
 
     @property
     def tokens(self) -> int:
@@ -95,6 +98,22 @@ class MemoryQuestion:
     def num_micro_batches(self) -> int:
         """Of one rank in one step."""
         return max(1, self.training.global_batch_size // (self.training.micro_batch_size * self.dp))
+
+
+def layer_sizes(question: MemoryQuestion, layers: Sequence[int | None]) -> list[int]:
+    """:func:`layer_bytes` of several layers; those of one kind are counted once."""
+    kinds = {} if question.adapter is None else question.adapter.layer_kinds
+    known: dict[tuple[bool, int], int] = {}
+    sizes = []
+    for layer in layers:
+        if layer is None:
+            sizes.append(0)
+            continue
+        kind = question.shape.has_experts(layer), kinds.get(layer, -1)
+        if kind not in known:
+            known[kind] = layer_bytes(question, layer)
+        sizes.append(known[kind])
+    return sizes
 
 
 def layer_bytes(question: MemoryQuestion, layer: int | None) -> int:
@@ -183,10 +202,15 @@ def _read(question: MemoryQuestion, layer: int, ranks: Counter[str]) -> set[str]
 def _ranks(question: MemoryQuestion, layer: int) -> Counter[str]:
     """Σ r of the adapters on each of the layer's linears; of the experts' on one of them."""
     ranks: Counter[str] = Counter()
-    for part in question.adapter.parts if question.adapter is not None else ():
-        if part.module.startswith(f"decoder.layers.{layer}.") and not expert_number(part.module):
-            ranks[_linear(part.module)] += part.rank
+    for part in _parts(question, layer):
+        ranks[_linear(part.module)] += part.rank
     return ranks
+
+
+def _parts(question: MemoryQuestion, layer: int) -> Iterator[PartSpec]:
+    """The pairs of factors of a layer; of its experts' those of the first one."""
+    parts = () if question.adapter is None else question.adapter.layer_parts.get(layer, ())
+    return (part for part in parts if not expert_number(part.module))
 
 
 def _linear(module: str) -> str:
@@ -202,11 +226,7 @@ def _mask_bytes(question: MemoryQuestion, layer: int) -> int:
     adapter = question.adapter
     if adapter is None or adapter.dropout == 0.0:
         return 0
-    return sum(
-        _mask_of(question, part)
-        for part in adapter.parts
-        if part.module.startswith(f"decoder.layers.{layer}.") and not expert_number(part.module)
-    )
+    return sum(_mask_of(question, part) for part in _parts(question, layer))
 
 
 def _mask_of(question: MemoryQuestion, part: PartSpec) -> int:

@@ -6,23 +6,22 @@ What one layer keeps for the backward pass is in :mod:`mindspeed_lora.training.l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mindspeed_lora.adapters.spec import PartSpec
 from mindspeed_lora.checkpoint.canonical import (
     EMBEDDING,
     FINAL_LAYERNORM,
     OUTPUT_LAYER,
-    canonical_tensors,
     layer_tensors,
     tensor_rule,
 )
 from mindspeed_lora.checkpoint.loading.local_parameters import is_of_experts
 from mindspeed_lora.config.stages import ModelChunk
-from mindspeed_lora.device import has_accelerator
 from mindspeed_lora.device.heap import KEPT_BYTES
 from mindspeed_lora.models.vocab_loss import logits_bytes
-from mindspeed_lora.training.layer_memory import FP32, MemoryQuestion, layer_bytes
+from mindspeed_lora.training.layer_memory import FP32, MemoryQuestion, layer_sizes
 from mindspeed_lora.training.optimizer_states import PORTION
 from mindspeed_lora.training.quantized_memory import QuantizedMemory, quantized_memory
 
@@ -71,47 +70,104 @@ class RankMemory:
         return {name: getattr(self, name) for name in names}
 
 
-def predict_memory(question: MemoryQuestion, pp_rank: int) -> RankMemory:
-    """The prediction for the ranks of one pipeline stage; TP ranks do not differ."""
-    chunks = question.placement.rank_chunks(pp_rank)
-    own = {name: size for chunk in chunks for name, size in _tensors(chunk, question).items()}
+@dataclass(frozen=True, kw_only=True)
+class RankParameters:
+    """What the ranks of one pipeline stage hold, in elements; micro-batches and recomputation do not change it."""
+
+    base: int
+    factors: int
+    """Of the adapter, and single rows of the vocabulary."""
+    trained: int
+    quantized: QuantizedMemory
+
+    def __add__(self, other: RankParameters) -> RankParameters:
+        """What both hold together."""
+        return RankParameters(
+            base=self.base + other.base,
+            factors=self.factors + other.factors,
+            trained=self.trained + other.trained,
+            quantized=self.quantized + other.quantized,
+        )
+
+
+def rank_parameters(question: MemoryQuestion, pp_rank: int) -> RankParameters:
+    """The parameters of one pipeline stage; TP ranks do not differ. Layers of one kind are counted once."""
+    chunks, adapter = question.placement.rank_chunks(pp_rank), question.adapter
+    ends = {name: size for chunk in chunks for name, size in _end_tensors(chunk, question).items()}
+    held = _held(question, ends, () if adapter is None else adapter.layer_parts.get(None, ()))
+    known: dict[object, RankParameters] = {}
+    for layer in (layer for chunk in chunks for layer in chunk.layers):
+        kind = _kind(question, layer)
+        if kind not in known:
+            parts = () if adapter is None else adapter.layer_parts.get(layer, ())
+            known[kind] = _held(question, layer_tensors(question.shape, layer), parts)
+        held += known[kind]
+    return held
+
+
+def _kind(question: MemoryQuestion, layer: int) -> object:
+    """The same for layers that hold the same."""
+    adapter, quantization = question.adapter, question.quantization
+    if adapter is not None and adapter.trained:
+        return layer
+    return (
+        question.shape.has_experts(layer),
+        -1 if adapter is None else adapter.layer_kinds.get(layer, -1),
+        -1 if quantization is None else quantization.layer_kinds.get(layer, -1),
+    )
+
+
+def _held(
+    question: MemoryQuestion, own: Mapping[str, tuple[int, ...]], parts: Sequence[PartSpec]
+) -> RankParameters:
+    """Of these canonical tensors and the pairs of factors on them."""
     base = sum(_local(name, size, question) for name, size in own.items())
-    adapter = question.adapter
     factors = sum(
         _local(name, size, question)
-        for part in (adapter.parts if adapter is not None else ())
-        for name, size in part.tensors.items()
+        for part in parts
         if part.weight in own
+        for name, size in part.tensors.items()
     )
     rows, besides = _trained_besides(question, own)
-    factors += rows
-    trained = base if adapter is None else factors + besides
+    return RankParameters(
+        base=base,
+        factors=factors + rows,
+        trained=base if question.adapter is None else factors + rows + besides,
+        quantized=quantized_memory(question, own),
+    )
+
+
+def predict_memory(
+    question: MemoryQuestion, pp_rank: int, parameters: RankParameters | None = None
+) -> RankMemory:
+    """The prediction for the ranks of one pipeline stage; ``parameters`` where they are known already."""
+    held = rank_parameters(question, pp_rank) if parameters is None else parameters
+    trained, quantized = held.trained, held.quantized
     states = 2 if question.itemsize == FP32 else 3
     owners = question.dp * question.cp if question.distributed_optimizer else 1
     state = trained * states * FP32 // owners
-    here = _paged_bytes_here(states) if question.training.paged_optimizer else state
-    quantized = quantized_memory(question, own)
+    here = _paged_bytes_here(question, states) if question.training.paged_optimizer else state
     activations, buffers = _activations(question, pp_rank), _buffers(question, pp_rank) + quantized.tile
-    logits = _logits(question) if any(chunk.is_last for chunk in chunks) else 0
+    logits = _logits(question) if pp_rank == question.placement.pp_size - 1 else 0
     return RankMemory(
-        parameters=base + factors,
+        parameters=held.base + held.factors,
         trained=trained,
         quantized=quantized,
-        weights=(base - quantized.weights) * question.itemsize + quantized.bytes,
-        adapters=factors * question.itemsize,
+        weights=(held.base - quantized.weights) * question.itemsize + quantized.bytes,
+        adapters=held.factors * question.itemsize,
         gradients=trained * FP32,
         optimizer=min(state, here),
         paged=state if question.training.paged_optimizer else 0,
         activations=activations,
         logits=logits,
         buffers=buffers,
-        heap=0 if has_accelerator() else _heap(question, activations + logits + buffers),
+        heap=_heap(question, activations + logits + buffers) if question.on_cpu else 0,
     )
 
 
-def _paged_bytes_here(states: int) -> int:
+def _paged_bytes_here(question: MemoryQuestion, states: int) -> int:
     """The window that is updated, and on CUDA the one that comes next."""
-    return PORTION * states * FP32 * (2 if has_accelerator() else 1)
+    return PORTION * states * FP32 * (1 if question.on_cpu else 2)
 
 
 def _trained_besides(question: MemoryQuestion, own: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
@@ -154,13 +210,11 @@ def _chunk_activations(question: MemoryQuestion, chunk: ModelChunk) -> int:
     )
     final = boundary if chunk.is_last else 0
     if training.recompute_granularity != "full":
-        return final + sum(layer_bytes(question, layer) for layer in chunk.slots)
+        return final + sum(layer_sizes(question, chunk.slots))
     count = training.recompute_num_layers or 1
     if training.recompute_method == "block":
         return (
-            final
-            + boundary * min(count, len(chunk.slots))
-            + sum(layer_bytes(question, layer) for layer in chunk.slots[count:])
+            final + boundary * min(count, len(chunk.slots)) + sum(layer_sizes(question, chunk.slots[count:]))
         )
     return final + boundary * math.ceil(len(chunk.slots) / count)
 
@@ -171,7 +225,7 @@ def _made_anew(question: MemoryQuestion, chunk: ModelChunk) -> int:
     if training.recompute_granularity != "full":
         return 0
     count = training.recompute_num_layers or 1
-    sizes = [layer_bytes(question, layer) for layer in chunk.slots]
+    sizes = layer_sizes(question, chunk.slots)
     if training.recompute_method == "block":
         # The layers that were kept are the last ones: their turn comes first, and what they kept is free by then.
         return max(0, max(sizes[:count], default=0) - sum(sizes[count:]))
@@ -181,7 +235,7 @@ def _made_anew(question: MemoryQuestion, chunk: ModelChunk) -> int:
 def _logits(question: MemoryQuestion) -> int:
     """One chunk of logits in float32 (and in the dtype of the weights), and two gradients of the hidden states."""
     row = question.vocab_size // question.tp * FP32
-    chunk = min(logits_bytes(on_cpu=not has_accelerator()), question.tokens * row)
+    chunk = min(logits_bytes(on_cpu=question.on_cpu), question.tokens * row)
     copies = 1.0 if question.itemsize == FP32 else 1.5
     return int(chunk * copies) + question.tokens * question.shape.hidden_size * (FP32 + 2 * question.itemsize)
 
@@ -212,15 +266,13 @@ def _heap(question: MemoryQuestion, passing: int) -> int:
     return holes + _LIBRARIES * (2 if ranks > 1 else 1)
 
 
-def _tensors(chunk: ModelChunk, question: MemoryQuestion) -> dict[str, tuple[int, ...]]:
-    """Canonical tensors of a chunk, with the padded vocabulary; a tied embedding stands at both ends."""
-    shape, ends = question.shape, canonical_tensors(question.shape)
+def _end_tensors(chunk: ModelChunk, question: MemoryQuestion) -> dict[str, tuple[int, ...]]:
+    """Canonical tensors of a chunk outside of its layers, the vocabulary padded; a tied embedding is at both ends."""
+    shape = question.shape
     rows = (question.vocab_size, shape.hidden_size)
     tensors: dict[str, tuple[int, ...]] = {EMBEDDING: rows} if chunk.is_first else {}
-    for layer in chunk.layers:
-        tensors.update(layer_tensors(shape, layer))
     if chunk.is_last:
-        tensors[FINAL_LAYERNORM] = ends[FINAL_LAYERNORM]
+        tensors[FINAL_LAYERNORM] = (shape.hidden_size,)
         untied = question.adapter is not None and question.adapter.untied
         if shape.untie_embeddings_and_output_weights or untied or not chunk.is_first:
             tensors[OUTPUT_LAYER] = rows

@@ -16,7 +16,7 @@ from typing import Any
 from mindspeed_lora.adapters.inject_experts import check_expert_adapters
 from mindspeed_lora.checkpoint.loading.model import AdapterPlan
 from mindspeed_lora.checkpoint.loading.quantization import QuantPlan, plan_quantization
-from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
+from mindspeed_lora.checkpoint.loading.random_weights import RandomSource, shape_alone
 from mindspeed_lora.checkpoint.peft.adapted import AdaptedSource
 from mindspeed_lora.checkpoint.peft.plan import check_tokens, plan_adapter
 from mindspeed_lora.checkpoint.peft.token_rows import with_vocabulary
@@ -156,7 +156,8 @@ def _model(job: TrainJob, start: Start, notices: list[str]) -> tuple[Source, Mod
             notices.append(f"--load is left out: the model starts from random weights{quantised}")
         std = job.model.init_method_std
         return RandomSource(shape, job.training.seed, 0.02 if std is None else std), shape
-    source = open_source(path, checking=not job.checkpoint.no_checking)
+    planned = shape_alone(path, notices) if job.runtime.dry_run else None
+    source = planned or open_source(path, checking=not job.checkpoint.no_checking)
     shape, told = reconcile_experts(job.experts, reconcile(job.model, source.shape, num_noops))
     notices += told + (job.routing.notices if shape.moe is not None else [])
     return source, shape

@@ -30,6 +30,12 @@ class QuantizedMemory:
     tile: int
     """Bytes of the buffer that they are dequantised into."""
 
+    def __add__(self, other: QuantizedMemory) -> QuantizedMemory:
+        """Of both together; they use one buffer."""
+        return QuantizedMemory(
+            self.weights + other.weights, self.bytes + other.bytes, max(self.tile, other.tile)
+        )
+
     @property
     def bits(self) -> float:
         """Of each number."""

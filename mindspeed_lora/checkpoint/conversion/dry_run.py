@@ -1,20 +1,15 @@
 """``--dry-run`` of a conversion: everything is checked as in the real one, and what it would do is told.
 
 Nothing is written, not even a folder made. A ``--load-dir`` without weights is planned from its config.json, one that
-is not there from ``--hf-cfg-dir`` or the shape flags. Sizes of weights are exact: a plan has every byte of every
-file. The time is a range over rates of writing, since the target's disk is not tried by writing to it; how fast the
-source reads is measured on its largest tensor.
+is not there from ``--hf-cfg-dir`` or the shape flags; where those tell nothing either, the flags alone are checked.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,17 +23,17 @@ from mindspeed_lora.checkpoint.conversion.convert import (
     protect_inputs,
     target_folder,
 )
+from mindspeed_lora.checkpoint.conversion.estimate import Estimate, estimate_lines, existing_folder
 from mindspeed_lora.checkpoint.conversion.extract import open_extraction
 from mindspeed_lora.checkpoint.conversion.inspect_adapter import describe_adapter_folder
-from mindspeed_lora.checkpoint.conversion.progress import readable_size
 from mindspeed_lora.checkpoint.engine import WritePlan
 from mindspeed_lora.checkpoint.formats.hf import origin_of, shape_of
-from mindspeed_lora.checkpoint.formats.model_files import model_files
+from mindspeed_lora.checkpoint.formats.model_files import is_without_weights, model_files
 from mindspeed_lora.checkpoint.peft.adapter_file import WEIGHTS_FILE, open_adapter_file
 from mindspeed_lora.checkpoint.peft.folder import find_adapter, read_adapter_config
 from mindspeed_lora.checkpoint.peft.source import adapter_specs
 from mindspeed_lora.checkpoint.source import CheckpointSource, Source
-from mindspeed_lora.checkpoint.storage.manifest import MANIFEST_FILE, manifest_text
+from mindspeed_lora.checkpoint.storage.manifest import manifest_text
 from mindspeed_lora.checkpoint.storage.safetensors_writer import SafetensorsLayout
 from mindspeed_lora.checkpoint.storage.tensor_writer import FileRecord, TensorRecord, spec_bytes
 from mindspeed_lora.config.checks import shape_from_flags
@@ -47,15 +42,7 @@ from mindspeed_lora.config.moe import experts_from_flags
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.errors import Refused
 
-FAST, SLOW = 2e9, 1e8
-"""Rates of writing that the time is told for, in bytes a second: a fast local disk, and a slow or remote one."""
-
-PROCESS_BYTES = 300_000_000
-"""What a conversion may take beside its tensors."""
-
-_FILES_SHOWN = 12
 _TIMED_BYTES = 256 << 20
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class ShapeSource(CheckpointSource):
@@ -70,37 +57,6 @@ class ShapeSource(CheckpointSource):
         return getattr(torch, self.shape.params_dtype)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a conversion will take."""
-
-    files: dict[str, int]
-    """Exact size of every file of weights by path within the target."""
-    small_bytes: int
-    """About what configuration, tokenizer, index and checksums take."""
-    largest: tuple[str, int]
-    """The largest tensor and its bytes, as read or as written, whichever is more."""
-    read_bytes: int
-    workers: int
-    read_rate: float | None = None
-    """Bytes a second that the source was read at; None where it cannot be read."""
-
-    @property
-    def total_bytes(self) -> int:
-        """Everything that is written."""
-        return sum(self.files.values()) + self.small_bytes
-
-    @property
-    def peak_bytes(self) -> int:
-        """Peak memory at most, above what Python and its libraries take."""
-        return 2 * self.largest[1] * self.workers + PROCESS_BYTES
-
-    def seconds(self, write_rate: float) -> float:
-        """Duration where the target's disk takes so many bytes a second."""
-        reading = self.read_bytes / self.read_rate if self.read_rate else 0.0
-        return max(self.total_bytes / write_rate, reading)
-
-
 def dry_run(job: ConversionJob) -> None:
     """Check a conversion and print what it would do.
 
@@ -111,6 +67,11 @@ def dry_run(job: ConversionJob) -> None:
     protect_inputs(job, target)
     check_target(target, conversion.overwrite)
     _check_writable(target)
+    if missing := _missing_inputs(job):
+        for flag, path in missing:
+            print(f"notice: {flag} {path} is not there", file=sys.stderr)
+        print(f"would write {target}\ndry run: flags checked, nothing read, nothing written", flush=True)
+        return
     if conversion.extract_lora:
         estimate, planned = _of_extraction(job), False
     elif conversion.exports_adapter:
@@ -131,16 +92,27 @@ def dry_run(job: ConversionJob) -> None:
     print(f"dry run: {checked}, nothing written", flush=True)
 
 
+def _missing_inputs(job: ConversionJob) -> list[tuple[str, str]]:
+    """Flags and paths at which nothing is, where without them nothing can be planned."""
+    conversion = job.conversion
+    given = [("--load-dir", conversion.load_dir or "")]
+    if conversion.extract_lora or conversion.exports_adapter:
+        given += [("--lora-load", path) for path in conversion.lora_load or ()]
+        given += [("--extract-base", conversion.extract_base or "")] if conversion.extract_lora else []
+    else:
+        configured = (
+            conversion.hf_cfg_dir is not None and (Path(conversion.hf_cfg_dir) / "config.json").is_file()
+        )
+        if configured or job.model.num_layers is not None:
+            return []
+    return [(flag, path) for flag, path in given if not Path(path).exists()]
+
+
 def _check_writable(target: Path) -> None:
     """Refuse a target that could not be made."""
-    place = _existing(target)
+    place = existing_folder(target)
     if not os.access(place, os.W_OK | os.X_OK):
         raise Refused(f"{target}: cannot be written (permission denied: {place}).")
-
-
-def _existing(target: Path) -> Path:
-    """The nearest folder above a target that is there."""
-    return next(folder for folder in target.absolute().parents if folder.is_dir())
 
 
 def _without_missing_adapter(job: ConversionJob) -> tuple[ConversionJob, list[str]]:
@@ -159,8 +131,7 @@ def _stand_in(job: ConversionJob) -> tuple[Source | None, list[str]]:
     conversion = job.conversion
     folder = Path(conversion.load_dir or "")
     if folder.is_dir():
-        has_weights = any(True for pattern in _WEIGHTS for _ in folder.glob(pattern))
-        if has_weights or not (folder / "config.json").is_file():
+        if not is_without_weights(folder):
             return None, []
         notice = f"--load-dir {folder} holds no weights: planned from its config.json"
         return ShapeSource(folder, shape_of(folder), folder), [notice]
@@ -170,11 +141,6 @@ def _stand_in(job: ConversionJob) -> tuple[Source | None, list[str]]:
         place = Path(conversion.hf_cfg_dir)
         notice = f"--load-dir {folder} is not there: planned from {place}/config.json"
         return ShapeSource(folder, shape_of(place), place), [notice]
-    if job.model.num_layers is None:
-        raise Refused(
-            f"--load-dir {folder}: no such folder; to plan without it, give --hf-cfg-dir with a config.json, or the "
-            "shape flags (--num-layers, --hidden-size, …)."
-        )
     shape = experts_from_flags(job.experts, shape_from_flags(job.model))
     return ShapeSource(folder, shape, None), [
         f"--load-dir {folder} is not there: planned from the shape flags"
@@ -245,59 +211,3 @@ def _of_extraction(job: ConversionJob) -> Estimate:
         spec_bytes((extraction.base.dtype(name), full)) for name, full in canonical_tensors(shape).items()
     )
     return Estimate({WEIGHTS_FILE: size}, 0, largest, 2 * read, 1)
-
-
-def estimate_lines(estimate: Estimate, target: Path) -> list[str]:
-    """The estimate as text."""
-    lines = [f"would write {target}"]
-    shown = list(estimate.files.items())
-    if len(shown) > _FILES_SHOWN:
-        shown = [*shown[: _FILES_SHOWN - 1], shown[-1]]
-    width = max(len(path) for path, _ in shown)
-    lines += [f"  {path:<{width}}  {size:>18,} bytes" for path, size in shown]
-    if len(estimate.files) > len(shown):
-        lines.insert(-1, f"  … {len(estimate.files) - len(shown)} more")
-    place = _existing(target)
-    free = shutil.disk_usage(place).free
-    holds = "holds it" if free >= estimate.total_bytes else "does not hold it"
-    name, size = estimate.largest
-    rows: Sequence[tuple[str, str]] = (
-        (
-            "weights",
-            f"{readable_size(sum(estimate.files.values()))} in {len(estimate.files)} files "
-            f"({sum(estimate.files.values()):,} bytes)",
-        ),
-        (
-            "beside them",
-            f"about {readable_size(estimate.small_bytes)} of configuration, tokenizer, {MANIFEST_FILE}",
-        ),
-        ("disk", f"{readable_size(free)} free at {place}: {holds}"),
-        ("time", _time(estimate)),
-        (
-            "memory",
-            f"at most {readable_size(estimate.peak_bytes)} above what the imports take: 2 × {readable_size(size)} "
-            f"({name}) × {estimate.workers} workers + {readable_size(PROCESS_BYTES)}",
-        ),
-    )
-    return [*lines, *(f"{title:<12} {text}" for title, text in rows)]
-
-
-def _time(estimate: Estimate) -> str:
-    fast, slow = estimate.seconds(FAST), estimate.seconds(SLOW)
-    read = (
-        f"; its source reads at {readable_size(estimate.read_rate)}/s (measured, perhaps from memory)"
-        if estimate.read_rate
-        else ""
-    )
-    return (
-        f"{_duration(fast)} where the disk takes {readable_size(FAST)}/s, {_duration(slow)} at "
-        f"{readable_size(SLOW)}/s (not tried){read}"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return "under 1 s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

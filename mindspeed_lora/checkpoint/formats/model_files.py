@@ -28,7 +28,15 @@ TOKENIZER_FILES = (
     "*.tiktoken",
 )
 _OTHER_FILES = ("config.json", "generation_config.json", "*.py", "LICENSE*", "NOTICE*", "*POLICY*")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TEMPLATE_FOLDER = "additional_chat_templates"
+
+
+def is_without_weights(folder: Path) -> bool:
+    """Whether a Hugging Face folder has a config.json and no weights: what a dry run may plan from."""
+    if not (folder / "config.json").is_file():
+        return False
+    return not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern))
 
 
 def model_files(source: Path) -> list[Path]:

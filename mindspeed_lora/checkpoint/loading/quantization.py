@@ -7,8 +7,10 @@ never are, nor what an adapter trains of the base.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mindspeed_lora.adapters.spec import AdapterSpec
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 SKIP_FLAG = "--quant-skip-modules"
 
+_IN_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantPlan:
@@ -36,6 +40,16 @@ class QuantPlan:
     weights: frozenset[str]
     """Canonical names of the quantised weights (``decoder.layers.3.mlp.linear_fc1.weight``)."""
     notices: tuple[str, ...] = ()
+
+    @cached_property
+    def layer_kinds(self) -> dict[int, int]:
+        """Layer → the first layer in which the same weights are quantised; layers without any are left out."""
+        found: dict[int, set[str]] = {}
+        for name in self.weights:
+            if (match := _IN_LAYER.match(name)) is not None:
+                found.setdefault(int(match[1]), set()).add(name[match.end() :])
+        first: dict[frozenset[str], int] = {}
+        return {layer: first.setdefault(frozenset(found[layer]), layer) for layer in sorted(found)}
 
     def covers(self, names: Collection[str]) -> bool:
         """Whether a parameter that is made of these canonical tensors is held quantised; all of them are, or none."""

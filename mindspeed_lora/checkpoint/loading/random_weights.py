@@ -9,16 +9,27 @@ from pathlib import Path
 import torch
 
 from mindspeed_lora.adapters.initial import generator_for
+from mindspeed_lora.checkpoint.formats.hf import shape_of
+from mindspeed_lora.checkpoint.formats.model_files import is_without_weights
 from mindspeed_lora.checkpoint.source import CheckpointSource
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.models.families.segments import Range
 
 
+def shape_alone(path: str, notices: list[str]) -> RandomSource | None:
+    """For a dry run: the model of a Hugging Face folder without weights; None where it has some."""
+    folder = Path(path)
+    if not is_without_weights(folder):
+        return None
+    notices.append(f"--load {path} holds no weights: planned from its config.json")
+    return RandomSource(shape_of(folder), 0, 0.0, folder)
+
+
 class RandomSource(CheckpointSource):
     """Megatron's starting values: N(0, σ), norms 1, biases 0; ``linear_proj`` and ``linear_fc2`` N(0, σ/√2L)."""
 
-    def __init__(self, shape: ModelShape, seed: int, std: float) -> None:
-        super().__init__(Path("random weights"), shape, origin=None, config_dir=None)
+    def __init__(self, shape: ModelShape, seed: int, std: float, config_dir: Path | None = None) -> None:
+        super().__init__(Path("random weights"), shape, origin=None, config_dir=config_dir)
         self.seed = seed
         self.std = std
 

@@ -21,6 +21,7 @@ LINES = {
     "preprocess": "--input i --output-prefix o --tokenizer-model t --json-keys text title",
     "inference": "--load m --prompt hello",
     "evaluation": "--load m --task mmlu --task-data-path d --max-eval-samples 3",
+    "plan": "--model m --gpus 16 --gpu-memory 40GB --lora-r 8 --qlora",
 }
 
 

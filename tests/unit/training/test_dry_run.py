@@ -10,6 +10,9 @@ import pytest
 from mindspeed_lora.config.commands import parse
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.dry_run import dry_run
+from mindspeed_lora.training.plan import plan_training
+from mindspeed_lora.training.planned_files import checkpoint_parts, planned_files, saved_iterations
+from tests.support.published_models import QWEN3_235B_A22B, write_config
 from tests.support.tiny import Tiny
 
 SHAPE = [
@@ -101,3 +104,42 @@ def test_what_cannot_be_is_refused(tiny: Tiny) -> None:
     with pytest.raises(Refused, match="--num-layer-list"):
         words = tiny.words(pipeline_model_parallel_size=2, num_layer_list="1,9", global_batch_size=4)
         dry_run(parse("posttrain", [*words, "--dry-run"], {}), {})
+
+
+def test_a_cluster_of_experts_is_planned_on_a_laptop(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """512 GPUs: quantised experts over ranks, rows cut, stages in virtual ones, no file there but a configuration."""
+    model = write_config(tmp_path / "model", {**QWEN3_235B_A22B, "num_experts": 16})
+    words = ["--load", str(model), "--data-path", "your data path", "--save", str(tmp_path / "run"), "--bf16"]
+    words += ["--world-size", "512", "--tensor-model-parallel-size", "4", "--sequence-parallel"]
+    words += ["--pipeline-model-parallel-size", "8", "--num-virtual-stages-per-pipeline-rank", "3"]
+    words += ["--noop-layers", "94,95", "--context-parallel-size", "2", "--expert-model-parallel-size", "8"]
+    words += ["--expert-tensor-parallel-size", "1", "--use-distributed-optimizer", "--qlora"]
+    words += ["--seq-length", "32768", "--global-batch-size", "128", "--train-iters", "1000"]
+    words += ["--save-interval", "400", "--save-total-limit", "2", "--recompute-granularity", "full"]
+    out, err = told([*words, "--dry-run-device", "cuda"], capsys)
+    assert "holds no weights: planned from its config.json" in err
+    assert re.search(r"data parallel +\| 8 ", out) and "512 (cuda)" in out
+    assert "process" not in out and figures(out, "heap") == [0] * 8
+    assert len(figures(out, "quantised")) == 8 and max(figures(out, "total")) < 80_000
+    assert "iter_0000800 … iter_0001000: 2 checkpoints" in out and "1 older ones are removed" in out
+    assert "random/ (512 files)" in out and not (tmp_path / "run").exists()
+    on_cpu, _ = told(words, capsys)
+    assert figures(on_cpu, "heap")[0] > 0
+
+
+def test_sizes_of_what_would_be_written(tiny: Tiny, tmp_path: Path) -> None:
+    words = tiny.words(save=tmp_path / "run", train_iters=5, save_interval=2)
+    plan = plan_training(parse("posttrain", [*words, "--dry-run"], {}))
+    assert saved_iterations(plan.job, 0, 5) == [2, 4, 5]
+    assert saved_iterations(plan.job, 3, 5) == [4, 5]
+    parts = checkpoint_parts(plan, 1)
+    assert plan.adapter is not None
+    trained = sum(rows * columns for rows, columns in plan.adapter.spec.tensors.values())
+    assert (parts["adapter/"], parts["optimizer/"]) == (4 * trained, 12 * trained)
+    whole = tiny.words(lora_r=None, save=tmp_path / "run", no_save_optim=True, no_save_rng=True)
+    full = plan_training(parse("posttrain", [*whole, "--dry-run"], {}))
+    size = sum(file.stat().st_size for file in tiny.model.glob("*.safetensors"))
+    assert checkpoint_parts(full, 1) == {"mp_rank_00/": pytest.approx(size, rel=0.05)}
+    assert planned_files(full, 1)[0] == f"would write {tmp_path / 'run'}/"
