@@ -15,6 +15,7 @@ from comparison import experts, quantised
 from comparison.charts import bar_chart
 from comparison.table import table
 from convert import text as convert_text
+from preprocess import text as preprocess_text
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -53,6 +54,7 @@ def _section(path: Path, result: dict[str, Any]) -> str:
         "moe": _moe,
         "moe_overlap": _cclora,
         "qlora": _qlora,
+        "preprocess": _preprocess,
     }
     machine, commit = result["machine"], result["commit"].get("sha", "unknown")[:12]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
@@ -189,6 +191,10 @@ def _qlora(path: Path, result: dict[str, Any]) -> str:
     parts.append(f"GB of one rank that holds the whole model:\n\n{quantised.memory_text(result['memory'])}")
     parts.append("\n".join(f"- {line}" for line in quantised.told(figures).splitlines()))
     return "\n\n".join(parts)
+
+
+def _preprocess(_path: Path, result: dict[str, Any]) -> str:
+    return preprocess_text(result)
 
 
 def _start_up(_path: Path, result: dict[str, Any]) -> str:

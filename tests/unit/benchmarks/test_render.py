@@ -63,6 +63,14 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "figures": {"share_of_plain_lora": {"value": 0.85, "bar": 0.8, "reached": True}},
         },
         "start_up": {"start_seconds": 6.25, "import_seconds": 0.5},
+        "preprocess": {
+            "runs": [
+                {
+                    **{"kind": "chat", "workers": 2, "tokens": 10**6, "of_raw": 0.93, "of_first": 1.77},
+                    **{"ours_tokens_per_second": 1.86e6, "raw_tokens_per_second": 2e6},
+                }
+            ]
+        },
     }
     for name, own in made.items():
         (results / f"{name}.json").write_text(json.dumps({"benchmark": name, **FACTS, **own}))
@@ -84,6 +92,8 @@ def test_the_page_has_every_result_and_keeps_what_is_around(page: Path) -> None:
         "The fastest peer is TRL, batch 8.",
         "reach 0.90 of one process",
         "first step 6.2 s",
+        "1,860",
+        "1.77",
         "commit 0123456789ab",
         "`python x.py`",
         "1.20",

@@ -18,9 +18,9 @@ from mindspeed_lora.data.hf_template import HfTemplateEncoder
 from mindspeed_lora.data.indexed_dataset import IndexedDataset
 from mindspeed_lora.data.loss_weights import message_weights, row_weight
 from mindspeed_lora.data.preprocess import preprocess
-from mindspeed_lora.data.prompt_template import prompt_template
 from mindspeed_lora.data.sample import IGNORE_INDEX
 from mindspeed_lora.data.sft_dataset import WEIGHTS_KEY, SftDataset, packed_prefix
+from mindspeed_lora.data.template_files import prompt_template
 from mindspeed_lora.errors import Refused
 from tests.unit.data.made_tokenizers import save_tokenizer
 
