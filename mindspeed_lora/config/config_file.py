@@ -28,7 +28,7 @@ def config_file_words(argv: Sequence[str], grammar: Grammar) -> list[str]:
     words: list[str] = []
     for path in paths:
         for key, value in _read(path).items():
-            words += _words(path, key, value, grammar)
+            words += flag_words(key, value, grammar, f"--config {path}: ")
     return words
 
 
@@ -49,25 +49,28 @@ def _read(path: str) -> dict[Any, Any]:
     return content
 
 
-def _words(path: str, key: Any, value: Any, grammar: Grammar) -> list[str]:
+def flag_words(key: Any, value: Any, grammar: Grammar, where: str = "") -> list[str]:
+    """The words of a flag that is told as a key and a value: true is a switch, null and false leave it out.
+
+    Raises:
+        Refused: there is no such flag, or its value cannot be one; the sentence begins with ``where``.
+    """
     name = "--" + str(key).removeprefix("--")
     if name not in grammar.names():
         name = name.replace("_", "-")
     if name not in grammar.names():
-        raise Refused(f"--config {path}: {unknown_flag(name, grammar)}")
-    if name == "--config":
-        raise Refused(f"--config {path}: a configuration file cannot name another one")
-    if value is None or value is False or value == []:
+        raise Refused(f"{where}{unknown_flag(name, grammar)}")
+    if name == "--config" and where:
+        raise Refused(f"{where}a configuration file cannot name another one")
+    if value is None or value is False or value in ([], ()):
         return []
     if value is True:
         return [name]
     if isinstance(value, dict) and name in grammar.options and grammar.options[name].is_object:
         return [f"{name}={json.dumps(value)}"]
     if isinstance(value, dict):
-        raise Refused(f"--config {path}: {key} has keys of its own; flags are keys of the file itself")
-    items = value if isinstance(value, list) else [value]
-    if not items:
-        return []
+        raise Refused(f"{where}{key} has keys of its own, which this flag does not take")
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
     return [name, *map(str, items)] if len(items) != 1 else [f"{name}={items[0]}"]
 
 

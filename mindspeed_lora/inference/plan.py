@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,8 +154,19 @@ def _prompts(
                 "--task chat reads what you say from standard input; leave out --prompt and --prompt-file"
             )
         return ()
+    return plan_prompts(read_prompts(inference), encoder, limit, vocab_size)
+
+
+def plan_prompts(
+    texts: Sequence[str], encoder: PromptEncoder, limit: LengthLimit, vocab_size: int
+) -> tuple[Prompt, ...]:
+    """The texts as requests to the generator.
+
+    Raises:
+        Refused: one is too long, or has a token that the model does not know.
+    """
     prompts = []
-    for number, text in enumerate(read_prompts(inference), 1):
+    for number, text in enumerate(texts, 1):
         tokens = encoder.encode(text)
         if max(tokens) >= vocab_size:
             raise Refused(

@@ -70,7 +70,7 @@ class ParallelGroups:
 
 
 def initialize_groups(parallel: ParallelConfig, seed: int) -> tuple[ParallelGroups, list[str]]:
-    """Joins the job's processes and makes its groups.
+    """Joins the job's processes, unless they have joined already, and makes its groups.
 
     Without a launcher the world is this one process. ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
     ``MASTER_PORT`` are enough. Returns the groups, and notices for the user.
@@ -103,6 +103,8 @@ def initialize_groups(parallel: ParallelConfig, seed: int) -> tuple[ParallelGrou
 
 
 def _join(backend: str, timeout: timedelta, device: torch.device) -> None:
+    if dist.is_initialized():
+        return
     address = os.environ.get("MASTER_ADDR", "localhost")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     try:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -27,6 +30,8 @@ from mindspeed_lora.training.run_folder import announce_replacement, clear_run
 from mindspeed_lora.training.session import TrainingSession
 from mindspeed_lora.training.signals import StopRequest
 
+Loop = TypeVar("Loop", bound=TrainingLoop)
+
 
 def train(job: TrainJob) -> int:
     """Trains as the job says; returns 0 when done, 75 when saved and left early.
@@ -39,14 +44,7 @@ def train(job: TrainJob) -> int:
     if job.runtime.dry_run:
         dry_run(job)
         return 0
-    check_trackers(job.logging)
-    plan = plan_training(job)
-    if (
-        _replaces(plan)
-        and job.checkpoint.save is not None
-        and os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
-    ):
-        announce_replacement(Path(job.checkpoint.save))
+    plan = plan_run(job)
     with StopRequest(job.training.exit_duration_in_mins, started) as stop:
         groups, notices = initialize_groups(job.parallel, job.training.seed)
         free = free_memory_bytes()
@@ -61,9 +59,40 @@ def train(job: TrainJob) -> int:
         return status
 
 
+def plan_run(job: TrainJob) -> TrainPlan:
+    """The plan of a run that is about to start; what it replaces is noted before anything is loaded.
+
+    Raises:
+        Refused: the job cannot be.
+    """
+    check_trackers(job.logging)
+    plan = plan_training(job)
+    if (
+        _replaces(plan)
+        and job.checkpoint.save is not None
+        and os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    ):
+        announce_replacement(Path(job.checkpoint.save))
+    return plan
+
+
 def _train(
     plan: TrainPlan, groups: ParallelGroups, stop: StopRequest, heartbeat: Heartbeat, notices: list[str]
 ) -> int:
+    with opened_loop(TrainingLoop, plan, groups, stop, heartbeat, notices) as loop:
+        return loop.run()
+
+
+@contextmanager
+def opened_loop(
+    kind: type[Loop],
+    plan: TrainPlan,
+    groups: ParallelGroups,
+    stop: StopRequest,
+    heartbeat: Heartbeat,
+    notices: list[str],
+) -> Iterator[Loop]:
+    """The loop of a plan with all that it drives, reported on; an end without an error ends the reports."""
     job = plan.job
     heartbeat.mark("building the model and reading its weights")
     save = Path(job.checkpoint.save) if job.checkpoint.save else None
@@ -75,9 +104,8 @@ def _train(
         for text in (*plan.notices, *notices, *session.notices):
             reporter.notice(text)
         _describe(session, reporter)
-        status = TrainingLoop(session, reporter, stop, heartbeat).run()
+        yield kind(session, reporter, stop, heartbeat)
         reporter.finish()
-    return status
 
 
 def _replaces(plan: TrainPlan) -> bool:
