@@ -3,6 +3,7 @@
 #   HF_MODEL=/path DATA=/path     the demo on your own model and rows; TP=, PP= its layout
 
 .PHONY: help setup demo test lint format examples bench
+.PHONY: help setup demo test lint format docs bench
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -27,6 +28,9 @@ format: setup  ## let ruff format the sources
 
 examples: setup  ## write the example scripts from tools/example_families.toml
 	@.venv/bin/python tools/make_examples.py
+docs:  ## build the site of docs/ in build/site; a broken link is an error
+	@tools/setup.sh docs
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
 bench: setup  ## measure speed and memory beside TRL and PEFT; rewrites benchmarks/results and the tables
 	@tools/setup.sh bench
