@@ -2,8 +2,7 @@
 #   PYTHON=/path/to/python3.12    the interpreter of .venv (default: the newest suitable one on PATH)
 #   HF_MODEL=/path DATA=/path     the demo on your own model and rows; TP=, PP= its layout
 
-.PHONY: help setup demo test lint format examples bench
-.PHONY: help setup demo test lint format docs bench
+.PHONY: help setup demo test lint format examples docs bench
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -28,6 +27,7 @@ format: setup  ## let ruff format the sources
 
 examples: setup  ## write the example scripts from tools/example_families.toml
 	@.venv/bin/python tools/make_examples.py
+
 docs:  ## build the site of docs/ in build/site; a broken link is an error
 	@tools/setup.sh docs
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict

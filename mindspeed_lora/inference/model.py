@@ -46,7 +46,7 @@ class Model:
     @property
     def module(self) -> torch.nn.Module:
         """This rank's part of the model, the adapter in place."""
-        return self._session.generator.model
+        return self._session.model
 
     def generate(self, prompts: str | Sequence[str]) -> list[str]:
         """The answer to each prompt, in order; how tokens are chosen and where answers end is told on opening.

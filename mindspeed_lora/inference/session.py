@@ -53,9 +53,9 @@ class InferenceSession:
     def __init__(self, plan: InferencePlan, groups: ParallelGroups) -> None:
         self.plan = plan
         self.groups = groups
-        model, self.notices = load_model(plan, groups)
-        self.generator = Generator(model, groups, plan.stop)
-        self.beam_search = BeamSearch(model, groups, plan.stop)
+        self.model, self.notices = load_model(plan, groups)
+        self.generator = Generator(self.model, groups, plan.stop)
+        self.beam_search = BeamSearch(self.model, groups, plan.stop)
 
     def answer(self, task: str, requests: Sequence[Request]) -> list[list[Answer]]:
         """To each request the answers that are told, best first; called by all ranks of the replica."""
