@@ -65,6 +65,7 @@ class Heartbeat:
         self._number = 0
         self._ended = threading.Event()
         self._leaves = False
+        self._place = "", ""
         self._store: Any = None
         if groups.world_size > 1:
             self._store = _own_connection()
@@ -121,7 +122,10 @@ class Heartbeat:
 
     def _publish(self) -> None:
         self._number += 1
-        beat = [self._number, self._step, self._phase, waits_in(), our_line()]
+        if not self._leaves:
+            # One that leaves has come out of its collective already, and tells where it was.
+            self._place = waits_in(), our_line()
+        beat = [self._number, self._step, self._phase, *self._place]
         self._store.set(f"{_KEY}/{self._groups.rank}", json.dumps(beat))
 
     def _beat(self) -> None:
