@@ -72,6 +72,7 @@ def confinement() -> Iterator[Confinement]:
         pytest.skip(f"cannot be confined here: {told.stderr.strip()[-200:]}")
 
 
+@pytest.mark.slow
 def test_a_read_only_root_and_no_rights(confinement: Confinement, tiny: Tiny) -> None:
     scratch = confinement.folder
     home = {name: str(scratch) for name in ("HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")}
