@@ -87,7 +87,7 @@ class PreprocessConfig(RowsConfig):
         "LlamaFactoryInstructionHandler names of data sets",
         metavar="PATH",
     )
-    datasets: tuple[str, ...] = flag("further inputs, behind those of --input", (), metavar="PATH")
+    datasets: tuple[str, ...] | None = flag("further inputs, behind those of --input", metavar="PATH")
     dataset_dir: str | None = flag(
         "LlamaFactoryInstructionHandler: folder of dataset_info.json; left out: the folder that --input names",
         metavar="DIR",
@@ -110,9 +110,8 @@ class PreprocessConfig(RowsConfig):
     show: int | None = flag(
         "print so many rows with their tokens and labels, and write nothing", check=AT_LEAST_ONE, metavar="N"
     )
-    merge_group_keys: tuple[str, ...] = flag(
+    merge_group_keys: tuple[str, ...] | None = flag(
         "merge the indexed data sets in the folder --input: those whose names hold a key become <prefix>_<key>",
-        (),
         metavar="KEY",
     )
     output_prefix: str | None = flag("the files are named <prefix>_packed_…_document", metavar="PREFIX")

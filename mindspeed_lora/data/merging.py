@@ -23,7 +23,7 @@ def merge(job: PreprocessJob) -> None:
         raise Refused(
             f"--input {folder}: not a folder; --merge-group-keys merges the indexed data sets in one"
         )
-    groups = {key: _pairs(folder, key) for key in config.merge_group_keys}
+    groups = {key: _pairs(folder, key) for key in config.merge_group_keys or ()}
     prepare_folder(Path(config.output_prefix).parent)
     builders: list[IndexedDatasetBuilder] = []
     try:

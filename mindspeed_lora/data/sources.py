@@ -107,7 +107,7 @@ def _names(config: PreprocessConfig) -> list[str]:
     given = config.input or ""
     # A path that has a comma in it is still one path.
     names = [given] if Path(given).exists() else [name.strip() for name in given.split(",")]
-    return [name for name in (*names, *config.datasets) if name]
+    return [name for name in (*names, *(config.datasets or ())) if name]
 
 
 def _described(config: PreprocessConfig, names: list[str], notice: Notice) -> list[Source]:

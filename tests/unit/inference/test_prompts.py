@@ -122,7 +122,8 @@ def test_an_end_that_the_vocabulary_lacks_is_spelled_out(tokenizer: PreTrainedTo
     assert encoder.template is not None
     encoder.template = dataclasses.replace(encoder.template, end_token="<|lacking|>")
     spelled = tuple(tokenizer.encode("<|lacking|>", add_special_tokens=False))
-    assert encoder.stop_sequences() == [(tokenizer.eos_token_id,), spelled]
+    start = (tokenizer.convert_tokens_to_ids("<|im_start|>"),)
+    assert encoder.stop_sequences() == [(tokenizer.eos_token_id,), start, spelled]
 
 
 def test_the_tokenizers_own_template(tokenizer: PreTrainedTokenizerFast) -> None:
