@@ -317,7 +317,7 @@ def test_a_killed_run_leaves_the_earlier_set(tmp_path: Path, tokenizer: Path) ->
     flags = arguments(many, tokenizer, tmp_path / "data", "--prompt-type", "llama2", *packing)
     process = subprocess.Popen([sys.executable, str(ROOT / "preprocess_data.py"), *flags])
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".data*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".data_packed_rows*")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
