@@ -168,13 +168,19 @@ def test_prompts_that_are_too_long_lose_their_beginning(
     workers.run(1, evaluate_on_rank, words, str(tmp_path / "out"))
     workers.run(1, evaluate_on_rank, judged.words("mmlu", tmp_path / "whole"), str(tmp_path / "out"))
     model, tokenizer = judged.live()
-    letters = [tokenizer(f"Answer: {letter}")["input_ids"][-1] for letter in LETTERS]
     for record, whole in zip(told(tmp_path / "cut")[1], told(tmp_path / "whole")[1], strict=True):
-        context = tokenizer(whole["prompt"])["input_ids"][-80:]
+        before = tokenizer(whole["prompt"])["input_ids"]
+        added = [tokenizer(f"{whole['prompt']} {letter}")["input_ids"][len(before) :] for letter in LETTERS]
+        # The last token of a choice is not read.
+        context = before[-(80 + 1 - max(map(len, added))) :]
         assert record["prompt"] == tokenizer.decode(context)
-        with torch.inference_mode():
-            logits = model(torch.tensor([context])).logits[0, -1].double().log_softmax(-1)
-        assert record["loglikelihoods"] == pytest.approx(logits[letters].tolist(), abs=TOLERANCE)
+        expected = []
+        for tokens in added:
+            with torch.inference_mode():
+                logits = model(torch.tensor([[*context, *tokens]])).logits[0].double().log_softmax(-1)
+            after = logits[len(context) - 1 : -1]
+            expected.append(float(sum(row[token] for row, token in zip(after, tokens, strict=True))))
+        assert record["loglikelihoods"] == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.fixture(scope="module")

@@ -97,12 +97,12 @@ def test_replicas_that_share_experts_take_the_same_steps(workers: WorkerPool, tm
 def test_programs_may_run_longer_than_ranks_wait(
     judged_model: Path, workers: WorkerPool, tmp_path: Path
 ) -> None:
-    """What the toy model writes stands in a comment; the test itself takes twice the patience of the other rank."""
+    """What the toy model writes stands in a comment; the test itself takes longer than the other rank would wait."""
     row = {
         "task_id": "made/0",
         "prompt": "def one():\n    return 1\n# ",
         "entry_point": "one",
-        "test": "def check(candidate):\n    import time\n    time.sleep(6)\n    assert candidate() == 1\n",
+        "test": "def check(candidate):\n    import time\n    time.sleep(4)\n    assert candidate() == 1\n",
     }
     write_jsonl(tmp_path / "human/human.jsonl", [row])
     line = ["--load", str(judged_model), "--task", "human_eval", "--task-data-path", str(tmp_path / "human")]
