@@ -5,17 +5,15 @@
 #   TOKENIZER_PATH=./model_from_hf/Codellama-hf/ TASK=mmlu DATA_PATH=./mmlu/test/ \
 #       examples/mcore/codellama/evaluate_codellama_34b_lora_ptd.sh [more flags]
 #
-# Flags, their variables and values: ../tables/model.sh, ../tables/evaluate.sh; what is said here and in model.sh
-# comes before; the rules: ../job.sh.
+# TASK=human_eval ALLOW_CODE_EXECUTION=1 MAX_NEW_TOKENS=512 runs the programs that the model writes. Flags, their
+# variables and values: ../tables/model.sh, ../tables/evaluate.sh; what is said here and in model.sh comes before;
+# the rules: ../job.sh.
 
 # shellcheck source=../tables/evaluate.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../tables/evaluate.sh"
 
 own TP 8
 own SP 0
-own TASK human_eval
-own DATA_PATH "your data path/human_eval/"
-own MAX_NEW_TOKENS 512
 
 # shellcheck source=model.sh
 source "$(dirname "${BASH_SOURCE[0]}")/model.sh"

@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
 
 evaluation_table() {
     words  --task                             TASK                          mmlu
-    flag   --task-data-path                   DATA_PATH                "your data path/mmlu/test/"
+    flag   --task-data-path                   DATA_PATH                     "your data path/mmlu/test/"
     flag   --output-dir                       OUTPUT_DIR                    ""
     flag   --evaluation-batch-size            EVALUATION_BATCH_SIZE         1
     flag   --max-new-tokens                   MAX_NEW_TOKENS                1
