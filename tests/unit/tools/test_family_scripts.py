@@ -86,12 +86,11 @@ def test_from_a_folder_to_answers(
     write_rows(tmp_path / "rows", random_rows(4, words.get("vocab_size") or words["padded_vocab_size"]))
 
     def run(kind: str, **variables: str) -> list[str]:
-        endings = {"tune": "tune_", "generate": "generate_"}
-        name = next(
-            one
-            for one in scripts_of(family)
-            if (endings[kind] in one if kind in endings else one.endswith(f"_{kind}.sh"))
-        )
+        scripts = [one for one in scripts_of(family) if "qlora" not in one]
+        if kind in ("tune", "generate"):
+            name = next(one for one in scripts if f"/{kind}_" in one)
+        else:
+            name = next(one for one in scripts if one.endswith(f"_{kind}.sh"))
         return own_words(script_arguments, name, **as_the_checkpoint(family) | SMALL | variables)
 
     def converted(kind: str, load: str, save: str, **variables: str) -> Path:
