@@ -25,6 +25,9 @@ SMALL = {
 }
 """Of conversions: a toy's layers divide by few sizes, and its adapter's configuration tells the rest."""
 
+LARGE = ("deepseek3",)
+"""Planning 671 billion parameters four times takes longer than all the others."""
+
 
 def dry_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
@@ -73,7 +76,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory, script_arguments: Argume
     return of
 
 
-@pytest.mark.parametrize("family", TOYS)
+@pytest.mark.parametrize(
+    "family", [pytest.param(one, marks=pytest.mark.slow) if one in LARGE else one for one in TOYS]
+)
 def test_dry_runs(
     family: str,
     script_arguments: Arguments,
