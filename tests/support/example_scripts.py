@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mindspeed_lora.checkpoint.source import open_source
 from tests.support.adapters import new_adapter, write
-from tests.support.family_models import KINDS, family_model
-from tests.support.models import make_model
+from tests.support.family_models import family_model
+from tests.support.models import MODELS, make_model
 from tests.unit.data.made_tokenizers import make_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "examples" / "mcore"
@@ -42,8 +42,11 @@ def scripts_of(family: str) -> list[str]:
 def toy(family: str, folder: Path) -> Path:
     """The toy of a family as a Hugging Face folder, with a tokenizer where it has words enough for one."""
     name = TOYS[family]
-    if name in KINDS:
-        return family_model(name, folder)
+    if name not in MODELS:
+        model = family_model(name, folder)
+        for stand_in in model.glob("tokenizer*.json"):
+            stand_in.unlink()
+        return model
     tokenizer = make_tokenizer("gpt2")
     model = make_model(name, folder, vocab_size=len(tokenizer))
     tokenizer.save_pretrained(model)

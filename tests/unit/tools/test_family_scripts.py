@@ -120,7 +120,7 @@ def test_from_a_folder_to_answers(
     assert not same(merged, tensors(model))
     converted("lora2hf", "run", "peft")
     assert (tmp_path / "peft" / "mg2hf" / "adapter_model.safetensors").is_file()
-    if (model / "tokenizer.json").read_text() != "{}":
+    if (model / "tokenizer.json").is_file():
         answers = []
         for load, lora in (("mg", str(tmp_path / "run")), ("merged/mg2hf", "")):
             job = run(
