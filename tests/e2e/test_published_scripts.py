@@ -15,6 +15,7 @@ FUNCTIONS = {
     "convert": entry._convert,
     "preprocess": entry._preprocess,
     "inference": entry._infer,
+    "evaluation": entry._evaluate,
 }
 
 
@@ -28,10 +29,8 @@ def test_a_script(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if command not in FUNCTIONS:
-        pytest.skip(f"there is no {command}")
     monkeypatch.chdir(tmp_path)
-    launched = ["--world-size", str(processes)] if command in ("posttrain", "inference") else []
+    launched = ["--world-size", str(processes)] if command in ("posttrain", "inference", "evaluation") else []
     with pytest.raises(SystemExit) as left:
         entry.run(command, [*words, *launched, "--dry-run"], FUNCTIONS[command])
     shown = capsys.readouterr()

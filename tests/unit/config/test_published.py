@@ -58,7 +58,7 @@ def published_scripts() -> Iterator[tuple[str, str, int, list[str]]]:
 SCRIPTS = list(published_scripts())
 REFUSED = {
     "dpo_llama2_7b_lora_ptd": "--stage dpo: preference training is not supported",
-    "evaluate_minicpm_2b_lora_ptd": "--scale-emb",
+    "evaluate_minicpm_2b_lora_ptd": "--lora-load",
     "tune_qwen3_235b_a22b_32K_lora_pack_A2_ptd": "--handler-name",
 }
 """What a script asks for that may not be built, by the flag that the refusal names."""
@@ -105,7 +105,7 @@ def test_the_launcher_s_flags_may_stand_among_the_others() -> None:
         (["--lora-r", "8", "--lora-r=16"], "lora_r", 16),
         (["--context-parallel-algo", "'ulysses_cp_algo'"], "context_parallel_algo", "ulysses_cp_algo"),
         (['--lr="1e-5"'], "lr", 1e-5),
-        (["--data-path", "'a'"], "data_path", "'a'"),
+        (["--data-path", "'a'"], "data_path", ("'a'",)),
         (["--load=x=y"], "load", "x=y"),
         (["--load", "your", "model", "ckpt", "path"], "load", "your model ckpt path"),
     ],
