@@ -37,6 +37,7 @@ from mindspeed_lora.checkpoint.storage.manifest import manifest_text
 from mindspeed_lora.checkpoint.storage.safetensors_writer import SafetensorsLayout
 from mindspeed_lora.checkpoint.storage.tensor_writer import FileRecord, TensorRecord, spec_bytes
 from mindspeed_lora.config.checks import shape_from_flags
+from mindspeed_lora.config.config_file import to_yaml
 from mindspeed_lora.config.jobs import ConversionJob
 from mindspeed_lora.config.moe import experts_from_flags
 from mindspeed_lora.config.shape import ModelShape
@@ -85,6 +86,8 @@ def dry_run(job: ConversionJob) -> None:
         plan, planned = plan_files(job, opened), source is not None
         config_dir = opened.config_dir or opened.source.config_dir
         estimate = _of_plan(plan, opened.source, config_dir, conversion.workers, is_readable=not planned)
+    written = estimate.small_bytes + len(to_yaml(job).encode())
+    estimate = dataclasses.replace(estimate, small_bytes=written)
     print("\n".join(estimate_lines(estimate, target)), flush=True)
     if not planned:
         check_space(target, estimate.total_bytes)

@@ -120,7 +120,7 @@ def test_a_cluster_of_experts_is_planned_on_a_laptop(
     words += ["--save-interval", "400", "--save-total-limit", "2", "--recompute-granularity", "full"]
     out, err = told([*words, "--dry-run-device", "cuda"], capsys)
     assert "holds no weights: planned from its config.json" in err
-    assert re.search(r"data parallel +\| 8 ", out) and "512 (cuda)" in out
+    assert re.search(r"data parallel +\| 8$", out, re.MULTILINE) and "512 (cuda)" in out
     assert "process" not in out and figures(out, "heap") == [0] * 8
     assert len(figures(out, "quantised")) == 8 and max(figures(out, "total")) < 80_000
     assert "iter_0000800 … iter_0001000: 2 checkpoints" in out and "1 older ones are removed" in out
