@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mindspeed_lora.data.conversation import Message, UnusableRow
-from mindspeed_lora.data.handlers.fields import Columns, checked_text, list_of, message, names, text_of
-from mindspeed_lora.data.handlers.tool_fields import call_message, checked_calls, with_tools
+from mindspeed_lora.data.conversation import Message
+from mindspeed_lora.data.handlers.fields import Columns, checked_text
+from mindspeed_lora.data.handlers.tool_fields import call_message, checked_calls, conversation
 from mindspeed_lora.data.readers import Row, describe
 from mindspeed_lora.errors import Refused
 
@@ -27,19 +27,7 @@ class OpenAIHandler:
 
     def messages(self, row: Row) -> list[Message]:
         """The messages with plain text as content, behind the row's own system text if it has one."""
-        column = self.columns["messages"]
-        given = list_of(row, column)
-        if column not in row.values:
-            raise Refused(f"{row.where}: {column} is missing; found {names(row.values)}")
-        if not isinstance(given, list):
-            raise Refused(f"{row.where}: {column} is {describe(given)}; expected a list of messages")
-        messages = [_message(f"{row.where}, message {number}", one) for number, one in enumerate(given, 1)]
-        system = text_of(row, self.columns["system"], optional=True)
-        if system and not (messages and messages[0]["role"] == "system"):
-            messages.insert(0, message("system", system))
-        if not messages:
-            raise UnusableRow("there are no messages")
-        return with_tools(row, self.columns["tools"], messages)
+        return conversation(row, self.columns, _message)
 
 
 def _message(where: str, given: Any) -> Message:

@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mindspeed_lora.data.conversation import Message, UnusableRow
+from mindspeed_lora.data.conversation import Message
 from mindspeed_lora.data.handlers.alpaca import alpaca_text
 from mindspeed_lora.data.handlers.fields import (
     Columns,
     checked_text,
     columns,
-    list_of,
     message,
-    names,
     parse_map,
     text_of,
 )
-from mindspeed_lora.data.handlers.tool_fields import call_message, with_tools
+from mindspeed_lora.data.handlers.tool_fields import call_message, conversation
 from mindspeed_lora.data.readers import Row, describe
 from mindspeed_lora.errors import Refused
 
@@ -76,21 +74,7 @@ class ShareGptHandler:
 
     def messages(self, row: Row) -> list[Message]:
         """The messages, behind the row's own system text if it has one, with its tools."""
-        column = self.columns["messages"]
-        given = list_of(row, column)
-        if column not in row.values:
-            raise Refused(f"{row.where}: {column} is missing; found {names(row.values)}")
-        if not isinstance(given, list):
-            raise Refused(f"{row.where}: {column} is {describe(given)}; expected a list of messages")
-        messages = [
-            self.message(f"{row.where}, message {number}", one) for number, one in enumerate(given, 1)
-        ]
-        system = text_of(row, self.columns["system"], optional=True)
-        if system and not (messages and messages[0]["role"] == "system"):
-            messages.insert(0, message("system", system))
-        if not messages:
-            raise UnusableRow("there are no messages")
-        return with_tools(row, self.columns["tools"], messages)
+        return conversation(row, self.columns, self.message)
 
     def message(self, where: str, given: Any) -> Message:
         """One message in OpenAI's form; keys that are not tags stay."""

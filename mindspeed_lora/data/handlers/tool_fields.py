@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mindspeed_lora.data.conversation import Message
-from mindspeed_lora.data.handlers.fields import list_of, message
+from mindspeed_lora.data.conversation import Message, UnusableRow
+from mindspeed_lora.data.handlers.fields import Columns, list_of, message, names, text_of
 from mindspeed_lora.data.readers import Row, describe
 from mindspeed_lora.errors import Refused
 
 _THOUGHT = re.compile(r"<think>.*</think>", re.DOTALL)
+
+
+def conversation(row: Row, columns: Columns, read: Callable[[str, Any], Message]) -> list[Message]:
+    """The messages of a row that has a list of them, behind its own system text if it has one, with its tools.
+
+    ``read`` takes where a message is and what is there.
+
+    Raises:
+        Refused: the list is missing or none, or tools are not a list of functions with names.
+        UnusableRow: it is empty.
+    """
+    column = columns["messages"]
+    given = list_of(row, column)
+    if column not in row.values:
+        raise Refused(f"{row.where}: {column} is missing; found {names(row.values)}")
+    if not isinstance(given, list):
+        raise Refused(f"{row.where}: {column} is {describe(given)}; expected a list of messages")
+    messages = [read(f"{row.where}, message {number}", one) for number, one in enumerate(given, 1)]
+    system = text_of(row, columns["system"], optional=True)
+    if system and not (messages and messages[0]["role"] == "system"):
+        messages.insert(0, message("system", system))
+    if not messages:
+        raise UnusableRow("there are no messages")
+    return with_tools(row, columns["tools"], messages)
 
 
 def with_tools(row: Row, column: str | None, messages: Sequence[Message]) -> list[Message]:
