@@ -77,7 +77,8 @@ class TrainingLoop:
             if why:
                 self.reporter.notice(f"{why}: saving and leaving after iteration {progress.iteration}")
                 self._save()
-                return LEFT_EARLY
+                # --exit-interval is a length that was asked for.
+                return LEFT_EARLY if stop_reason else 0
             self._evaluate_if_due()
             interval = self.checkpoint.save_interval
             if interval is not None and progress.iteration % interval == 0:
