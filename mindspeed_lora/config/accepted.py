@@ -34,7 +34,7 @@ _TRUE_HERE_ANYWAY = """
     max-queue-size=1 loader=1 saver=1 megatron-path=1
     n-subs=1 cache-dir=1 log-timers-to-tensorboard log-validation-ppl-to-tensorboard
     log-memory-to-tensorboard tensorboard-queue-size=1 timing-log-level=1 log-batch-size-to-tensorboard
-    data-cache-path=1 num-dataset-builder-threads=1 no-mmap-bin-files no-create-attention-mask-in-dataloader
+    num-dataset-builder-threads=1 no-mmap-bin-files no-create-attention-mask-in-dataloader
     auto-detect-ckpt-format override-opt_param-scheduler no-initialization
 """
 
