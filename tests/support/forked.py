@@ -51,6 +51,10 @@ class Forked:
         if self.returncode is None:
             os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.send_signal(signal.SIGKILL)
+
 
 class _Forker:
     """The process that forks, and the thread that hears of its children."""

@@ -109,4 +109,4 @@ def test_dry_runs(
 
 
 def test_every_family_has_a_toy() -> None:
-    assert {path.parent.name for path in FOLDER.glob("*/model.sh")} == {*TOYS}
+    assert {path.parent.name for path in FOLDER.glob("*/model.sh")} - {"tables"} == {*TOYS}
