@@ -44,6 +44,7 @@ def test_one_step_of_every_side(
     assert "of the dense model's rate" in shown.out
 
 
+@pytest.mark.slow
 def test_all_models_compute_the_same(model: str, data: str, tmp_path: Path) -> None:
     """The dense one that it is made of, the up-cycled one, and the wider one."""
     setting = Setting(model=model, data=data, rows=8, threads=1)
