@@ -41,6 +41,7 @@ bench: setup  ## measure speed and memory beside TRL and PEFT; rewrites benchmar
 	@.venv/bin/python benchmarks/moe.py --json benchmarks/results/moe.json
 	@.venv/bin/python benchmarks/moe_overlap.py --json benchmarks/results/moe_overlap.json
 	@.venv/bin/python benchmarks/qlora.py --json benchmarks/results/qlora.json
+	@.venv/bin/python benchmarks/preprocess.py --json benchmarks/results/preprocess.json
 	@.venv/bin/python benchmarks/convert.py --json benchmarks/results/convert.json
 	@.venv/bin/python benchmarks/start_up.py --json benchmarks/results/start_up.json
 	@.venv/bin/python benchmarks/render.py
