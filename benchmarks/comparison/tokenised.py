@@ -41,18 +41,28 @@ class Request:
 
 
 def write_rows(source: Path, folder: Path, count: int) -> None:
-    """``text.jsonl`` and ``chat.jsonl``: the rows of ``source`` again and again, no two of them the same."""
+    """``text.jsonl`` and ``chat.jsonl``: the rows of ``source`` again and again, no two of them the same.
+
+    The texts that the tokenizer is to see by itself stand in ``text_raw.jsonl`` and ``chat_raw.jsonl``.
+    """
     rows = json.loads(source.read_text(encoding="utf-8"))
-    with (folder / "text.jsonl").open("w") as plain, (folder / "chat.jsonl").open("w") as chat:
+    with contextlib.ExitStack() as files:
+        plain, plain_raw, chat, chat_raw = (
+            files.enter_context((folder / f"{name}.jsonl").open("w"))
+            for name in ("text", "text_raw", "chat", "chat_raw")
+        )
         for number, row in enumerate(itertools.islice(itertools.cycle(rows), count)):
             question = f"{number}. " + "\n".join(part for part in (row["instruction"], row["input"]) if part)
             turn = {"question": question, "answer": row["output"]}
-            plain.write(json.dumps({"text": f"{question}\n{row['output']}"}) + "\n")
+            text = f"{question}\n{row['output']}"
+            plain.write(json.dumps({"text": text}) + "\n")
+            plain_raw.write(json.dumps(text) + "\n")
             messages = [
                 {"role": "user", "content": question},
                 {"role": "assistant", "content": row["output"]},
             ]
-            chat.write(json.dumps({"messages": messages, "rendered": TURN.format(**turn)}) + "\n")
+            chat.write(json.dumps({"messages": messages}) + "\n")
+            chat_raw.write(json.dumps(TURN.format(**turn)) + "\n")
 
 
 def main() -> None:
@@ -63,8 +73,8 @@ def main() -> None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(f"{request.model}/tokenizer.json")
-    column = "text" if request.kind == "text" else "rendered"
-    texts = [json.loads(line)[column] for line in rows.read_text(encoding="utf-8").splitlines()]
+    raw_rows = rows.with_name(f"{request.kind}_raw.jsonl")
+    texts = [json.loads(line) for line in raw_rows.read_text(encoding="utf-8").splitlines()]
     started = time.perf_counter()
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
     raw = time.perf_counter() - started

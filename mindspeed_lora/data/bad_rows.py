@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mindspeed_lora.data.outcome import Outcome, Outcomes
 from mindspeed_lora.data.readers import BadRow, Row
-from mindspeed_lora.data.row_work import Outcome, Work
+from mindspeed_lora.data.row_work import Work
 from mindspeed_lora.data.summary import PROBLEMS_TOLD, Summary
 from mindspeed_lora.errors import Refused
 
@@ -21,14 +22,14 @@ class CheckedWork:
 
     work: Work
 
-    def __call__(self, rows: Sequence[Row | BadRow]) -> list[Outcome]:
+    def __call__(self, rows: Sequence[Row | BadRow]) -> Outcomes:
         """One outcome a row, in order."""
         whole = [row for row in rows if isinstance(row, Row)]
         outcomes = iter(self._work(whole))
-        return [
+        return Outcomes(
             next(outcomes) if isinstance(row, Row) else Outcome(reason=_BROKEN, problem=row.problem)
             for row in rows
-        ]
+        )
 
     def _work(self, rows: Sequence[Row]) -> list[Outcome]:
         try:

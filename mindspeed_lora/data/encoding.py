@@ -137,12 +137,12 @@ class TemplateEncoder:
         self, row: list[Piece], token_ids: dict[str, list[int]], weights: Sequence[float] | None
     ) -> TokenRow:
         input_ids: list[int] = []
-        answers: list[int] = []
-        for content, answer in row:
+        lengths: list[int] = []
+        for content, _ in row:
             ids = [content] if isinstance(content, int) else token_ids[content]
             input_ids += ids
-            answers += [answer] * len(ids)
-        owners = np.array(answers, dtype=np.int32)
+            lengths.append(len(ids))
+        owners = np.repeat(np.array([answer for _, answer in row], dtype=np.int32), lengths)
         labelled = label(np.array(input_ids, dtype=np.int32), owners, self.loss_on, weights)
         if self.template.efficient_eos and self._special.end is not None and self.loss_on != "all":
             self._end_answers(labelled.labels, owners, self._special.end)

@@ -8,7 +8,7 @@ to workers, so that it does not depend on their number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,7 +36,10 @@ class Mixing:
 
 def mixed_rows(streams: Sequence[Stream], mixing: Mixing) -> Iterator[Row | BadRow]:
     """The rows of all inputs in order; ``fraction`` is of everything."""
-    if mixing.strategy == "concat" or len(streams) == 1:
+    if len(streams) == 1:
+        yield from streams[0][0]()
+        return
+    if mixing.strategy == "concat":
         yield from _one_after_the_other(streams)
         return
     inputs = [_Input(rows) for rows, _ in streams]
@@ -46,7 +49,7 @@ def mixed_rows(streams: Sequence[Stream], mixing: Mixing) -> Iterator[Row | BadR
     for row in drawn:
         fractions = [given.fraction for given in inputs]
         done = max(done, min(fractions) if over else max(fractions))
-        yield replace(row, fraction=done)
+        yield row.at(done, row.source)
 
 
 def _one_after_the_other(streams: Sequence[Stream]) -> Iterator[Row | BadRow]:
@@ -54,7 +57,7 @@ def _one_after_the_other(streams: Sequence[Stream]) -> Iterator[Row | BadRow]:
     before = 0
     for rows, size in streams:
         for row in rows():
-            yield replace(row, fraction=(before + row.fraction * size) / total)
+            yield row.at((before + row.fraction * size) / total, row.source)
         before += size
 
 

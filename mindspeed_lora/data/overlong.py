@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_lora.data.sample import IGNORE_INDEX, carries_loss
+from mindspeed_lora.data.sample import IGNORE_INDEX, number_trained
 
 
 def kept_positions(
@@ -29,7 +29,7 @@ def kept_positions(
         kept = _proportional(labels, seq_length)
     else:
         kept = np.arange(seq_length)
-    return kept if carries_loss(labels[kept]) else None
+    return kept if number_trained(labels[kept]) else None
 
 
 def _proportional(labels: np.ndarray[Any, Any], seq_length: int) -> np.ndarray[Any, Any]:

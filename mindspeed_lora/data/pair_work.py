@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from mindspeed_lora.data.conversation import Message, UnusableRow
 from mindspeed_lora.data.encoding import TemplateEncoder
 from mindspeed_lora.data.handlers import PairHandler
+from mindspeed_lora.data.outcome import Outcome
 from mindspeed_lora.data.readers import Row
-from mindspeed_lora.data.row_work import InstructionWork, Outcome
+from mindspeed_lora.data.row_work import InstructionWork
 
 
 @dataclass(frozen=True, kw_only=True)

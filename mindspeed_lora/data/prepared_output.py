@@ -21,11 +21,12 @@ import numpy as np
 from mindspeed_lora.data.atomic_output import left_by_the_dead, publish, remove_stale, temporary_sibling
 from mindspeed_lora.data.growing_file import Mark, can_take_over
 from mindspeed_lora.data.indexed_dataset import IndexedDatasetBuilder, bin_path
+from mindspeed_lora.data.outcome import Outcome
 from mindspeed_lora.data.packed_rows import RowSpool
 from mindspeed_lora.data.preparation import Preparation
 from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, text_info_path, to_json
-from mindspeed_lora.data.row_work import Outcome, TextWork
-from mindspeed_lora.data.sample import IGNORE_INDEX
+from mindspeed_lora.data.row_work import TextWork
+from mindspeed_lora.data.sample import number_trained
 from mindspeed_lora.data.sft_dataset import WEIGHTS_KEY, packed_prefix
 from mindspeed_lora.data.summary import Summary
 
@@ -166,7 +167,7 @@ class PreparedOutput:
         for documents, weights in self._spool.packed(self._packing):
             self._write(documents, weights)
             summary.packed += 1
-            summary.loss_tokens += int((documents[2][1:] != IGNORE_INDEX).sum())
+            summary.loss_tokens += number_trained(documents[2])
         self._spool.close()
 
     def _write(self, documents: Sequence[Array], weights: Array | None) -> None:

@@ -7,6 +7,7 @@ question, from 0; a slot that is ``{bos}``, ``{end}`` or ``{token:…}`` stands 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -198,7 +199,7 @@ def _slots(
 ) -> Iterator[Piece]:
     for slot in slots:
         piece: str | int | None
-        token = token_of(slot)
+        token, head, found, tail = _taken_apart(slot)
         if slot == BOS:
             piece = special.bos
         elif slot == END:
@@ -206,8 +207,13 @@ def _slots(
         elif token is not None:
             piece = special.tokens.get(token, token)
         else:
-            head, found, tail = slot.partition(CONTENT)
-            head, tail = (text.replace(NUMBER, str(number)) for text in (head, tail))
+            head, tail = head.replace(NUMBER, str(number)), tail.replace(NUMBER, str(number))
             piece = head + content + tail if found else head
         if piece is not None and piece != "":
             yield piece, answer
+
+
+@functools.cache
+def _taken_apart(slot: str) -> tuple[str | None, str, str, str]:
+    """The special token of a slot, and what stands before its content, the content's mark, and behind it."""
+    return token_of(slot), *slot.partition(CONTENT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -12,32 +12,15 @@ from mindspeed_lora.data.conversation import Message, UnusableRow
 from mindspeed_lora.data.encoding import ConversationEncoder, TokenRow, with_end
 from mindspeed_lora.data.handlers import InstructionHandler, TextHandler
 from mindspeed_lora.data.loss_weights import row_weight
+from mindspeed_lora.data.outcome import Outcome
 from mindspeed_lora.data.overlong import kept_positions
 from mindspeed_lora.data.readers import Row
-from mindspeed_lora.data.sample import IGNORE_INDEX, carries_loss
+from mindspeed_lora.data.sample import number_trained
 from mindspeed_lora.data.tokenizer import encode_batch
 from mindspeed_lora.errors import Refused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one row."""
-
-    documents: tuple[np.ndarray[Any, Any], ...] = ()
-    """int32 ``[n]`` for each data set that is written; none for a dropped row."""
-    num_loss_tokens: int = 0
-    was_cut: bool = False
-    weights: np.ndarray[Any, Any] | None = None
-    """float32 ``[n]``: the weights of the labels; None: all are 1."""
-    reason: str | None = None
-    """Why the row was dropped."""
-    problem: str | None = None
-    """A sentence on what is wrong with a row that is broken."""
-    num_tokens: int | None = None
-    """Tokens of the row, where they are not those of its first document."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +81,8 @@ class InstructionWork:
         if self.end_token_id is not None:
             row = with_end(row, self.end_token_id)
         row = row.weighted(weight)
-        if not carries_loss(row.labels):
+        trained = number_trained(row.labels)
+        if not trained:
             return Outcome(reason="no token carries loss")
         was_cut = self.seq_length is not None and len(row.input_ids) > self.seq_length
         if self.seq_length is not None and was_cut:
@@ -107,9 +91,10 @@ class InstructionWork:
                 left = "" if self.overlong == "drop" else ", and without loss when cut"
                 return Outcome(reason=f"longer than --seq-length{left}")
             row = row.at(kept)
+            trained = number_trained(row.labels)
         return Outcome(
             documents=(row.input_ids, np.ones_like(row.input_ids), row.labels),
-            num_loss_tokens=int((row.labels[1:] != IGNORE_INDEX).sum()),
+            num_loss_tokens=trained,
             was_cut=was_cut,
             weights=row.weights,
         )

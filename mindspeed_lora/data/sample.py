@@ -35,6 +35,6 @@ class Sample:
         return np.concatenate([np.arange(length, dtype=np.int64) for length in parts])
 
 
-def carries_loss(labels: np.ndarray[Any, Any]) -> bool:
-    """Whether any position has a target in unshifted ``labels`` ``[n]``; none predicts the first."""
-    return bool((labels[1:] != IGNORE_INDEX).any())
+def number_trained(labels: np.ndarray[Any, Any]) -> int:
+    """How many positions have a target in unshifted ``labels`` ``[n]``; none predicts the first."""
+    return int(np.count_nonzero(labels[1:] != IGNORE_INDEX))

@@ -18,11 +18,12 @@ import numpy as np
 from mindspeed_lora.config.jobs import PreprocessJob
 from mindspeed_lora.data.bad_rows import CheckedWork
 from mindspeed_lora.data.conversation import Message, UnusableRow, split_tools
+from mindspeed_lora.data.outcome import Outcome
 from mindspeed_lora.data.packing import best_fit_decreasing
 from mindspeed_lora.data.pair_work import PairWork
 from mindspeed_lora.data.preparation import Preparation, prepare
 from mindspeed_lora.data.readers import Row
-from mindspeed_lora.data.row_work import InstructionWork, Outcome, TextWork
+from mindspeed_lora.data.row_work import InstructionWork, TextWork
 from mindspeed_lora.data.sample import IGNORE_INDEX
 from mindspeed_lora.data.sources import Inputs, open_inputs
 

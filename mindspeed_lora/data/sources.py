@@ -49,12 +49,11 @@ class Source:
     def _all_rows(self) -> Iterator[Row | BadRow]:
         if self.parameters is not None:
             yield from _rows_of_datasets(self.parameters, self.number)
-        before = 0
+        before, total = 0, self.size
         for file in self.files:
             size = file.stat().st_size
             for row in read_rows(file):
-                fraction = (before + row.fraction * size) / self.size
-                yield replace(row, fraction=fraction, source=self.number)
+                yield row.at((before + row.fraction * size) / total, self.number)
             before += size
 
 

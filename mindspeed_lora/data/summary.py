@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from mindspeed_lora.data.row_work import Outcome
+from mindspeed_lora.data.outcome import Outcome
 
 PROBLEMS_TOLD = 10
 """So many broken rows are named."""

@@ -25,10 +25,11 @@ def test_medians_and_ratios() -> None:
 def test_both_sides_get_the_same_text(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([{"instruction": "q", "input": "i", "output": "a"}]))
     write_rows(tmp_path / "rows.json", tmp_path, 3)
-    texts, chats = (
-        [json.loads(line) for line in (tmp_path / f"{kind}.jsonl").read_text().splitlines()]
-        for kind in ("text", "chat")
+    texts, raw_texts, chats, raw_chats = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("text", "text_raw", "chat", "chat_raw")
     )
-    assert [row["text"] for row in texts] == ["0. q\ni\na", "1. q\ni\na", "2. q\ni\na"]
-    assert chats[1]["rendered"] == TURN.format(question="1. q\ni", answer="a")
+    assert [row["text"] for row in texts] == raw_texts == ["0. q\ni\na", "1. q\ni\na", "2. q\ni\na"]
+    assert [message["content"] for message in chats[1]["messages"]] == ["1. q\ni", "a"]
+    assert raw_chats[1] == TURN.format(question="1. q\ni", answer="a")
     assert Request("text", 2, "f", "m").environment["RAYON_NUM_THREADS"] == "2"

@@ -1,13 +1,16 @@
+import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from mindspeed_lora.data.encoding import TemplateEncoder
 from mindspeed_lora.data.handlers import ALPACA, PRETRAIN, TextHandler, make_handler
 from mindspeed_lora.data.hf_template import HfTemplateEncoder
+from mindspeed_lora.data.outcome import Outcome, Outcomes
 from mindspeed_lora.data.readers import Row
-from mindspeed_lora.data.row_work import InstructionWork, Outcome, TextWork
+from mindspeed_lora.data.row_work import InstructionWork, TextWork
 from mindspeed_lora.data.template_files import prompt_template
 from mindspeed_lora.errors import Refused
 from tests.unit.data.made_tokenizers import make_tokenizer
@@ -99,3 +102,19 @@ def test_texts() -> None:
     ]
     assert dropped.reason == "the text is empty"
     assert text_work.keys == ("a", "b")
+
+
+def test_outcomes_are_the_same_behind_a_process() -> None:
+    ids = np.arange(5, dtype=np.int32)
+    sent = Outcomes(
+        [
+            Outcome((ids, ids[:0], ids[3:]), num_loss_tokens=2, weights=np.ones(5, dtype=np.float32)),
+            Outcome(reason="broken", problem="line 2"),
+            Outcome((ids[1:],), was_cut=True, num_tokens=9),
+        ]
+    )
+    for outcomes in (sent, Outcomes([Outcome(reason="empty")]), Outcomes()):
+        arrived = pickle.loads(pickle.dumps(outcomes))
+        assert repr(arrived) == repr(outcomes)
+        dtypes = [document.dtype for outcome in arrived for document in outcome.documents]
+        assert all(dtype == np.int32 for dtype in dtypes)

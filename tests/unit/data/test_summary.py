@@ -1,6 +1,6 @@
 import numpy as np
 
-from mindspeed_lora.data.row_work import Outcome
+from mindspeed_lora.data.outcome import Outcome
 from mindspeed_lora.data.summary import Summary
 
 
