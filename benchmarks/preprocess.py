@@ -3,8 +3,9 @@
     python benchmarks/preprocess.py --json benchmarks/results/preprocess.json
 
 The rows are the demo rows again and again, each with a number of its own, so that none is like another. For plain
-text and for conversations by the template chatml, and for each number of threads n, one process prepares all rows with
-n workers and then gives the very texts that it prepared to ``encode_batch`` of the tokenizers library with n threads.
+text, for conversations by the template chatml and by the tokenizer's own chat template (``template``), and for each
+number of threads n, one process prepares all rows with n workers and then gives the very texts that it prepared to
+``encode_batch`` of the tokenizers library with n threads.
 Rates are tokens a second of what each wrote or returned; starting, importing and loading the tokenizer are left out
 on both sides, reading, labelling and writing count for ours.
 """

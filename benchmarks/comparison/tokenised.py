@@ -15,7 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS = ("text", "chat")
+KINDS = ("text", "chat", "template")
+"""Plain text; conversations by the prompt template chatml; the same by the tokenizer's own chat template."""
 TURN = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
 
 
@@ -68,13 +69,12 @@ def write_rows(source: Path, folder: Path, count: int) -> None:
 def main() -> None:
     """Prepare, encode, tell."""
     request = Request(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4])
-    rows = Path(request.folder) / f"{request.kind}.jsonl"
+    rows = Path(request.folder) / f"{'text' if request.kind == 'text' else 'chat'}.jsonl"
     ours, tokens = _prepare(request, rows)
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(f"{request.model}/tokenizer.json")
-    raw_rows = rows.with_name(f"{request.kind}_raw.jsonl")
-    texts = [json.loads(line) for line in raw_rows.read_text(encoding="utf-8").splitlines()]
+    texts = _rendered(request.model, rows) if request.kind == "template" else _raw(rows)
     started = time.perf_counter()
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
     raw = time.perf_counter() - started
@@ -82,6 +82,20 @@ def main() -> None:
     # The template's last line feed is not of any turn's answer, and may be left out.
     assert abs(encoded - tokens) <= 2 * len(texts), f"{encoded} tokens, but {tokens} were prepared"
     print(json.dumps({"ours": ours, "raw": raw * tokens / encoded, "tokens": tokens}))
+
+
+def _raw(rows: Path) -> list[str]:
+    raw_rows = rows.with_name(f"{rows.stem}_raw.jsonl")
+    return [json.loads(line) for line in raw_rows.read_text(encoding="utf-8").splitlines()]
+
+
+def _rendered(model: str, rows: Path) -> list[str]:
+    """The conversations as the tokenizer's own chat template writes them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    conversations = (json.loads(line)["messages"] for line in rows.read_text(encoding="utf-8").splitlines())
+    return [tokenizer.apply_chat_template(messages, tokenize=False) for messages in conversations]
 
 
 def _prepare(request: Request, rows: Path) -> tuple[float, int]:
@@ -94,7 +108,7 @@ def _prepare(request: Request, rows: Path) -> tuple[float, int]:
         *("--input", str(rows), "--output-prefix", f"{request.folder}/made_{request.kind}_{request.workers}"),
         *("--tokenizer-name-or-path", request.model, "--handler-name", handler),
         *("--workers", str(request.workers), "--overwrite"),
-        *(["--prompt-type", "chatml"] if request.kind == "chat" else []),
+        *{"text": [], "chat": ["--prompt-type", "chatml"], "template": ["--hf-chat-template"]}[request.kind],
     ]
     told = io.StringIO()
     with contextlib.redirect_stdout(told):

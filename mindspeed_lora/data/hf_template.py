@@ -7,6 +7,7 @@ to it ends; both renderings must be beginnings of the whole.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -141,7 +142,8 @@ class HfTemplateEncoder:
 
     def _by_offsets(self, token_ids: list[int], offsets: list[Span], row: _Rendered) -> TokenRow:
         """A token belongs to an answer if any of its characters does."""
-        bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+        flat = itertools.chain.from_iterable(offsets)
+        bounds = np.fromiter(flat, dtype=np.int64, count=2 * len(offsets)).reshape(-1, 2)
         answers = np.full(len(token_ids), PROMPT, dtype=np.int32)
         for number, (start, end) in enumerate(row.spans):
             answers[(bounds[:, 1] > start) & (bounds[:, 0] < end)] = number
