@@ -113,7 +113,7 @@ def measure(bench: ParityBench, layout: Layout, turn: int) -> DenseRow:
     schedules = [name for name in fusions(layout.tp) if name != UNFUSED]
     fused = replace(layout, fusion=schedules[turn % len(schedules)])
     case, dropped_case = (
-        Case(recipe=Recipe(global_batch_size=rows_of_a_step(layout), dropout=p)) for p in (0.0, 0.1)
+        Case(recipe=Recipe(steps=20, global_batch_size=rows_of_a_step(layout), dropout=p)) for p in (0.0, 0.1)
     )
     name, ranks = str(layout), layout.world_size
     try:

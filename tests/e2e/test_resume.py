@@ -64,11 +64,15 @@ def assert_same_run(save: Path, expected: Path) -> None:
 @pytest.mark.parametrize(
     ("world_size", "flags"),
     [
-        (1, {"lora_dropout": 0.1}),
+        pytest.param(1, {"lora_dropout": 0.1}, marks=pytest.mark.slow),
         # By default test_killed_while_saving has this layout.
         pytest.param(2, {**TP2, "lora_dropout": 0.1}, marks=pytest.mark.slow),
         (2, {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}),
-        (2, {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2, "lora_r": None}),
+        pytest.param(
+            2,
+            {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2, "lora_r": None},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             4, {**TP2, "pipeline_model_parallel_size": 2, "lora_dropout": 0.1}, marks=pytest.mark.slow
         ),

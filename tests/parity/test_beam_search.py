@@ -13,7 +13,7 @@ from tests.support.models import make_model
 from tests.support.pool import WorkerPool
 from tests.support.reference import Reference
 
-LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
+LAYOUTS = [(1, 1), *(pytest.param(*cut, marks=pytest.mark.slow) for cut in ((2, 1), (1, 2))), (2, 2)]
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"num_beams": 4},
     "early": {"num_beams": 3, "early_stopping": "true", "num_return_sequences": 3},

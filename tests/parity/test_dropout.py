@@ -13,17 +13,17 @@ from tests.support.reference import Recipe
 
 CASE = Case(recipe=Recipe(dropout=0.1))
 LAYOUTS = [
-    Layout(tp=2),
     Layout(tp=2, sequence_parallel=True, recompute="uniform"),
     Layout(pp=2, dp=2, recompute="selective"),
     Layout(cp=4, attention="hybrid"),
-    Layout(tp=2, sequence_parallel=True, fusion="chunks"),
     Layout(tp=2, dp=2, sequence_parallel=True, fusion="chunks"),
-    Layout(tp=2, fusion="chunks", recompute="uniform"),
     Layout(tp=2, sequence_parallel=True, fusion="published-merged"),
 ]
 """``chunks`` interleaves halves: of two rows on two ranks, of the tokens of one row on four."""
 OTHERS = [
+    Layout(tp=2),
+    Layout(tp=2, sequence_parallel=True, fusion="chunks"),
+    Layout(tp=2, fusion="chunks", recompute="uniform"),
     Layout(recompute="block"),
     Layout(tp=4, sequence_parallel=True),
     Layout(tp=2, pp=2, sequence_parallel=True, recompute="uniform"),

@@ -13,7 +13,7 @@ from tests.support.models import MODELS, VOCAB_SIZE, make_model
 from tests.support.pool import WorkerPool
 from tests.support.reference import Reference
 
-LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
+LAYOUTS = [(1, 1), *(pytest.param(*cut, marks=pytest.mark.slow) for cut in ((2, 1), (1, 2))), (2, 2)]
 SLOW_AT_TWO_STAGES = [
     (1, 1),
     (2, 1),

@@ -11,9 +11,9 @@ from tests.support.layouts import Layout, all_layouts, covering, pairs
 from tests.support.parity import Case, Outcome, ParityBench
 from tests.support.reference import Recipe
 
-CASE = Case()
-SHORT = Case(recipe=Recipe(steps=8))
-"""Past the warm-up, with clipping and a falling learning rate; the slow tests go on to 20 steps in every layout."""
+CASE = Case(recipe=Recipe(steps=20))
+SHORT = Case()
+"""What is tested in every pair of settings; the slow tests go on to 20 steps in every layout."""
 LAYOUTS = covering(all_layouts())
 NAMED = [Layout(tp=2, pp=2), Layout(pp=4, vpp=2, stages="noops")]
 """A layout that people start with, and one with more than two interleaved stages."""

@@ -87,10 +87,13 @@ def test_every_cut_holds_the_numbers_of_bitsandbytes(model: str, bench: ParityBe
         # Packed q, k and v, and gate and up, are each one matrix with its own blocks.
         Case(model="phi3", quant=NESTED),
         # Linears that are not cut, with an adapter (linear_q_down_proj) and without one (linear_kv_down_proj).
-        Case(
-            model="deepseek-v3",
-            quant=NESTED,
-            targets=("linear_q_down_proj", "linear_kv_up_proj", "linear_proj"),
+        pytest.param(
+            Case(
+                model="deepseek-v3",
+                quant=NESTED,
+                targets=("linear_q_down_proj", "linear_kv_up_proj", "linear_proj"),
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=lambda case: f"{case.model}-{case.quant}",

@@ -31,6 +31,7 @@ def test_where_there_can_be_no_slow_link_it_is_skipped(
     assert "skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(why_not() is not None, reason=f"no network namespace with a limited rate: {why_not()}")
 def test_a_small_sweep(tmp_path: Path) -> None:
     target = tmp_path / "found.json"

@@ -26,6 +26,7 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_steps_of_the_whole_comparison(model: str, data: str, tmp_path: Path) -> None:
     """More samples than rows, so that the rows start again."""

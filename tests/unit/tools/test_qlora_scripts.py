@@ -115,6 +115,7 @@ def test_quantised_before_or_while_loading(
     assert losses_in(tmp_path / "plain")[0] != losses["hf"][0], "in full the first loss is another"
 
 
+@pytest.mark.slow
 def test_the_tutorial(tmp_path: Path) -> None:
     """The example as it is, on a toy with a chat template."""
     tokenizer = make_tokenizer("gpt2")
