@@ -11,7 +11,8 @@ import pytest
 from tests.support.differences import LOSS_BETWEEN_LAYOUTS, Differences
 from tests.support.layouts import Layout
 from tests.support.models import VOCAB_SIZE
-from tests.support.parity import ALPHA, RANK, SEQ_LENGTH, Outcome, ParityBench
+from tests.support.parity import SEQ_LENGTH, Outcome, ParityBench
+from tests.support.prepared import PreparedRun
 from tests.support.reference import Recipe, Reference, ReferenceRecord
 from tests.support.rows import Row, random_rows, write_rows
 
@@ -38,12 +39,11 @@ def greedy(shares: Sequence[float], count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Blend:
-    """Two prepared sets and an adapter to start from."""
+    """Two prepared sets."""
 
-    bench: ParityBench
+    run: PreparedRun
     parts: tuple[list[Row], list[Row]]
     prefixes: tuple[Path, Path]
-    start: Path
 
     def in_order(self, turns: Sequence[int]) -> list[Row]:
         """The rows of a run whose samples come from these parts in turn, each in file order around and around."""
@@ -55,40 +55,18 @@ class Blend:
         return rows
 
     def reference(self, turns: Sequence[int]) -> ReferenceRecord:
-        made = Reference(self.bench.model("llama"))
-        made.load_adapter(self.start)
-        return made.train(self.in_order(turns), RECIPE, self.bench.probe_rows)
+        return self.run.reference(self.in_order(turns), RECIPE)
 
     def train(self, words: Sequence[str], layout: Layout, extra: Sequence[str] = ()) -> Outcome:
-        micro_batch = "2" if layout.dp == 1 and layout.pp == 1 else "1"
-        argv = [
-            *("--stage", "sft", "--load", str(self.bench.model("llama")), "--lora-load", str(self.start)),
-            *("--data-path", *words, "--no-shuffle", "--micro-batch-size", micro_batch),
-            *(
-                "--seq-length",
-                str(SEQ_LENGTH),
-                "--variable-seq-lengths",
-                "--distributed-timeout-minutes",
-                "3",
-            ),
-            *RECIPE.flags,
-            *layout.flags,
-            *extra,
-        ]
-        return self.bench.run(argv, layout, self.bench.probe())
-
-    def check(self, outcome: Outcome, record: ReferenceRecord) -> Differences:
-        return Differences.between(outcome.record([len(row) for row in self.bench.probe_rows]), record)
+        return self.run.train(words, RECIPE, layout, extra)
 
 
 @pytest.fixture(scope="module")
 def blend(bench: ParityBench, tmp_path_factory: pytest.TempPathFactory) -> Blend:
     folder = tmp_path_factory.mktemp("blend")
-    made = Reference(bench.model("llama"))
-    made.add_adapter(RANK, ALPHA)
     parts = tuple(random_rows(size, VOCAB_SIZE, SEQ_LENGTH, seed=size) for size in SIZES)
     prefixes = tuple(write_rows(folder / f"part{number}", rows) for number, rows in enumerate(parts))
-    return Blend(bench, parts, prefixes, made.save_adapter(folder / "start"))  # type: ignore[arg-type]
+    return Blend(PreparedRun.made(bench, folder), parts, prefixes)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +79,7 @@ def test_weights(
     layout: Layout, extra: Sequence[str], blend: Blend, weighted: ReferenceRecord, within: Within
 ) -> None:
     words = ["0.3", str(blend.prefixes[0]), "0.7", str(blend.prefixes[1])]
-    within(blend.check(blend.train(words, layout, extra), weighted))
+    within(blend.run.differences(blend.train(words, layout, extra), weighted))
 
 
 def test_sizes(blend: Blend, within: Within) -> None:
@@ -110,7 +88,7 @@ def test_sizes(blend: Blend, within: Within) -> None:
     epoch = greedy([size / total for size in SIZES], total)
     assert [epoch.count(part) for part in (0, 1)] == list(SIZES)
     record = blend.reference((epoch * 2)[: RECIPE.steps * RECIPE.global_batch_size])
-    within(blend.check(blend.train(list(map(str, blend.prefixes)), Layout(dp=2)), record))
+    within(blend.run.differences(blend.train(list(map(str, blend.prefixes)), Layout(dp=2)), record))
 
 
 def test_evaluation_and_test_loss(blend: Blend) -> None:
@@ -118,8 +96,8 @@ def test_evaluation_and_test_loss(blend: Blend) -> None:
     words = ["1", str(blend.prefixes[0]), "3", str(blend.prefixes[1])]
     flags = ["--valid-data-path", *words, "--test-data-path", str(blend.prefixes[1]), "--train-iters", "4"]
     found = blend.train(words, Layout(dp=2), [*flags, "--eval-iters", "2"])
-    reference = Reference(blend.bench.model("llama"))
-    reference.load_adapter(blend.start)
+    reference = Reference(blend.run.bench.model("llama"))
+    reference.load_adapter(blend.run.start)
     expected = reference.loss(blend.in_order(greedy([0.25, 0.75], 8)))
     assert found.ranks[0].eval_losses[0] == pytest.approx(expected, rel=LOSS_BETWEEN_LAYOUTS)
     whole = blend.train(words, Layout(), [*flags, "--eval-iters", "-1", "--lr", "0", "--min-lr", "0"])

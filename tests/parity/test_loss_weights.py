@@ -12,7 +12,8 @@ import pytest
 from tests.support.differences import LOSS_BETWEEN_LAYOUTS, Differences
 from tests.support.layouts import Layout
 from tests.support.models import VOCAB_SIZE
-from tests.support.parity import ALPHA, RANK, SEQ_LENGTH, Outcome, ParityBench
+from tests.support.parity import SEQ_LENGTH, Outcome, ParityBench
+from tests.support.prepared import PreparedRun
 from tests.support.reference import Recipe, Reference, ReferenceRecord
 from tests.support.rows import Row, random_rows, write_rows
 
@@ -51,47 +52,24 @@ def weighted_rows(count: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class Weighted:
-    """Rows with weights, the reference's record of them, and the command line that trains on them."""
+    """Rows with weights, and the reference's record of them."""
 
-    bench: ParityBench
+    run: PreparedRun
     rows: list[Row]
     prefix: Path
-    start: Path
 
     def reference(self, recipe: Recipe) -> ReferenceRecord:
-        made = Reference(self.bench.model("llama"))
-        made.load_adapter(self.start)
-        return made.train(self.rows, recipe, self.bench.probe_rows)
+        return self.run.reference(self.rows, recipe)
 
     def train(self, recipe: Recipe, layout: Layout, extra: Sequence[str] = ()) -> Outcome:
-        micro_batch = "2" if layout.dp == 1 and layout.pp == 1 else "1"
-        argv = [
-            *("--stage", "sft", "--load", str(self.bench.model("llama")), "--lora-load", str(self.start)),
-            *("--data-path", str(self.prefix), "--no-shuffle", "--micro-batch-size", micro_batch),
-            *(
-                "--seq-length",
-                str(SEQ_LENGTH),
-                "--variable-seq-lengths",
-                "--distributed-timeout-minutes",
-                "3",
-            ),
-            *recipe.flags,
-            *layout.flags,
-            *extra,
-        ]
-        return self.bench.run(argv, layout, self.bench.probe())
-
-    def differences(self, outcome: Outcome, record: ReferenceRecord) -> Differences:
-        return Differences.between(outcome.record([len(row) for row in self.bench.probe_rows]), record)
+        return self.run.train([str(self.prefix)], recipe, layout, extra)
 
 
 @pytest.fixture(scope="module")
 def weighted(bench: ParityBench, tmp_path_factory: pytest.TempPathFactory) -> Weighted:
     folder = tmp_path_factory.mktemp("weighted")
-    made = Reference(bench.model("llama"))
-    made.add_adapter(RANK, ALPHA)
     rows = weighted_rows(11)
-    return Weighted(bench, rows, write_rows(folder / "rows", rows), made.save_adapter(folder / "start"))
+    return Weighted(PreparedRun.made(bench, folder), rows, write_rows(folder / "rows", rows))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +79,7 @@ def record(weighted: Weighted) -> ReferenceRecord:
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, *SLOW], ids=str)
 def test_layout_is_exact(layout: Layout, weighted: Weighted, record: ReferenceRecord, within: Within) -> None:
-    within(weighted.differences(weighted.train(RECIPE, layout), record))
+    within(weighted.run.differences(weighted.train(RECIPE, layout), record))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +94,7 @@ def test_layout_is_exact(layout: Layout, weighted: Weighted, record: ReferenceRe
 def test_packed_while_training(
     layout: Layout, weighted: Weighted, record: ReferenceRecord, within: Within
 ) -> None:
-    within(weighted.differences(weighted.train(RECIPE, layout, PACKING), record))
+    within(weighted.run.differences(weighted.train(RECIPE, layout, PACKING), record))
 
 
 def test_mean_of_micro_batches(weighted: Weighted, within: Within) -> None:
@@ -124,15 +102,15 @@ def test_mean_of_micro_batches(weighted: Weighted, within: Within) -> None:
     recipe = replace(RECIPE, micro_batch_mean=2)
     layout = Layout(cp=2, attention="ring", dp=2)
     flags = ["--micro-batch-size", "2", "--loss-normalization", "micro-batch"]
-    within(weighted.differences(weighted.train(recipe, layout, flags), weighted.reference(recipe)))
+    within(weighted.run.differences(weighted.train(recipe, layout, flags), weighted.reference(recipe)))
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(dp=2, pp=2)], ids=str)
 def test_evaluation(layout: Layout, weighted: Weighted) -> None:
     flags = ["--valid-data-path", str(weighted.prefix), "--eval-iters", "-1", "--train-iters", "4"]
     outcome = weighted.train(RECIPE, layout, flags)
-    made = Reference(weighted.bench.model("llama"))
-    made.load_adapter(weighted.start)
+    made = Reference(weighted.run.bench.model("llama"))
+    made.load_adapter(weighted.run.start)
     assert outcome.ranks[0].eval_losses[0] == pytest.approx(
         made.loss(weighted.rows), rel=LOSS_BETWEEN_LAYOUTS
     )
