@@ -87,7 +87,8 @@ def _split(argv: Sequence[str], grammar: Grammar) -> Iterable[tuple[str, list[st
         if arity == "0" and words:
             raise Refused(f"{name} is a switch and takes no value, but got {words[0]!r}")
         if arity in ("1", "+") and not words:
-            raise Refused(f"{name} needs a value")
+            known = " or ".join(grammar.options[name].flag.choices) if name in grammar.options else ""
+            raise Refused(f"{name} needs a value{known and ': ' + known}")
         yield name, words
         position = end
 

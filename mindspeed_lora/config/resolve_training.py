@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,9 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
         data, told = with_listed_data(job.data, job.runtime.dry_run)
         job = dataclasses.replace(job, data=data, notices=(*job.notices, *told))
     lora, lora_defaults = _fill_lora(job)
-    training, training_defaults = _fill_training(job)
+    # How many rows all ranks take at once; nobody knows where only the configuration is printed.
+    at_once = 1 if job.runtime.print_config else _rows_at_once(job, environ)
+    training, training_defaults = _fill_training(job, at_once)
     job = dataclasses.replace(job, lora=lora, training=training)
     job = dataclasses.replace(job, notices=(*job.notices, *_notices(job, training_defaults + lora_defaults)))
     check_precision(training)
@@ -67,7 +70,7 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
     if job.runtime.print_config:
         return job
     job = _after_restart(job, environ)
-    _check_batch(job, job.runtime.resolve_world_size(job.parallel, environ))
+    _check_batch(training, at_once)
     if not job.runtime.dry_run:
         if job.data.train_data_path is None:
             require(job.data, "data_path")
@@ -116,14 +119,22 @@ def _new_adapter(lora: LoraConfig) -> tuple[LoraConfig, list[str]]:
     return dataclasses.replace(lora, **taken), [_described(name, value) for name, value in taken.items()]
 
 
-def _fill_training(job: TrainJob) -> tuple[TrainingConfig, list[str]]:
-    """The schedule and the length of the run."""
+def _rows_at_once(job: TrainJob, environ: Mapping[str, str]) -> int:
+    """Those of one micro-batch of every data-parallel rank."""
+    world_size = job.runtime.resolve_world_size(job.parallel, environ)
+    return job.training.micro_batch_size * job.parallel.data_parallel_size(world_size)
+
+
+def _fill_training(job: TrainJob, rows_at_once: int) -> tuple[TrainingConfig, list[str]]:
+    """The schedule and the length of the run; the default of the global batch is rounded up to what divides."""
     training = job.training
     taken: dict[str, Any] = {
         name: getattr(training, name)
         for name in ("lr", "lr_decay_style", "micro_batch_size", "global_batch_size")
         if name not in job.given
     }
+    if "global_batch_size" in taken:
+        taken["global_batch_size"] = math.ceil(training.global_batch_size / rows_at_once) * rows_at_once
     if training.lr_warmup_fraction is None and training.lr_warmup_iters is None:
         taken["lr_warmup_fraction"] = DEFAULT_WARMUP_FRACTION
     if training.train_iters is None and training.train_samples is None and training.epochs is None:
@@ -143,6 +154,8 @@ def _described(name: str, value: Any) -> str:
 
 def _notices(job: TrainJob, defaults: list[str]) -> list[str]:
     notices = [f"defaults taken: {', '.join(defaults)}"] if defaults else []
+    if job.checkpoint.save is not None and job.checkpoint.save_interval is None:
+        notices.append("no --save-interval: one checkpoint, at the end; a run that is killed before has none")
     if job.data.packing and not job.data.variable_seq_lengths:
         notices.append("--packing without --variable-seq-lengths pads each packed row to --seq-length")
     if job.training.eval_iters and not has_validation(job):
@@ -299,14 +312,12 @@ def _check_saving(job: TrainJob) -> None:
             )
 
 
-def _check_batch(job: TrainJob, world_size: int) -> None:
-    """World size against the degrees, global batch against micro-batch and data-parallel size."""
-    training = job.training
-    replicas = job.parallel.data_parallel_size(world_size)
-    rows = training.micro_batch_size * replicas
-    if training.global_batch_size % rows:
-        above = (training.global_batch_size // rows + 1) * rows
+def _check_batch(training: TrainingConfig, rows_at_once: int) -> None:
+    """Global batch against micro-batch and data-parallel size."""
+    if training.global_batch_size % rows_at_once:
+        above = (training.global_batch_size // rows_at_once + 1) * rows_at_once
         raise Refused(
             f"--global-batch-size {training.global_batch_size} is not divisible by --micro-batch-size "
-            f"{training.micro_batch_size} x data-parallel size {replicas} = {rows}; use for example {above}"
+            f"{training.micro_batch_size} x data-parallel size {rows_at_once // training.micro_batch_size} = "
+            f"{rows_at_once}; use for example {above}"
         )

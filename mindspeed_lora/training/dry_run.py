@@ -46,8 +46,9 @@ def dry_run(job: TrainJob, environ: Mapping[str, str] = os.environ) -> None:
     for text in (*missing, *plan.notices, *([notice] if notice else [])):
         print(f"notice: {text}", file=sys.stderr)
     print("\n".join(layout_lines(plan_rows(plan, world_size, dtype, on_cpu), None)))
-    print("\n".join(memory_lines(memory_question(plan, world_size, dtype.itemsize, on_cpu))))
-    print("\n".join(planned_files(plan, world_size)))
+    question = memory_question(plan, world_size, dtype.itemsize, on_cpu)
+    print("\n".join(memory_lines(question)))
+    print("\n".join(planned_files(plan, world_size, question)))
     print("dry run: everything checked, nothing written")
 
 

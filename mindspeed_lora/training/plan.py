@@ -106,7 +106,7 @@ def plan_training(job: TrainJob) -> TrainPlan:
     pad_to = _pad_multiple(job, seq_length)
     if start.run is not None and start.continues:
         _check_base(quantization, start.run)
-        _check_continuation(job, start.run, rows, notices)
+        _check_continuation(job, start.run, rows, learning_rate, notices)
     layout = RunLayout.of(job, placement, dp_size)
     start = _in_layout(start, layout, shape, notices)
     if job.checkpoint.save is not None and not job.runtime.dry_run:
@@ -246,7 +246,9 @@ def _tokenizer(job: TrainJob, own: Path | None) -> LazyTokenizer | None:
     return job_tokenizer(job.tokenizer, folder)
 
 
-def _check_continuation(job: TrainJob, run: SavedRun, rows: TrainingRows, notices: list[str]) -> None:
+def _check_continuation(
+    job: TrainJob, run: SavedRun, rows: TrainingRows, learning_rate: LearningRate, notices: list[str]
+) -> None:
     """The position in the data is the number of samples taken: it means the same rows only in the same order."""
     training, state = job.training, run.state
     batch = state.get("global_batch_size", training.global_batch_size)
@@ -265,6 +267,12 @@ def _check_continuation(job: TrainJob, run: SavedRun, rows: TrainingRows, notice
             notices.append(
                 f"{what} is {now}, and was {before} before iteration {run.iteration}: the order differs"
             )
+    changed = learning_rate.changes(state.get("learning_rate", {}))
+    if changed:
+        notices.append(
+            f"the learning rate goes on by this command's schedule: {', '.join(changed)} (its own curve goes on with "
+            "the --train-iters and --lr flags that the run began with)"
+        )
 
 
 def _check_base(quantization: QuantPlan | None, run: SavedRun) -> None:

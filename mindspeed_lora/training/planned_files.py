@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
+from mindspeed_lora.adapters.spec import PartSpec
 from mindspeed_lora.checkpoint.canonical import canonical_tensors
 from mindspeed_lora.config.config_file import CONFIG_FILE
 from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.training.layer_memory import MemoryQuestion
+from mindspeed_lora.training.memory import rank_parameters
 from mindspeed_lora.training.plan import TrainPlan
 
 _BYTES = {None: 4, "fp32": 4, "bf16": 2, "fp16": 2}
 _STATES = 3
 """Master and both moments, each in float32."""
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
-def planned_files(plan: TrainPlan, world_size: int) -> list[str]:
+def planned_files(plan: TrainPlan, world_size: int, question: MemoryQuestion) -> list[str]:
     """Lines: the files of the run, its checkpoints, and what each of them holds with its size."""
     job, save = plan.job, plan.job.checkpoint.save
     if save is None:
@@ -26,7 +31,7 @@ def planned_files(plan: TrainPlan, world_size: int) -> list[str]:
     several = "1 checkpoint" if len(kept) == 1 else f"{len(kept)} checkpoints"
     removed = len(iterations) - len(kept)
     gone = f"; {removed} older ones are removed on the way" if removed else ""
-    parts = checkpoint_parts(plan, world_size)
+    parts = checkpoint_parts(plan, world_size, question)
     each = sum(parts.values())
     lines = [
         f"would write {save}/",
@@ -47,7 +52,7 @@ def saved_iterations(job: TrainJob, first: int, last: int) -> list[int]:
     return sorted({*range(first - first % interval + interval, last + 1, interval), last})
 
 
-def checkpoint_parts(plan: TrainPlan, world_size: int) -> Mapping[str, int]:
+def checkpoint_parts(plan: TrainPlan, world_size: int, question: MemoryQuestion) -> Mapping[str, int]:
     """Bytes of one checkpoint by part; the tokenizer's files and headers are left out."""
     job, parallel = plan.job, plan.job.parallel
     model = sum(math.prod(size) for size in canonical_tensors(plan.shape).values())
@@ -55,20 +60,31 @@ def checkpoint_parts(plan: TrainPlan, world_size: int) -> Mapping[str, int]:
     trained = model
     if plan.adapter is not None:
         spec = plan.adapter.spec
-        factors = sum(math.prod(size) for size in spec.tensors.values())
-        trained = factors + sum(math.prod(tensor.size) for tensor in spec.trained)
-        trained += sum(len(rows.tokens) * rows.width for rows in spec.token_rows)
-        parts["adapter/"] = trained * _BYTES[job.lora.lora_save_dtype]
+        besides = sum(math.prod(tensor.size) for tensor in spec.trained)
+        besides += sum(len(rows.tokens) * rows.width for rows in spec.token_rows)
+        trained = besides + sum(math.prod(size) for size in spec.tensors.values())
+        written = besides + sum(map(_written, spec.parts))
+        parts["adapter/"] = written * _BYTES[job.lora.lora_save_dtype]
     if plan.adapter is None or job.lora.lora_save_base:
         experts = parallel.expert_parallel_size if plan.shape.moe is not None else 1
         files = parallel.model_parallel_size * experts
         itemsize = 4 if job.training.params_dtype == "float32" else 2
         parts[f"mp_rank_*/ ({files} files)" if files > 1 else "mp_rank_00/"] = model * itemsize
     if not job.checkpoint.no_save_optim:
+        if plan.shape.moe is None:
+            # Each TP rank writes its own copy of what is not cut.
+            stages = range(parallel.pipeline_model_parallel_size)
+            trained = question.tp * sum(rank_parameters(question, stage).trained for stage in stages)
         parts["optimizer/"] = trained * _STATES * 4
     if not job.checkpoint.no_save_rng:
         parts[f"random/ ({world_size} files)" if world_size > 1 else "random/"] = 5000 * world_size
     return parts
+
+
+def _written(part: PartSpec) -> int:
+    """Numbers in the adapter's file: every Hugging Face matrix has an A of its own there, every expert a B."""
+    experts = {match[1] for name in part.hf_modules if (match := _EXPERT.search(name))}
+    return part.rank * (len(part.hf_modules) * part.in_features + max(len(experts), 1) * part.out_features)
 
 
 def _size(count: int) -> str:

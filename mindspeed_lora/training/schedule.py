@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from mindspeed_lora.config.training import TrainingConfig
 
@@ -29,6 +31,14 @@ class LearningRate:
             warmup_steps=training.warmup_steps(num_steps),
             decay_steps=training.decay_steps(num_steps),
         )
+
+    def changes(self, before: Mapping[str, Any]) -> list[str]:
+        """Where it differs from what a checkpoint kept of another one, as ``name before → now``."""
+        return [
+            f"{name.replace('_', ' ')} {before[name]} → {value}"
+            for name, value in asdict(self).items()
+            if name in before and before[name] != value
+        ]
 
     def at(self, steps_done: int) -> float:
         """The rate of the step that follows ``steps_done`` finished ones (step k uses ``at(k − 1)``)."""

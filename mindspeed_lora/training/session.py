@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,7 @@ class TrainingSession:
             "loss_scale": self.optimizer.loss_scale.state(),
             "global_batch_size": training.global_batch_size,
             "seed": training.seed,
+            "learning_rate": dataclasses.asdict(self.plan.learning_rate),
             "layout": self.plan.layout.state(),
             "base_model_name": self.plan.base_model_name,
             "documents": len(self.plan.rows.train),

@@ -7,7 +7,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../job.sh"
 # prepare ARGUMENT ...: the job.
 prepare() {
     own OUTPUT_PREFIX ./finetune_dataset/alpaca
-    mkdir -p "$(dirname "$OUTPUT_PREFIX")"
     flag   --input                            INPUT                         ./dataset/train-00000-of-00001-a09b74b3ef9c3b56.parquet
     flag   --tokenizer-name-or-path           TOKENIZER_PATH                ""
     flag   --output-prefix                    OUTPUT_PREFIX                 ""

@@ -35,6 +35,7 @@ IDLE = re.compile(r"\.(original_module|modules_to_save)\.")
 """What PEFT also writes, and no one reads, of a module that is trained whole: with ``bias: all``, or resized."""
 
 ADAPTER_FOLDER = "adapter"
+_LAYER_NUMBER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def read_adapter_config(path: str | Path) -> AdapterConfig:
@@ -225,7 +226,9 @@ class PeftAdapter:
             (extra, f"not covered by target_modules, modules_to_save or bias in {CONFIG_FILE}"),
         ):
             if names:
-                raise Refused(f"{self.file.path}: adapter tensors are {problem}: {first_few(names)}.")
+                raise Refused(
+                    f"{self.file.path}: adapter tensors are {problem}: {first_few(names)}{self._made_for(entries)}."
+                )
         for name, (size, rank) in expected.items():
             entry = entries[name]
             if entry.shape != size:
@@ -238,6 +241,18 @@ class PeftAdapter:
                 raise Refused(
                     f"{self.file.path}: {name} has dtype {entry.dtype}; expected a floating-point one."
                 )
+
+    def _made_for(self, entries: Iterable[str]) -> str:
+        """A hint where the file was made for a model with another number of layers."""
+        numbers = [int(match[1]) for name in entries if (match := _LAYER_NUMBER.search(name))]
+        reached = max(numbers, default=-1) + 1
+        if reached == self.shape.num_layers or self.config.layers_to_transform:
+            return ""
+        made_for = f", made for {self.config.base_model_name}" if self.config.base_model_name else ""
+        return (
+            f"; the adapter{made_for} reaches {reached} layers, and this base has {self.shape.num_layers}: give the "
+            "base that it was trained on"
+        )
 
     def _expected_tensors(self, spec: AdapterSpec) -> dict[str, tuple[tuple[int, ...], int | None]]:
         """Shape of each tensor of the file, and the rank that it follows from, for a factor."""

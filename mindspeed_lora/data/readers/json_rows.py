@@ -57,9 +57,10 @@ def _lines(
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
+            problem = error.msg.removesuffix(" at")
             yield BadRow(
-                f"{where}: not valid JSON: {error.msg} at character {error.pos + 1}; expected one object a "
-                f"line or a list of objects, found {shorten(text)}",
+                f"{where}: not valid JSON: {problem} at character {error.pos + 1}; expected one object a line or a "
+                f"list of objects, found {shorten(text)}",
                 fraction(),
             )
         except (RecursionError, ValueError) as error:

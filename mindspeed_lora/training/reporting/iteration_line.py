@@ -38,7 +38,9 @@ def iteration_line(
         f"elapsed time per iteration (ms): {elapsed_ms / len(steps):.1f}",
     ]
     if tflops_per_gpu is not None:
-        fields.append(f"throughput per GPU (TFLOP/s/GPU): {tflops_per_gpu:.1f}")
+        # A CPU makes thousandths.
+        digits = 1 if tflops_per_gpu >= 1 else 4
+        fields.append(f"throughput per GPU (TFLOP/s/GPU): {tflops_per_gpu:.{digits}f}")
     fields.append(f"learning rate: {last.learning_rate:.6E}")
     fields.append(f"global batch size: {global_batch_size:5d}")
     if advanced:

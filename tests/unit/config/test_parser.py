@@ -49,6 +49,7 @@ def test_negative_and_dashed_values() -> None:
         ("--lora", "unknown flag --lora;"),
         ("--lora-r", "--lora-r needs a value"),
         ("--lora-r --bf16", "--lora-r needs a value"),
+        ("--resume --bf16", "--resume needs a value: auto"),
         ("--lora-target-modules --bf16", "--lora-target-modules needs a value"),
         ("--lora-r x", "--lora-r x: expected an integer"),
         ("--lr 1e-4x", "--lr 1e-4x: expected a number"),

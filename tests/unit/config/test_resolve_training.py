@@ -30,7 +30,19 @@ def test_a_short_line_is_a_whole_job() -> None:
         "defaults taken: --lr 0.0001, --lr-decay-style cosine, --micro-batch-size 1, --global-batch-size 16, "
         "--lr-warmup-fraction 0.03, --epochs 3, --lora-alpha 16, "
         "--lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2",
+        "no --save-interval: one checkpoint, at the end; a run that is killed before has none",
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows"),
+    [("--world-size 512 --tensor-model-parallel-size 2", 256), ("--world-size 3 --micro-batch-size 4", 24)],
+)
+def test_the_default_global_batch_divides(flags: str, rows: int) -> None:
+    found = job(f"--load base --lora-r 8 --dry-run {flags}")
+    assert found.training.global_batch_size == rows
+    assert f"--global-batch-size {rows}," in found.notices[0]
+    assert "use for example" in refusal(f"--load base --lora-r 8 --dry-run {flags} --global-batch-size 16")
 
 
 def test_no_lora_flag_trains_all_parameters() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mindspeed_lora.config.commands import parse
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.training.dry_run import dry_run
+from mindspeed_lora.training.dry_run import dry_run, memory_question
 from mindspeed_lora.training.plan import plan_training
 from mindspeed_lora.training.planned_files import checkpoint_parts, planned_files, saved_iterations
 from tests.support.published_models import QWEN3_235B_A22B, write_config
@@ -134,12 +134,24 @@ def test_sizes_of_what_would_be_written(tiny: Tiny, tmp_path: Path) -> None:
     plan = plan_training(parse("posttrain", [*words, "--dry-run"], {}))
     assert saved_iterations(plan.job, 0, 5) == [2, 4, 5]
     assert saved_iterations(plan.job, 3, 5) == [4, 5]
-    parts = checkpoint_parts(plan, 1)
+    parts = checkpoint_parts(plan, 1, memory_question(plan, 1, 4))
     assert plan.adapter is not None
     trained = sum(rows * columns for rows, columns in plan.adapter.spec.tensors.values())
-    assert (parts["adapter/"], parts["optimizer/"]) == (4 * trained, 12 * trained)
+    # In the file q, k and v, and gate and up, have the A that they share once each.
+    shared = sum(
+        (len(part.hf_modules) - 1) * part.rank * part.in_features for part in plan.adapter.spec.parts
+    )
+    assert shared > 0
+    assert (parts["adapter/"], parts["optimizer/"]) == (4 * (trained + shared), 12 * trained)
+    cut = plan_training(parse("posttrain", [*words, "--dry-run", "--tensor-model-parallel-size", "2"], {}))
+    uncut = sum(
+        part.rank * (part.out_features if part.linear in ("linear_proj", "linear_fc2") else part.in_features)
+        for part in plan.adapter.spec.parts
+    )
+    assert checkpoint_parts(cut, 2, memory_question(cut, 2, 4))["optimizer/"] == 12 * (trained + uncut)
     whole = tiny.words(lora_r=None, save=tmp_path / "run", no_save_optim=True, no_save_rng=True)
     full = plan_training(parse("posttrain", [*whole, "--dry-run"], {}))
     size = sum(file.stat().st_size for file in tiny.model.glob("*.safetensors"))
-    assert checkpoint_parts(full, 1) == {"mp_rank_00/": pytest.approx(size, rel=0.05)}
-    assert planned_files(full, 1)[0] == f"would write {tmp_path / 'run'}/"
+    question = memory_question(full, 1, 4)
+    assert checkpoint_parts(full, 1, question) == {"mp_rank_00/": pytest.approx(size, rel=0.05)}
+    assert planned_files(full, 1, question)[0] == f"would write {tmp_path / 'run'}/"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -85,6 +86,16 @@ def test_the_last_step_is_one_before_the_end_of_the_decay() -> None:
     assert schedule.at(9) == pytest.approx(0.19)
     assert schedule.at(10) == pytest.approx(0.1)
     assert schedule.at(11) == 0.1
+
+
+def test_what_a_checkpoint_kept_of_another_schedule_is_told() -> None:
+    kept = asdict(LearningRate.of(TrainingConfig(lr=1.0), 10))
+    assert LearningRate.of(TrainingConfig(lr=1.0), 10).changes(kept) == []
+    assert LearningRate.of(TrainingConfig(lr=2.0), 20).changes(kept) == [
+        "lr 1.0 → 2.0",
+        "decay steps 10 → 20",
+    ]
+    assert LearningRate.of(TrainingConfig(lr=2.0), 20).changes({}) == [], "of an older checkpoint"
 
 
 def test_a_run_shorter_than_its_warm_up_is_refused() -> None:

@@ -161,6 +161,15 @@ def test_part_of_the_keys(folder: Path, shape: ModelShape):
     assert f"adapter tensors are missing: {key('self_attn.q_proj', 'B')}" in message
 
 
+def test_an_adapter_of_a_shorter_model(folder: Path, shape: ModelShape):
+    last = f".layers.{shape.num_layers - 1}."
+    edit(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if last in name])
+    hint = (
+        f"reaches {shape.num_layers - 1} layers, and this base has {shape.num_layers}: give the base that it"
+    )
+    assert hint in refusal(folder, shape)
+
+
 def test_keys_that_nothing_uses(folder: Path, shape: ModelShape):
     edit(folder, lambda tensors: tensors.update(extra=torch.ones(1)))
     assert "not covered by target_modules, modules_to_save or bias in adapter_config.json: extra" in refusal(
