@@ -62,7 +62,9 @@ class EvaluationConfig(ComputeFlags):
     )
     no_chat_template: bool = flag("ask without the tokenizer's chat template (the default here)", False)
     alternative_prompt: bool = flag(
-        "the benchmark's other form of question: boolq as A or B, human_eval with an instruction", False
+        "the benchmark's other form of question: boolq as A or B, human_eval with an instruction, mmlu, cmmlu and "
+        "ceval with an instruction in front of every question, agieval without headings",
+        False,
     )
     origin_postprocess: bool = flag(
         "multiple choice: generate an answer and take its first letter, in place of comparing the choices' "
@@ -97,3 +99,10 @@ class EvaluationConfig(ComputeFlags):
         check=_DEPTH,
         metavar="PERCENT",
     )
+    needle_task: str = flag(
+        "needlebench: one needle, several that are asked for at once, one at each of --needle-depths, or several that "
+        "must be combined",
+        "single",
+        choices=("single", "retrieval", "reasoning"),
+    )
+    num_needles: int = flag("needlebench, reasoning: needles that must be combined", 2, check=AT_LEAST_ONE)

@@ -47,10 +47,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a generated answer says, and whether that is right; None where nobody knows."""
+    """What a generated answer says, and whether that is right (of several parts, which share); None: nobody knows."""
 
     prediction: str | None
-    correct: bool | None
+    correct: bool | float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +73,38 @@ class TaskSettings:
     code_timeout: float = 10.0
     context_lengths: tuple[int, ...] | None = None
     needle_depths: tuple[float, ...] = (0.0,)
+    needle_task: str = "single"
+    num_needles: int = 2
     max_new_tokens: int | None = None
     notices: list[str] = field(default_factory=list)
     """Where a benchmark tells what it took for granted."""
+
+
+EXAMPLES = frozenset({"num_fewshot", "fewshot_path"})
+CHOICES = frozenset({"origin_postprocess", "choice_score"})
+SPECIFIC = (
+    *sorted(EXAMPLES),
+    *sorted(CHOICES),
+    "eval_language",
+    "alternative_prompt",
+    "chain_of_thought",
+    "greedy",
+    "allow_code_execution",
+    "code_timeout",
+    "context_lengths",
+    "needle_depths",
+    "needle_task",
+    "num_needles",
+)
+"""Fields of the configuration that some benchmarks only heed."""
 
 
 class Benchmark(ABC):
     """A set of questions with its way to ask and to judge."""
 
     name: str
+    takes: frozenset[str] = frozenset()
+    """Fields of the configuration, of those in :data:`SPECIFIC`, that change what is asked here."""
     shots = 0
     """Solved examples in front of a question, where their file is there and the user says nothing."""
     max_new_tokens = 32

@@ -11,6 +11,7 @@ from mindspeed_lora.config.missing_inputs import without_missing_inputs
 from mindspeed_lora.config.resolve_evaluation import is_placeholder
 from mindspeed_lora.device import compute_dtype
 from mindspeed_lora.evaluation.harness import HarnessPlan
+from mindspeed_lora.evaluation.heeded import without_effect
 from mindspeed_lora.evaluation.plan import BenchmarkPlan, check_output_dir, named_tasks, plan_task
 from mindspeed_lora.inference.dry_run import model_rows
 from mindspeed_lora.inference.model_plan import plan_model, plan_tokenizer
@@ -31,10 +32,11 @@ def dry_run(job: EvaluationJob, environ: Mapping[str, str] = os.environ) -> None
     tokenizer = None
     if named is not None or plan.source.config_dir is not None or not missing:
         tokenizer = plan_tokenizer(plan)
-    notices = [*missing, *plan.notices]
+    tasks = named_tasks(evaluation)
+    notices = [*missing, *plan.notices, *without_effect(job, [name for name, _ in tasks])]
     longest = min(filter(None, (evaluation.seq_length, plan.shape.max_position_embeddings)))
     rows = []
-    for name, path in named_tasks(evaluation):
+    for name, path in tasks:
         if is_placeholder(name):
             notices.append(f"--task {name}: is a placeholder")
         elif path is not None and not path.exists():

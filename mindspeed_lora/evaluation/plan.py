@@ -15,6 +15,7 @@ from mindspeed_lora.evaluation.benchmark import Benchmark, Question, TaskSetting
 from mindspeed_lora.evaluation.benchmarks import benchmark
 from mindspeed_lora.evaluation.encoding import QuestionEncoder, check_instruction_template
 from mindspeed_lora.evaluation.harness import HarnessPlan, plan_harness
+from mindspeed_lora.evaluation.heeded import without_effect
 from mindspeed_lora.inference.generation_config import GenerationDefaults, read_generation_defaults
 from mindspeed_lora.inference.model_plan import ModelPlan, plan_model, plan_tokenizer
 from mindspeed_lora.inference.prompts import PromptEncoder, end_sequences
@@ -88,10 +89,9 @@ def plan_questions(job: EvaluationJob, model: ModelPlan) -> EvaluationPlan:
     tokenizer = plan_tokenizer(model)
     encoder = PromptEncoder(tokenizer, job.tokenizer)
     longest = min(filter(None, (job.evaluation.seq_length, model.shape.max_position_embeddings)))
-    notices = [*model.notices]
-    tasks = tuple(
-        plan_task(job, name, path, tokenizer, longest, notices) for name, path in named_tasks(job.evaluation)
-    )
+    named = named_tasks(job.evaluation)
+    notices = [*model.notices, *without_effect(job, [name for name, _ in named])]
+    tasks = tuple(plan_task(job, name, path, tokenizer, longest, notices) for name, path in named)
     plan = EvaluationPlan(
         **{field.name: getattr(model, field.name) for field in dataclasses.fields(ModelPlan)},
         evaluation=job.evaluation,
@@ -132,7 +132,6 @@ def plan_task(
         return plan_harness(name, path)
     assert path is not None, "config/resolve_evaluation.py refuses a benchmark without its files"
     made = benchmark(name)
-    most = evaluation.max_new_tokens or made.max_new_tokens
     settings = TaskSettings(
         path=path,
         tokenizer=tokenizer,
@@ -147,11 +146,14 @@ def plan_task(
         code_timeout=evaluation.code_timeout,
         context_lengths=evaluation.context_lengths,
         needle_depths=evaluation.needle_depths,
+        needle_task=evaluation.needle_task,
+        num_needles=evaluation.num_needles,
         max_new_tokens=evaluation.max_new_tokens,
         notices=notices,
     )
     check_instruction_template(evaluation.instruction_template)
     questions = tuple(made.questions(settings))
+    most = evaluation.max_new_tokens or made.max_new_tokens
     generates = evaluation.origin_postprocess or not all(question.labels for question in questions)
     if generates and most >= longest:
         raise Refused(

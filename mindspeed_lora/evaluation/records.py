@@ -23,8 +23,8 @@ class Record:
     loglikelihoods: list[float]
     prediction: str | None
     answer: str | None
-    correct: bool | None
-    """None where nobody knows what is right."""
+    correct: bool | float | None
+    """Of an answer in several parts the share that is right; None where nobody knows what is right."""
     text: str | None = None
     """The generated answer; None where choices were compared."""
 
@@ -35,19 +35,25 @@ class Tally:
 
     right: float
     n: int
+    squares: float
+    """Sum of the squares; where answers are right or wrong, as many as are right."""
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Tally:
         """Of the records whose right answer is known."""
         known = [record.correct for record in records if record.correct is not None]
-        return cls(sum(known), len(known))
+        return cls(sum(known), len(known), sum(value * value for value in known))
 
     def as_json(self) -> dict[str, Any]:
-        """Accuracy from 0 to 1, its standard error ``√(a (1 − a) / (n − 1))``, and the number of questions."""
+        """Accuracy a from 0 to 1, its standard error, and the number n of questions.
+
+        The error is √((Σ x²/n − a²) / (n − 1)); with x of 0 and 1 alone that is √(a (1 − a) / (n − 1)).
+        """
         if self.n == 0:
             return {"accuracy": None, "stderr": None, "n": 0}
         accuracy = self.right / self.n
-        stderr = math.sqrt(accuracy * (1 - accuracy) / (self.n - 1)) if self.n > 1 else 0.0
+        spread = max(0.0, self.squares / self.n - accuracy * accuracy)
+        stderr = math.sqrt(spread / (self.n - 1)) if self.n > 1 else 0.0
         return {"accuracy": accuracy, "stderr": stderr, "n": self.n}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import (
+    CHOICES,
+    EXAMPLES,
     Benchmark,
     Question,
     Shot,
@@ -30,6 +33,7 @@ class AgiEval(Benchmark):
     """
 
     name = "agieval"
+    takes = EXAMPLES | CHOICES | {"eval_language", "alternative_prompt"}
     shots = 5
     max_new_tokens = 64
     stop_words = ("\n",)
@@ -39,7 +43,8 @@ class AgiEval(Benchmark):
         found = []
         for file in files_in(settings.path, "*.jsonl"):
             language = settings.language or ("zh" if file.stem.startswith(_CHINESE) else "en")
-            shots = self._shots(settings, file, language)
+            ask = _text_to_end if settings.alternative_prompt else _text
+            shots = self._shots(settings, file, language, ask)
             rows = read_jsonl(file, _KEYS)
             several = any(
                 len(_right(row, file, index)) != 1 for index, row in enumerate(rows) if row.get("options")
@@ -51,7 +56,7 @@ class AgiEval(Benchmark):
                     Question(
                         subject=file.stem,
                         index=index,
-                        text=_text(row, language),
+                        text=ask(row, language),
                         answer=right,
                         labels=labels,
                         choices=labels,
@@ -73,7 +78,9 @@ class AgiEval(Benchmark):
         prediction = (said if said is not None else text.strip().partition("\n")[0]).strip("$ ")
         return Verdict(prediction, normalised(prediction) == normalised((question.answer or "").strip("$ ")))
 
-    def _shots(self, settings: TaskSettings, file: Path, language: str) -> tuple[Shot, ...]:
+    def _shots(
+        self, settings: TaskSettings, file: Path, language: str, ask: Callable[[Row, str], str]
+    ) -> tuple[Shot, ...]:
         if settings.fewshot_path is None:
             if settings.num_fewshot:
                 raise Refused("--num-fewshot for agieval needs --fewshot-path: a folder of {subject}.jsonl")
@@ -82,7 +89,7 @@ class AgiEval(Benchmark):
         if not examples.is_file():
             raise Refused(f"{examples}: is not there; it holds the solved examples of {file.stem}")
         rows = read_jsonl(examples, _KEYS)
-        shots = [Shot(_text(row, language), _right(row, examples, index)) for index, row in enumerate(rows)]
+        shots = [Shot(ask(row, language), _right(row, examples, index)) for index, row in enumerate(rows)]
         return taken_shots(settings, self.shots, shots, examples)
 
 
@@ -105,3 +112,11 @@ def _text(row: Row, language: str) -> str:
     lines += [words[0] + row["question"].strip()]
     lines += [words[1], *map(str.strip, options)] if options else []
     return "\n".join([*lines, words[2]])
+
+
+def _text_to_end(row: Row, language: str) -> str:
+    """The form of ``--alternative-prompt``: without headings, a sentence that the answer ends."""
+    passage = (row.get("passage") or "").strip()
+    options = row.get("options") or []
+    lines = [*([passage] if passage else []), row["question"].strip(), *map(str.strip, options)]
+    return "\n".join([*lines, "答案是" if language == "zh" else "The answer is"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import (
+    EXAMPLES,
     Benchmark,
     Question,
     Shot,
@@ -28,6 +29,7 @@ class BigBenchHard(Benchmark):
     """
 
     name = "bbh"
+    takes = EXAMPLES | {"chain_of_thought"}
     shots = 3
     max_new_tokens = 64
     stop_words = ("\nQ:", "\n\n")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import (
+    CHOICES,
+    EXAMPLES,
     Benchmark,
     Question,
     Shot,
@@ -23,6 +25,7 @@ class BoolQ(Benchmark):
     """Files whose names hold ``dev``: JSONL with question, passage, answer (true or false), and maybe title."""
 
     name = "boolq"
+    takes = EXAMPLES | CHOICES | {"alternative_prompt"}
     max_new_tokens = 8
     stop_words = ("\n",)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import (
+    EXAMPLES,
     Benchmark,
     Question,
     Shot,
@@ -24,6 +25,7 @@ class Gsm8k(Benchmark):
     """JSONL files with question and answer, the latter ending with ``#### N``."""
 
     name = "gsm8k"
+    takes = EXAMPLES | {"chain_of_thought"}
     shots = 3
     max_new_tokens = 256
     stop_words = ("\nQuestion:", "\n\n\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.evaluation.benchmark import Benchmark, Question, TaskSettings, Verdict, limited
+from mindspeed_lora.evaluation.benchmark import CHOICES, Benchmark, Question, TaskSettings, Verdict, limited
 from mindspeed_lora.evaluation.files import files_in, read_jsonl
 from mindspeed_lora.evaluation.patterns import first_letter
 
@@ -16,11 +16,10 @@ class HellaSwag(Benchmark):
     """JSONL files whose names hold ``val``, with activity_label, ctx_a, ctx_b, endings and label."""
 
     name = "hellaswag"
+    takes = CHOICES
 
     def questions(self, settings: TaskSettings) -> list[Question]:
         """All questions; see the base class."""
-        if settings.num_fewshot or settings.fewshot_path is not None:
-            raise Refused("hellaswag is asked without examples; leave out --num-fewshot and --fewshot-path")
         found = []
         for file in files_in(settings.path, "*val*.jsonl"):
             for index, row in enumerate(limited(settings, read_jsonl(file, _KEYS))):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import Benchmark, Question, TaskSettings, Verdict, limited
 from mindspeed_lora.evaluation.files import files_in, read_jsonl
 from mindspeed_lora.evaluation.sandbox import run_program
@@ -14,6 +13,7 @@ class HumanEval(Benchmark):
     """JSONL with task_id, prompt, entry_point and test; pass@1 of one completion each."""
 
     name = "human_eval"
+    takes = frozenset({"alternative_prompt", "greedy", "allow_code_execution", "code_timeout"})
     max_new_tokens = 512
     stop_words = ("\ndef ", "\nclass ", "\nif ", "\nprint(", "\n#", "\n@", "\nassert ", "\n```")
     num_beams = 4
@@ -23,8 +23,6 @@ class HumanEval(Benchmark):
 
     def questions(self, settings: TaskSettings) -> list[Question]:
         """All questions; see the base class."""
-        if settings.num_fewshot or settings.fewshot_path is not None:
-            raise Refused("human_eval is asked without examples; leave out --num-fewshot and --fewshot-path")
         self._timeout = settings.code_timeout
         if settings.greedy or settings.alternative_prompt:
             self.num_beams = 1

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import (
+    CHOICES,
+    EXAMPLES,
     Benchmark,
     Question,
     Shot,
@@ -42,6 +44,7 @@ class Layout:
 class LetterTest(Benchmark):
     """A test with four choices."""
 
+    takes = EXAMPLES | CHOICES | {"eval_language", "alternative_prompt"}
     shots = 5
     max_new_tokens = 8
     stop_words = ("\n",)
@@ -60,17 +63,21 @@ class LetterTest(Benchmark):
         examples = self._examples(settings, folder)
         found = []
         for subject, file, answered in files:
-            shots = self._shots(settings, examples, subject, language)
+            # In the other form every question says what it is, the examples too.
+            instruction, each = _instruction(subject, language), ""
+            if settings.alternative_prompt:
+                instruction, each = "", _said_each_time(subject, language)
+            shots = self._shots(settings, examples, subject, language, each)
             rows = limited(settings, self._rows(file, answered))
             found += [
                 Question(
                     subject=subject,
                     index=index,
-                    text=_text(row, self.layout.question, language),
+                    text=each + _text(row, self.layout.question, language),
                     answer=_answer(file, number, row[self.layout.answer]) if answered else None,
                     labels=LETTERS,
                     choices=LETTERS,
-                    instruction=_instruction(subject, language),
+                    instruction=instruction,
                     shots=shots,
                     data=row.get("id"),
                 )
@@ -121,7 +128,7 @@ class LetterTest(Benchmark):
         return None
 
     def _shots(
-        self, settings: TaskSettings, examples: Path | None, subject: str, language: str
+        self, settings: TaskSettings, examples: Path | None, subject: str, language: str, each: str
     ) -> tuple[Shot, ...]:
         if examples is None:
             return ()
@@ -129,7 +136,10 @@ class LetterTest(Benchmark):
         if not file.is_file():
             raise Refused(f"{file}: is not there; it holds the solved examples of the subject {subject}")
         shots = [
-            Shot(_text(row, self.layout.question, language), _answer(file, number, row[self.layout.answer]))
+            Shot(
+                each + _text(row, self.layout.question, language),
+                _answer(file, number, row[self.layout.answer]),
+            )
             for number, row in self._rows(file)
         ]
         return taken_shots(settings, self.shots, shots, file)
@@ -164,6 +174,14 @@ def _instruction(subject: str, language: str) -> str:
     if language == "zh":
         return f"下面是单项选择题，科目：{words}。请选出正确的选项。"
     return f"The following are multiple choice questions (with answers) about {words}."
+
+
+def _said_each_time(subject: str, language: str) -> str:
+    """What stands in front of every question in the form of ``--alternative-prompt``."""
+    words = " ".join(subject.split("_"))
+    if language == "zh":
+        return f"请回答下面这道关于{words}的单项选择题，只写出选项字母。\n问题："
+    return f"Choose the right answer to this question about {words}; reply with its letter, A, B, C or D.\nQuestion: "
 
 
 def _text(row: Row, question: str, language: str) -> str:

@@ -1,32 +1,58 @@
-"""NeedleBench (Li et al. 2024, arXiv 2407.11963), single needle: a sentence is hidden in a long text."""
+"""NeedleBench (Li et al. 2024, arXiv 2407.11963): sentences are hidden in a long text.
+
+One needle; several that are asked for at once (its multi-needle retrieval); or several that must be combined (its
+multi-needle reasoning).
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import Benchmark, Question, TaskSettings, Verdict, limited
-from mindspeed_lora.evaluation.files import files_in, read_jsonl
+from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NEEDLES = "needles.jsonl"
+_REASONING = "multi_needle_reasoning_{language}.json"
 _NOT_TEXTS = (_NEEDLES, "names.jsonl")
 _KEYS = ("needle", "retrieval_question", "arg2", "language")
+_REASONING_KEYS = ("derivations", "derivation_count", "question", "answer")
 _ROOM = 128
-"""Tokens of the text's length that are left for the question around it."""
+"""Tokens of the text's length that are left for needles and question, at least."""
+_AROUND = 48
+"""Tokens of what stands around the question."""
+_APART = 10.0
+"""Percent of the text between two needles that must be combined."""
+
+
+@dataclass(frozen=True)
+class _Hunt:
+    """Needles and what is asked about them."""
+
+    needles: tuple[str, ...]
+    question: str
+    answers: tuple[str, ...]
 
 
 class NeedleBench(Benchmark):
     """OpenCompass's folder: ``needles.jsonl`` (needle, retrieval_question, arg2, language), and JSONL files with text.
 
-    A text is cut to each of the lengths, and the needle put at each of the depths; an answer that names the keyword
-    (``arg2``) is right.
+    A text is cut to each of the lengths, and a needle put at each of the depths; an answer that names the keyword
+    (``arg2``) is right. ``--needle-task retrieval`` puts different needles at all depths and asks for all keywords;
+    ``reasoning`` takes ``multi_needle_reasoning_{en,zh}.json`` (derivations, derivation_count, question, answer) and
+    puts the first needle at the depth, the others behind it. Of several keywords, the words of an answer, each counts
+    alike.
     """
 
     name = "needlebench"
+    takes = frozenset({"eval_language", "context_lengths", "needle_depths", "needle_task", "num_needles"})
     max_new_tokens = 48
     stop_words = ("\n\n",)
 
@@ -37,35 +63,32 @@ class NeedleBench(Benchmark):
                 f"--task-data-path {settings.path}: is no folder; name OpenCompass's NeedleBench folder"
             )
         language = settings.language or "en"
-        wanted = "English" if language == "en" else "Chinese"
-        rows = read_jsonl(settings.path / _NEEDLES, _KEYS)
-        needles = limited(settings, [row for row in rows if row["language"] == wanted])
-        if not needles:
-            raise Refused(f"{settings.path / _NEEDLES}: holds no needle whose language is {wanted}")
+        if settings.needle_task == "retrieval":
+            self.max_new_tokens *= len(settings.needle_depths)
+        hunts = _hunts(settings, language)
         if settings.tokenizer is None:
             return []
-        found = []
+        texts, found = _Texts(settings.path, language, settings.tokenizer), []
         for length in self._lengths(settings):
-            text = _haystack(settings.path, language, settings.tokenizer, length - _ROOM)
-            for depth in settings.needle_depths:
-                for index, row in enumerate(needles):
+            for subject, depths in _places(settings, length):
+                for index, hunt in enumerate(hunts):
+                    text = texts.cut(length - texts.room(hunt))
                     found.append(
                         Question(
-                            subject=f"{length} tokens, depth {depth:g}%",
+                            subject=subject,
                             index=index,
-                            text=_ask(
-                                _hide(text, row["needle"], depth, language),
-                                row["retrieval_question"],
-                                language,
-                            ),
-                            answer=str(row["arg2"]),
+                            text=_ask(_hide(text, hunt.needles, depths, language), hunt.question, language),
+                            answer="; ".join(hunt.answers),
+                            data=hunt.answers,
                         )
                     )
         return found
 
     def judge(self, question: Question, text: str) -> Verdict:
-        """Whether the keyword is in the text."""
-        return Verdict(text.strip(), (question.answer or "").lower() in text.lower())
+        """Whether the keyword is in the text; of several which share of them."""
+        said, keywords = text.lower(), question.data
+        right = [keyword.lower() in said for keyword in keywords]
+        return Verdict(text.strip(), right[0] if len(right) == 1 else sum(right) / len(right))
 
     def _lengths(self, settings: TaskSettings) -> tuple[int, ...]:
         most = settings.longest - (settings.max_new_tokens or self.max_new_tokens)
@@ -81,35 +104,140 @@ class NeedleBench(Benchmark):
         return lengths
 
 
-def _haystack(folder: Path, language: str, tokenizer: PreTrainedTokenizerBase, length: int) -> str:
-    """So many tokens of the folder's texts in that language, which begin anew where they end."""
-    chinese = [file for file in files_in(folder, "*.jsonl") if file.name.startswith("zh_")]
-    english = [
-        file for file in files_in(folder, "*.jsonl") if file not in chinese and file.name not in _NOT_TEXTS
+def _places(settings: TaskSettings, length: int) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Each subject's name, and the depths of its needles in percent."""
+    if settings.needle_task == "retrieval":
+        yield f"{length} tokens, {len(settings.needle_depths)} needles", settings.needle_depths
+        return
+    several = f", {settings.num_needles} needles" if settings.needle_task == "reasoning" else ""
+    count = settings.num_needles if several else 1
+    for depth in settings.needle_depths:
+        depths = tuple(min(100.0, depth + number * _APART) for number in range(count))
+        yield f"{length} tokens, depth {depth:g}%{several}", depths
+
+
+def _hunts(settings: TaskSettings, language: str) -> list[_Hunt]:
+    """What is hidden and asked for, from the files."""
+    if settings.needle_task == "reasoning":
+        return _to_combine(settings, settings.path / _REASONING.format(language=language))
+    wanted = "English" if language == "en" else "Chinese"
+    file = settings.path / _NEEDLES
+    rows = [row for row in read_jsonl(file, _KEYS) if row["language"] == wanted]
+    if not rows:
+        raise Refused(f"{file}: holds no needle whose language is {wanted}")
+    if settings.needle_task == "single":
+        return [
+            _Hunt((row["needle"],), row["retrieval_question"], (str(row["arg2"]),))
+            for row in limited(settings, rows)
+        ]
+    count = len(settings.needle_depths)
+    rows = _different(rows)
+    if len(rows) < count:
+        raise Refused(
+            f"{file}: holds {len(rows)} different needles whose language is {wanted}, but --needle-depths names "
+            f"{count} places; name fewer"
+        )
+    groups = [rows[start : start + count] for start in range(0, len(rows) - count + 1, count)]
+    return [
+        _Hunt(
+            tuple(row["needle"] for row in group),
+            "\n".join(f"{number}. {row['retrieval_question']}" for number, row in enumerate(group, 1)),
+            tuple(str(row["arg2"]) for row in group),
+        )
+        for group in limited(settings, groups)
     ]
-    files = chinese if language == "zh" else english
-    if not files:
-        raise Refused(f"{folder}: holds no JSONL file with texts in the language {language}")
-    texts = [str(row["text"]) for file in files for row in read_jsonl(file, ("text",))]
-    tokens: list[int] = []
-    while len(tokens) < length:
-        before = len(tokens)
-        for text in texts:
-            tokens += tokenizer(text, add_special_tokens=False)["input_ids"]
-            if len(tokens) >= length:
-                break
-        if len(tokens) == before:
-            raise Refused(f"{folder}: its texts are empty")
-    return str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
 
 
-def _hide(text: str, needle: str, depth: float, language: str) -> str:
-    """The text with the needle at the end of the sentence that is nearest before the place."""
+def _different(rows: Sequence[Row]) -> list[Row]:
+    """Needles of which no two share their keyword or what it is asked of."""
+    found: list[Row] = []
+    seen: set[tuple[str, Any]] = set()
+    for row in rows:
+        keys = {("arg2", row["arg2"]), ("arg1", row.get("arg1", row["retrieval_question"]))}
+        if not keys & seen:
+            seen |= keys
+            found.append(row)
+    return found
+
+
+def _to_combine(settings: TaskSettings, file: Path) -> list[_Hunt]:
+    """The questions over so many needles."""
+    try:
+        rows = json.loads(read_text(file))
+    except ValueError as error:
+        raise Refused(f"{file}: not JSON ({error})") from error
+    is_list = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if not is_list or any(key not in row for row in rows for key in _REASONING_KEYS):
+        raise Refused(f"{file}: expected a list of objects with the keys {', '.join(_REASONING_KEYS)}")
+    counts = sorted({row["derivation_count"] for row in rows})
+    found = [
+        _Hunt(tuple(row["derivations"]), row["question"], tuple(str(row["answer"]).split()))
+        for row in rows
+        if row["derivation_count"] == len(row["derivations"]) == settings.num_needles
+    ]
+    if not found:
+        raise Refused(
+            f"--num-needles {settings.num_needles}: {file} has no such question; it has those over "
+            f"{', '.join(map(str, counts))} needles"
+        )
+    return list(limited(settings, found))
+
+
+class _Texts:
+    """The folder's texts in a language as tokens, which begin anew where they end.
+
+    Args:
+        folder: of the benchmark.
+        language: ``en`` or ``zh``.
+        tokenizer: counts and cuts.
+    """
+
+    def __init__(self, folder: Path, language: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        files = [
+            file
+            for file in files_in(folder, "*.jsonl")
+            if file.name.startswith("zh_") == (language == "zh") and file.name not in _NOT_TEXTS
+        ]
+        if not files:
+            raise Refused(f"{folder}: holds no JSONL file with texts in the language {language}")
+        self._folder, self._tokenizer = folder, tokenizer
+        self._texts = [str(row["text"]) for file in files for row in read_jsonl(file, ("text",))]
+        self._next = 0
+        self._tokens: list[int] = []
+
+    def cut(self, length: int) -> str:
+        """So many tokens of them."""
+        while len(self._tokens) < length:
+            if self._next == len(self._texts) and not self._tokens:
+                raise Refused(f"{self._folder}: its texts are empty")
+            self._tokens += self._encode(self._texts[self._next % len(self._texts)])
+            self._next += 1
+        return str(self._tokenizer.decode(self._tokens[:length], skip_special_tokens=True))
+
+    def room(self, hunt: _Hunt) -> int:
+        """Tokens that a text leaves for the needles and the question."""
+        told = sum(len(self._encode(text)) for text in (*hunt.needles, hunt.question))
+        return max(_ROOM, told + _AROUND)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _hide(text: str, needles: Sequence[str], depths: Sequence[float], language: str) -> str:
+    """The text with each needle at the end of the sentence that is nearest before its place."""
+    places = [_place(text, depth, language) for depth in depths]
+    # From the last one on, so that the places before it stay where they are.
+    for place, needle in sorted(zip(places, needles, strict=True), key=lambda pair: -pair[0]):
+        text = f"{text[:place].rstrip()} {needle.strip()} {text[place:].lstrip()}".strip()
+    return text
+
+
+def _place(text: str, depth: float, language: str) -> int:
     place = int(len(text) * depth / 100)
     if 0 < place < len(text):
         end = text.rfind("。" if language == "zh" else ". ", 0, place)
         place = end + 1 if end >= 0 else 0
-    return f"{text[:place].rstrip()} {needle.strip()} {text[place:].lstrip()}".strip()
+    return place
 
 
 def _ask(text: str, question: str, language: str) -> str:

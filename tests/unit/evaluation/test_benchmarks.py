@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from mindspeed_lora.config.evaluation import BENCHMARKS
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.evaluation.benchmark import Question, TaskSettings
+from mindspeed_lora.evaluation.benchmark import SPECIFIC, Question, TaskSettings
 from mindspeed_lora.evaluation.benchmarks import benchmark
+from mindspeed_lora.evaluation.records import Record, Tally
 from tests.support.benchmark_files import (
     SUBJECTS,
     letter_rows,
@@ -124,6 +126,60 @@ def test_cmmlu_and_ceval(tmp_path: Path) -> None:
     assert "there is no column answer" in refusal("ceval", tmp_path / "ceval/val")
 
 
+def test_letter_tests_have_another_form(tmp_path: Path) -> None:
+    """Every question says what it is, the examples too, and nothing stands in front of them."""
+    path = write_mmlu(tmp_path)
+    plain, other = questions("mmlu", path)[6], questions("mmlu", path, alternative_prompt=True)[6]
+    assert not other.instruction and other.answer == plain.answer
+    told = other.text.removesuffix(plain.text)
+    assert told.endswith("reply with its letter, A, B, C or D.\nQuestion: ") and "world religions" in told
+    assert [shot.question for shot in other.shots] == [told + shot.question for shot in plain.shots]
+    header = ["", "Question", *"ABCD", "Answer"]
+    write_csv(tmp_path / "cmmlu/test/law.csv", [header, ["0", "问", *"abcd", "A"]])
+    (chinese,) = questions("cmmlu", tmp_path / "cmmlu/test", alternative_prompt=True)
+    assert chinese.text.startswith("请回答下面这道关于law的单项选择题") and chinese.text.endswith("答案：")
+
+
+class _Watched:
+    """Settings that remember what was asked of them."""
+
+    def __init__(self, settings: TaskSettings) -> None:
+        self.settings, self.asked = settings, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked.add({"language": "eval_language"}.get(name, name))
+        return getattr(self.settings, name)
+
+
+def test_benchmarks_tell_which_flags_they_heed(tmp_path: Path) -> None:
+    """What a benchmark does not look at is told to have no effect, and nothing else is."""
+    write_mmlu(tmp_path / "mmlu"), write_hellaswag(tmp_path / "hellaswag"), write_boolq(tmp_path / "boolq")
+    rows = {
+        "gsm8k": {"question": "How many?", "answer": "#### 5"},
+        "agieval": {"question": "q", "options": ["(A)x", "(B)y"], "label": "B"},
+        "human_eval": {"task_id": "0", "prompt": "", "entry_point": "f", "test": ""},
+        "needlebench": {"needle": "n", "retrieval_question": "q", "arg2": "a", "language": "English"},
+    }
+    for name, row in rows.items():
+        write_jsonl(tmp_path / name / ("needles.jsonl" if name == "needlebench" else "a.jsonl"), [row])
+    (tmp_path / "bbh").mkdir()
+    (tmp_path / "bbh/a.json").write_text(json.dumps({"examples": [{"input": "x", "target": "y"}]}))
+    by_the_engine = {"origin_postprocess", "choice_score", "allow_code_execution", "context_lengths"}
+    for name in ("mmlu", *rows, "bbh", "hellaswag", "boolq"):
+        made = benchmark(name)
+        watched = _Watched(TaskSettings(path=tmp_path / name, needle_task="retrieval"))
+        made.questions(watched)  # type: ignore[arg-type]
+        made.questions(_with(watched, needle_task="single"))  # type: ignore[arg-type]
+        heeded = set(made.takes) - by_the_engine - {"needle_depths", "num_needles"}
+        found = watched.asked & set(SPECIFIC) - by_the_engine - {"needle_depths", "num_needles"}
+        assert found == heeded, name
+
+
+def _with(watched: _Watched, **changed: Any) -> _Watched:
+    watched.settings = dataclasses.replace(watched.settings, **changed)
+    return watched
+
+
 def test_boolq_asks_yes_or_no_or_letters(tmp_path: Path) -> None:
     path = write_boolq(tmp_path)
     assert {question.answer for question in questions("boolq", path)} <= {"Yes", "No"}
@@ -198,6 +254,9 @@ def test_agieval(tmp_path: Path) -> None:
     assert by_subject["sat-math"].labels == ("A", "B", "C") and by_subject["math"].labels == ()
     chinese = by_subject["jec-qa-ca"]
     assert chinese.labels == () and chinese.text.endswith("答案：")
+    other = {one.subject: one for one in questions("agieval", tmp_path, alternative_prompt=True)}
+    assert other["sat-math"].text == "q2?\n(A)x\n(B)y\n(C)z\nThe answer is"
+    assert other["jec-qa-ca"].text.endswith("(C)z\n答案是")
     judge = benchmark("agieval").judge
     assert judge(by_subject["math"], " 2\nbecause").correct and not judge(by_subject["math"], "12").correct
     assert judge(chinese, "C").correct and not judge(chinese, "AC").correct
@@ -253,3 +312,73 @@ def test_needles_lie_where_they_should(tmp_path: Path, judged_model: Path) -> No
         in questions("needlebench", tmp_path, language="zh", context_lengths=(300,), **common)[0].text
     )
     assert "--context-lengths 2000" in refusal("needlebench", tmp_path, context_lengths=(2000,), **common)
+
+
+def test_several_needles_in_one_text(tmp_path: Path, judged_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    rows = [
+        {
+            "needle": f"The key of {place} is {word}.",
+            "retrieval_question": f"Which key has {place}?",
+            "arg1": place,
+            "arg2": word,
+            "language": "English",
+        }
+        for place, word in (
+            ("Rome", "Maple"),
+            ("Rome", "Oak"),
+            ("Oslo", "Maple"),
+            ("Oslo", "Ash"),
+            ("Bern", "Elm"),
+        )
+    ]
+    write_jsonl(tmp_path / "needles.jsonl", rows)
+    write_jsonl(tmp_path / "Essays.jsonl", [{"text": "River stone cloud. Green light under paper. " * 9}])
+    common = {"tokenizer": AutoTokenizer.from_pretrained(judged_model), "longest": 1500}
+    common = {**common, "context_lengths": (900,), "needle_depths": (20.0, 50.0, 80.0)}
+    (found,) = questions("needlebench", tmp_path, needle_task="retrieval", **common)
+    assert found.subject == "900 tokens, 3 needles" and found.answer == "Maple; Ash; Elm"
+    places = [found.text.index(rows[number]["needle"]) / len(found.text) for number in (0, 3, 4)]
+    assert all(abs(place - share) < 0.15 for place, share in zip(places, (0.2, 0.5, 0.8), strict=True))
+    assert "1. Which key has Rome?\n2. Which key has Oslo?\n3. Which key has Bern?" in found.text
+    judge = benchmark("needlebench").judge
+    assert judge(found, "ELM and maple").correct == pytest.approx(2 / 3)
+    assert judge(found, "ash, elm, maple").correct == 1 and judge(found, "oak").correct == 0
+    depths = {**common, "needle_depths": (1.0, 2.0, 3.0, 4.0)}
+    message = "3 different needles whose language is English, but --needle-depths names 4 places"
+    assert message in refusal("needlebench", tmp_path, needle_task="retrieval", **depths)
+
+    kin = [{"derivations": ["Ann is kin of Bo.", "Bo is kin of Cy."], "derivation_count": 2}]
+    kin += [{"derivations": ["Di is Ed."], "derivation_count": 1}]
+    kin = [{**one, "question": "Who is it?", "answer": "Cy King", "id": 1} for one in kin]
+    (tmp_path / "multi_needle_reasoning_en.json").write_text(json.dumps(kin))
+    found, *others = questions("needlebench", tmp_path, needle_task="reasoning", **common)
+    assert found.subject == "900 tokens, depth 20%, 2 needles" and len(others) == 2
+    first, second = (found.text.index(needle) / len(found.text) for needle in kin[0]["derivations"])
+    assert abs(first - 0.2) < 0.1 and 0.02 < second - first < 0.2
+    assert judge(found, "that is cy").correct == 0.5
+    wrong = refusal("needlebench", tmp_path, needle_task="reasoning", num_needles=5, **common)
+    assert wrong.startswith("--num-needles 5: ") and wrong.endswith("has those over 1, 2 needles")
+    (tmp_path / "multi_needle_reasoning_en.json").write_text("[1]")
+    assert "expected a list of objects" in refusal("needlebench", tmp_path, needle_task="reasoning", **common)
+
+
+def test_shares_of_an_answer_have_a_standard_error() -> None:
+    """That of a mean; for right and wrong alone the binomial one."""
+    import statistics
+
+    def tally(values: list[Any]) -> dict[str, Any]:
+        common: dict[str, Any] = {
+            "subject": "s",
+            "index": 0,
+            "prompt": "",
+            "choices": [],
+            "loglikelihoods": [],
+        }
+        rows = [Record(**common, prediction=None, answer=None, correct=value) for value in values]
+        return Tally.of(rows).as_json()
+
+    shares = [0.25, 1.0, 0.5, 0.0, 0.75]
+    assert tally(shares)["stderr"] == pytest.approx(statistics.stdev(shares) / len(shares) ** 0.5)
+    assert tally([True, False, True, True])["stderr"] == pytest.approx((0.75 * 0.25 / 3) ** 0.5)

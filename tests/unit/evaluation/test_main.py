@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mindspeed_lora.config.commands import parse
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.plan import plan_evaluation
-from tests.support.benchmark_files import SUBJECTS, write_jsonl, write_mmlu
+from tests.support.benchmark_files import SUBJECTS, write_boolq, write_hellaswag, write_jsonl, write_mmlu
 from tests.support.generation import evaluate_on_rank
 from tests.support.pool import WorkerPool
 
@@ -161,6 +161,26 @@ def test_impossible_jobs_are_refused(judged_model: Path, mmlu: Path, words: str,
     with pytest.raises(Refused) as error:
         plan_evaluation(parse("evaluation", ["--load", str(judged_model), *line], {}))
     assert message in str(error.value)
+
+
+def test_flags_without_effect_are_told_once_or_refused(
+    judged_model: Path, mmlu: Path, tmp_path: Path
+) -> None:
+    boolq = write_boolq(tmp_path / "boolq")
+    line = ["--load", str(judged_model), "--task", "mmlu", "boolq", "--task-data-path", str(mmlu), str(boolq)]
+    plain = plan_evaluation(parse("evaluation", [*line, "--max-new-tokens", "1"], {}))
+    assert not [notice for notice in plain.notices if notice.startswith("no effect")]
+    line += ["--chain-of-thought", "--greedy", "--eval-language", "en", "--alternative-prompt"]
+    (told,) = (one for one in plan_evaluation(parse("evaluation", line, {})).notices if "no effect" in one)
+    assert told == (
+        "no effect here: --chain-of-thought, --greedy (on mmlu); "
+        "--eval-language, --chain-of-thought, --greedy (on boolq)"
+    )
+    hellaswag = write_hellaswag(tmp_path / "hellaswag")
+    line = ["--load", str(judged_model), "--task", "hellaswag", "--task-data-path", str(hellaswag)]
+    plan_evaluation(parse("evaluation", [*line, "--num-fewshot", "0"], {}))
+    with pytest.raises(Refused, match="hellaswag is asked without examples; leave out --num-fewshot"):
+        plan_evaluation(parse("evaluation", [*line, "--num-fewshot", "5"], {}))
 
 
 def test_a_template_of_ones_own(judged_model: Path, mmlu: Path) -> None:
