@@ -50,6 +50,12 @@ class EvaluationConfig(ComputeFlags):
         "are no files of examples",
         check=NOT_NEGATIVE,
     )
+    fewshot_as_multiturn: str = flag(
+        "lm-evaluation-harness, in a conversation: solved examples are turns of their own (true), or one turn with the "
+        "question (false)",
+        "true",
+        choices=("true", "false"),
+    )
     output_dir: str | None = flag("write results.json and records.jsonl here", metavar="DIR")
     evaluation_batch_size: int = flag("questions that go through the model at once", 1, check=AT_LEAST_ONE)
     max_new_tokens: int | None = flag(

@@ -84,6 +84,7 @@ EXAMPLES = frozenset({"num_fewshot", "fewshot_path"})
 CHOICES = frozenset({"origin_postprocess", "choice_score"})
 SPECIFIC = (
     *sorted(EXAMPLES),
+    "fewshot_as_multiturn",
     *sorted(CHOICES),
     "eval_language",
     "alternative_prompt",

@@ -1,7 +1,9 @@
 """Our model as lm-evaluation-harness's ``LM``. It lives on rank 0; the engine lets all ranks compute.
 
 Texts become tokens by the rules of its ``HFLM``: the tokenizer's own special tokens, none where a text begins with the
-start token already; contexts that are too long lose their beginning.
+start token already; contexts that are too long lose their beginning. Conversations in one of our own templates
+(``--prompt-type``) keep the tokens of training: lm_eval gets them as text, which is known again here, and what is
+scored begins behind them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 
+from mindspeed_lora.data.conversation import Message
 from mindspeed_lora.errors import Failed
 from mindspeed_lora.evaluation.encoding import encode_pair
 from mindspeed_lora.evaluation.engine import Engine, Generation
@@ -42,6 +45,8 @@ class HarnessModel(LM):
         self.tokenizer = plan.tokenizer
         start = self.tokenizer.bos_token_id
         self._start = int(self.tokenizer.eos_token_id if start is None else start)
+        self._conversations: dict[str, Tokens] = {}
+        """Conversations in one of our templates, by their text."""
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, and whether it is what greedy generation would say."""
@@ -76,31 +81,62 @@ class HarnessModel(LM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template that the tokenizer brings along."""
+        """The template that the tokenizer brings along, or the name of ours."""
+        if self.plan.encoder.template is not None:
+            return f"--prompt-type {self.plan.encoder.template.name}"
         template = self.tokenizer.chat_template
         return template if isinstance(template, str) else None
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as text."""
+        """A conversation as text; without ``add_generation_prompt`` its last message is an answer's beginning."""
+        if self.plan.encoder.template is not None:
+            return self._in_own_template(chat_history, add_generation_prompt)
+        from jinja2.exceptions import TemplateError
+
+        without_system = [message for message in chat_history if message["role"] != "system"]
+        for messages in (chat_history, without_system):
+            try:
+                return self._in_tokenizers_template(messages, add_generation_prompt)
+            except TemplateError as error:
+                refusal = error
+        raise Failed(f"--hf-chat-template: the template refuses the messages ({refusal})")
+
+    def _in_tokenizers_template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                chat_history,
+                messages,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )
         )
 
+    def _in_own_template(self, history: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        messages: list[Message] = [{"role": one["role"], "content": one["content"]} for one in history]
+        begun = "" if add_generation_prompt else str(messages.pop()["content"])
+        tokens = (*self.plan.encoder.encode_conversation(messages), *self._added(begun))
+        text = str(self.tokenizer.decode(list(tokens)))
+        self._conversations[text] = tokens
+        return text
+
+    def _added(self, text: str) -> Tokens:
+        """Tokens of what stands behind others."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def _encode(self, text: str) -> list[int]:
+        if text in self._conversations:
+            return list(self._conversations[text])
         begun = text.startswith(str(self.tokenizer.decode([self._start])))
         return list(self.tokenizer(text, add_special_tokens=not begun)["input_ids"])
 
     def _pair(self, context: str, continuation: str) -> tuple[Tokens, Tokens]:
+        if context in self._conversations:
+            return self._conversations[context], self._added(continuation)
         if context:
             return encode_pair(self._encode, context, continuation)
-        tokens = tuple(self.tokenizer(continuation, add_special_tokens=False)["input_ids"])
+        tokens = self._added(continuation)
         if tokens and tokens[0] == self._start:
             return tokens[:1], tokens[1:]
         return (self._start,), tokens

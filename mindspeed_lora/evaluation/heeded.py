@@ -14,7 +14,7 @@ from mindspeed_lora.evaluation.benchmarks import benchmark
 
 _ALL_OWN = {"instruction_template"}
 """What every benchmark of ours heeds, and lm_eval does not."""
-_HARNESS = {"num_fewshot", "allow_code_execution"}
+_HARNESS = {"num_fewshot", "fewshot_as_multiturn", "allow_code_execution"}
 
 
 def without_effect(job: EvaluationJob, tasks: Sequence[str]) -> list[str]:

@@ -124,11 +124,6 @@ def plan_task(
     """One task: ours with its questions, or lm-evaluation-harness's."""
     evaluation = job.evaluation
     if name not in BENCHMARKS:
-        if job.tokenizer.prompt_type is not None:
-            raise Refused(
-                f"--prompt-type {job.tokenizer.prompt_type}: the task {name} is lm-evaluation-harness's, which writes "
-                "its prompts itself; give --hf-chat-template, or leave it out"
-            )
         return plan_harness(name, path)
     assert path is not None, "config/resolve_evaluation.py refuses a benchmark without its files"
     made = benchmark(name)

@@ -249,7 +249,9 @@ def harness_tasks(judged: Judged) -> dict[str, Path]:
     return {"folder": folder}
 
 
-def harness_reference(judged: Judged, folder: Path, tasks: list[str], longest: int) -> dict[str, list[Any]]:
+def harness_reference(
+    judged: Judged, folder: Path, tasks: list[str], longest: int, **keywords: Any
+) -> dict[str, list[Any]]:
     """lm_eval's samples on transformers with the merged model."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -261,6 +263,7 @@ def harness_reference(judged: Judged, folder: Path, tasks: list[str], longest: i
         tasks=tasks,
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0,
+        **keywords,
     )
     assert found is not None
     return dict(found["samples"])
@@ -300,3 +303,42 @@ def test_scores_are_lm_evals(
     texts = [sample["filtered_resps"][0] for sample in expected["made_rolling"]]
     words = [len(sample["doc"]["text"].split()) for sample in expected["made_rolling"]]
     assert math.log(perplexity) == pytest.approx(-sum(texts) / sum(words), abs=1e-4)
+
+
+@pytest.mark.parametrize("multiturn", ["true", "false"])
+def test_conversations_are_lm_evals(
+    judged: Judged, harness_tasks: dict[str, Path], workers: WorkerPool, tmp_path: Path, multiturn: str
+) -> None:
+    """By the tokenizer's template its scores; by ours, which says the same here, those of what follows it."""
+    folder, names = harness_tasks["folder"], [f"made_{SUBJECTS[0]}", "made_generated"]
+    line = ["--load", str(judged.model), "--lora-load", str(judged.adapter), "--task", *names]
+    line += ["--task-data-path", str(folder), "--evaluation-batch-size", "2"]
+    line += ["--tensor-model-parallel-size", "2", "--fewshot-as-multiturn", multiturn]
+    for template in (["--hf-chat-template"], ["--prompt-type", "chatml"]):
+        output = ["--output-dir", str(tmp_path / template[-1])]
+        workers.run(2, evaluate_on_rank, [*line, *template, *output], str(tmp_path / "out"))
+    expected = harness_reference(
+        judged, folder, names, 1024, apply_chat_template=True, fewshot_as_multiturn=multiturn == "true"
+    )
+    model, tokenizer = judged.live()
+    by_theirs = told(tmp_path / "--hf-chat-template" / names[0])[1]
+    by_ours = told(tmp_path / "chatml" / names[0])[1]
+    for sample, theirs, ours in zip(expected[names[0]], by_theirs, by_ours, strict=True):
+        text = sample["arguments"][0][0]
+        assert theirs["prompt"] == ours["prompt"] == text
+        assert text.count("<|im_start|>user") == (6 if multiturn == "true" else 1)
+        values = [float(response[0]) for response in sample["filtered_resps"]]
+        assert theirs["loglikelihoods"] == pytest.approx(values, abs=TOLERANCE)
+        context = tokenizer(text, add_special_tokens=False)["input_ids"]
+        letters = [tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in LETTERS]
+        with torch.inference_mode():
+            logits = model(torch.tensor([context])).logits[0, -1].double().log_softmax(-1)
+        assert ours["loglikelihoods"] == pytest.approx(logits[letters].tolist(), abs=TOLERANCE)
+    generated = [sample["filtered_resps"][0] for sample in expected["made_generated"]]
+    theirs, ours = (
+        [record["prediction"] for record in told(tmp_path / template / "made_generated")[1]]
+        for template in ("--hf-chat-template", "chatml")
+    )
+    assert theirs == generated
+    # Ours also ends an answer where its turn ends, which lm_eval knows from the task alone.
+    assert all(text.startswith(own) for text, own in zip(generated, ours, strict=True)) and any(ours)
