@@ -17,6 +17,14 @@ TASKS = {
 }
 """What ``--task`` takes → the task that it names."""
 
+USED_BY: tuple[tuple[set[str], tuple[str, ...]], ...] = (
+    ({"do_sample", "beam_search_with_sampling", "chat"}, ("temperature", "top_k", "top_p")),
+    (set(BEAM_SEARCH), ("num_beams", "num_return_sequences", "length_penalty", "early_stopping")),
+    ({"chat"}, ("history_turns", "hide_thinking")),
+    (set(ALL_TASKS) - {"chat"}, ("micro_batch_size",)),
+)
+"""Tasks, and the fields that these alone heed."""
+
 _UP_TO_ONE = Check("a number above 0, at most 1", lambda value: 0 < value <= 1)
 
 

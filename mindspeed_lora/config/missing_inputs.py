@@ -25,9 +25,18 @@ def without_missing_inputs(job: AnyJob) -> tuple[AnyJob, list[str]]:
         if model.num_layers is not None and model.vocab_size is None and model.padded_vocab_size is None:
             notices.append(f"no flag tells the vocabulary: --vocab-size {ASSUMED_VOCABULARY} is assumed")
             model = dataclasses.replace(model, vocab_size=ASSUMED_VOCABULARY)
+    rank, assumed = lora.lora_r or DEFAULT_LORA_R, False
     if lora.lora_load is not None and not Path(lora.lora_load).exists():
-        rank = lora.lora_r or DEFAULT_LORA_R
         notices.append(f"--lora-load {lora.lora_load} is not there: an adapter of rank {rank} is assumed")
+        assumed = True
+    elif (
+        lora.enabled and lora.lora_load is None and checkpoint.load is None and not isinstance(job, TrainJob)
+    ):
+        notices.append(
+            f"LoRA flags without --lora-load: an adapter of rank {rank} beside the weights is assumed"
+        )
+        assumed = True
+    if assumed:
         alpha = 2 * rank if lora.lora_alpha is None else lora.lora_alpha
         targets = lora.lora_target_modules or LORA_TARGETS
         lora = dataclasses.replace(

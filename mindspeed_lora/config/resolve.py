@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from mindspeed_lora.config.flags import Section, options
-from mindspeed_lora.config.inference import ALL_TASKS, TASKS, ComputeFlags
+from mindspeed_lora.config.inference import ALL_TASKS, TASKS, USED_BY, ComputeFlags
 from mindspeed_lora.config.jobs import (
     ConversionJob,
     EvaluationJob,
@@ -51,6 +51,15 @@ def resolve_inference(job: InferenceJob, environ: Mapping[str, str]) -> Inferenc
             f"--num-return-sequences {inference.num_return_sequences} is more than --num-beams "
             f"{inference.num_beams}; raise --num-beams"
         )
+    idle = [
+        f"--{name.replace('_', '-')}"
+        for users, names in USED_BY
+        if not users & set(tasks)
+        for name in names
+        if name in job.given
+    ]
+    if idle:
+        notices.append(f"no effect on {' '.join(tasks)}: {', '.join(idle)}")
     inference = dataclasses.replace(inference, task=tasks)
     return resolve_model_job(dataclasses.replace(job, inference=inference, notices=tuple(notices)), environ)
 
@@ -70,8 +79,6 @@ def resolve_model_job(job: AnyModelJob, environ: Mapping[str, str]) -> AnyModelJ
     check_template(job.tokenizer)
     check_quantization(job.quantization)
     notices = list(job.notices)
-    if job.lora.enabled and job.lora.lora_load is None:
-        raise Refused("LoRA flags are given without --lora-load; name the adapter, or leave them out")
     if job.lora.lora_fusion:
         notices.append(
             "--lora-fusion has no effect on generation: it hides what a backward pass and long rows send"

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_lora.adapters.inject_experts import check_expert_adapters
+from mindspeed_lora.checkpoint.formats.mcore import McoreSource
 from mindspeed_lora.checkpoint.loading.model import AdapterPlan
 from mindspeed_lora.checkpoint.loading.quantization import QuantPlan, plan_quantization
 from mindspeed_lora.checkpoint.loading.random_weights import RandomSource, shape_alone
@@ -17,6 +19,7 @@ from mindspeed_lora.checkpoint.peft.plan import plan_adapter
 from mindspeed_lora.checkpoint.source import Source, open_source
 from mindspeed_lora.config.checks import check_layout, reconcile, shape_from_flags
 from mindspeed_lora.config.jobs import ModelJob
+from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.moe import experts_from_flags, reconcile_experts
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
@@ -52,7 +55,8 @@ def plan_model(job: ModelJob) -> ModelPlan:
     """
     notices: list[str] = []
     source, shape = _model(job, notices)
-    job = dataclasses.replace(job, parallel=_without_interleaving(job.parallel, notices))
+    lora = _with_factors_inside(job, source, notices)
+    job = dataclasses.replace(job, lora=lora, parallel=_without_interleaving(job.parallel, notices))
     placement = check_layout(shape, job.parallel)
     adapter = plan_adapter(job.lora, shape, job.compute.seed)
     if adapter is not None:
@@ -87,6 +91,35 @@ def plan_tokenizer(model: ModelPlan) -> PreTrainedTokenizerBase:
             f"{source.path} holds no tokenizer files; name their folder with --tokenizer-name-or-path"
         )
     return job_tokenizer(config, path).loaded
+
+
+def _with_factors_inside(job: ModelJob, source: Source, notices: list[str]) -> LoraConfig:
+    """The LoRA flags; without ``--lora-load`` the adapter is the one beside the base in ``--load``, if there is one.
+
+    Such are the checkpoints of MindSpeed-LLM's LoRA runs without ``--lora-ckpt-filter``.
+    """
+    lora, load = job.lora, job.checkpoint.load
+    inside = getattr(source, "has_unmerged_adapter", False)
+    if lora.lora_load is not None:
+        if inside and Path(lora.lora_load).resolve() != Path(str(load)).resolve():
+            notices.append(
+                f"the LoRA factors in --load {load} are left out; those of --lora-load are applied to its base"
+            )
+        return lora
+    if inside and isinstance(source, McoreSource):
+        notices.append(f"--load {load} holds LoRA factors beside the base; they are applied")
+        return dataclasses.replace(lora, lora_load=load)
+    if inside:
+        raise Refused(
+            f"--load {load}: holds LoRA factors in the torch_dist format, from which they are not read; save it with "
+            "--ckpt-format torch, or write its base alone with convert_ckpt.py"
+        )
+    if lora.enabled and load is not None:
+        raise Refused(
+            f"LoRA flags are given without --lora-load, and --load {load} holds no LoRA factors; name the adapter, or "
+            "leave them out"
+        )
+    return lora
 
 
 def _without_interleaving(parallel: ParallelConfig, notices: list[str]) -> ParallelConfig:

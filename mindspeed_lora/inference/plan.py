@@ -108,7 +108,7 @@ def plan_texts(job: InferenceJob, model: ModelPlan) -> InferencePlan:
             f"generation_config.json: repetition_penalty {defaults.repetition_penalty:g} is applied"
         )
     return InferencePlan(
-        job=dataclasses.replace(job, parallel=model.job.parallel),
+        job=dataclasses.replace(job, parallel=model.job.parallel, lora=model.job.lora),
         shape=shape,
         placement=model.placement,
         source=source,

@@ -49,8 +49,8 @@ class McoreSource(CheckpointSource):
         self.manifest_folder = manifest_folder(self.folder) if checking else None
         if self.ranks.has_adapter and not self.ranks.has_base:
             raise Refused(
-                f"{path}: holds an adapter only; give it to --lora-load, beside its base model, or add "
-                "--save-lora-to-hf to write it alone."
+                f"{path}: holds an adapter only; give it to --lora-load, beside its base model, or write it alone with "
+                "convert_ckpt.py --save-lora-to-hf."
             )
         kept = kept_hf_config(self.folder)
         origin = kept_origin(kept) if kept else origin_of(config_dir) if config_dir else None

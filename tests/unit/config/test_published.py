@@ -58,7 +58,6 @@ def published_scripts() -> Iterator[tuple[str, str, int, list[str]]]:
 SCRIPTS = list(published_scripts())
 REFUSED = {
     "dpo_llama2_7b_lora_ptd": "--stage dpo: preference training is not supported",
-    "evaluate_minicpm_2b_lora_ptd": "--lora-load",
     "tune_qwen3_235b_a22b_32K_lora_pack_A2_ptd": "--handler-name",
 }
 """What a script asks for that may not be built, by the flag that the refusal names."""

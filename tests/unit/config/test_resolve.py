@@ -38,13 +38,20 @@ def test_tasks_have_other_names(given: str, tasks: tuple[str, ...]) -> None:
     assert parse("inference", f"--load m --prompt hi --task {given}".split(), {}).inference.task == tasks
 
 
+def test_flags_of_other_tasks_are_told() -> None:
+    line = "--load m --prompt hi --task greedy --num-beams 2 --top-k 3 --history-turns 1 --micro-batch-size 2"
+    (told,) = (one for one in parse("inference", line.split(), {}).notices if one.startswith("no effect"))
+    assert told == "no effect on greedy: --top-k, --num-beams, --history-turns"
+    line = line.replace("--task greedy", "--task beam_search_with_sampling chat")
+    assert not any("no effect" in one for one in parse("inference", line.split(), {}).notices)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("--num-beams 2 --num-return-sequences 3", "--num-return-sequences 3 is more than --num-beams 2"),
         ("--task dance", "--task dance: expected one of greedy"),
         ("--prompt a --prompt-file b", "--prompt and --prompt-file"),
-        ("--lora-r 16", "without --lora-load"),
         ("--bf16 --fp16", "--bf16 and --fp16"),
         ("--tensor-model-parallel-size 2", "world size 1 is not divisible"),
         ("--exit-on-missing-checkpoint", "without --load"),
