@@ -12,6 +12,12 @@ from mindspeed_lora.errors import Refused
 
 Row = dict[str, Any]
 
+_TEXTS = (
+    *("activity_label", "ctx_a", "ctx_b", "entry_point", "input", "needle"),
+    *("passage", "prompt", "question", "retrieval_question", "test", "text"),
+)
+_LISTS_OF_TEXTS = ("derivations", "endings", "options")
+
 
 def files_in(path: Path, pattern: str, flag: str = "--task-data-path") -> list[Path]:
     """The files of a folder that match a pattern, sorted by name; a file stands for itself.
@@ -75,7 +81,7 @@ def read_jsonl(path: Path, keys: Sequence[str]) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refused(f"{path}, row {number}: not JSON ({error})") from error
         rows.append(_with_keys(row, keys, f"{path}, row {number}"))
     if not rows:
@@ -87,7 +93,7 @@ def read_examples(path: Path, keys: Sequence[str]) -> list[Row]:
     """The ``examples`` of a JSON file, each with at least these keys."""
     try:
         content = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f"{path}: not JSON ({error})") from error
     examples = content.get("examples") if isinstance(content, dict) else None
     if not isinstance(examples, list) or not examples:
@@ -95,10 +101,40 @@ def read_examples(path: Path, keys: Sequence[str]) -> list[Row]:
     return [_with_keys(row, keys, f"{path}, example {number}") for number, row in enumerate(examples)]
 
 
+def read_list(path: Path, keys: Sequence[str]) -> list[Row]:
+    """The objects of a JSON file that is a list, each with at least these keys."""
+    try:
+        rows = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path}: not JSON ({error})") from error
+    if not isinstance(rows, list) or not rows:
+        raise Refused(f"{path}: expected a list of objects with the keys {', '.join(keys)}")
+    return [_with_keys(row, keys, f"{path}, question {number}") for number, row in enumerate(rows)]
+
+
 def _with_keys(row: Any, keys: Sequence[str], place: str) -> Row:
+    """The row, if it has the keys and texts where texts are expected; what no tokenizer takes is replaced in them."""
     if not isinstance(row, dict):
         raise Refused(f"{place}: expected an object with the keys {', '.join(keys)}")
     missing = [key for key in keys if key not in row]
     if missing:
         raise Refused(f"{place}: there is no key {', '.join(missing)}; its keys are {', '.join(row)}")
-    return row
+    for key in keys:
+        if key in _TEXTS and not isinstance(row[key], str):
+            raise Refused(f"{place}: {key} is {_short(row[key])}; expected a text")
+    for key in _LISTS_OF_TEXTS:
+        value = row.get(key)
+        if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+            raise Refused(f"{place}: {key} is {_short(value)}; expected a list of texts")
+    return {key: _writable(value) for key, value in row.items()}
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)[:60]
+
+
+def _writable(value: Any) -> Any:
+    """Texts without lone surrogates, which JSON escapes can spell and UTF-8 cannot."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return [_writable(one) for one in value] if isinstance(value, list) else value

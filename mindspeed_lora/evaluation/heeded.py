@@ -39,5 +39,5 @@ def without_effect(job: EvaluationJob, tasks: Sequence[str]) -> list[str]:
         if examples and name in BENCHMARKS:
             raise Refused(f"{name} is asked without examples; leave out {' and '.join(examples)}")
         if idle:
-            told.append(f"{', '.join(given[dest] for dest in idle)} (on {name})")
-    return [f"no effect here: {'; '.join(told)}"] if told else []
+            told.append(f"on {name}: {', '.join(given[dest] for dest in idle)}")
+    return [f"no effect {'; '.join(told)}"] if told else []

@@ -58,7 +58,7 @@ def _read_file(path: Path) -> list[str]:
 def _is_json_prompt(row: str) -> bool:
     try:
         value = json.loads(row)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and "prompt" in value
 
@@ -66,7 +66,7 @@ def _is_json_prompt(row: str) -> bool:
 def _json_prompt(path: Path, number: int, row: str) -> str:
     try:
         value = json.loads(row)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f"--prompt-file {path}, row {number}: not JSON ({error})") from error
     prompt = value.get("prompt") if isinstance(value, dict) else None
     if not isinstance(prompt, str):
@@ -149,7 +149,8 @@ class PromptEncoder:
         """A row of training up to where its last answer begins; what the answer is does not matter."""
         answered = [*messages, {"role": "assistant", "content": "."}]
         (row,) = TemplateEncoder(self.tokenizer, template, "last-assistant").encode([answered])
-        assert not isinstance(row, UnusableRow), str(row)
+        if isinstance(row, UnusableRow):
+            raise Refused(f"--prompt-type {template.name}: the template does not take the messages ({row})")
         return [int(token) for token in row.input_ids[: (row.labels != IGNORE_INDEX).argmax()]]
 
     def _completed(self, tokens: list[int]) -> list[int]:

@@ -24,9 +24,7 @@ def without_thinking(text: str) -> str:
 
     A template may have opened the thinking in the prompt: then everything up to ``</think>`` is thinking.
     """
-    before, closed, after = text.rpartition(CLOSE)
-    if closed:
-        text = before.partition(OPEN)[0] + after if OPEN in before else after
+    text = re.sub(f"{OPEN}.*?{CLOSE}", "", text, flags=re.DOTALL).rpartition(CLOSE)[2]
     return re.sub(f"{OPEN}.*", "", text, flags=re.DOTALL).strip()
 
 

@@ -6,7 +6,6 @@ multi-needle reasoning).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import Benchmark, Question, TaskSettings, Verdict, limited
-from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl, read_text
+from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl, read_list
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +22,7 @@ _NEEDLES = "needles.jsonl"
 _REASONING = "multi_needle_reasoning_{language}.json"
 _NOT_TEXTS = (_NEEDLES, "names.jsonl")
 _KEYS = ("needle", "retrieval_question", "arg2", "language")
-_REASONING_KEYS = ("derivations", "derivation_count", "question", "answer")
+_REASONING_KEYS = ("derivations", "question", "answer")
 _ROOM = 128
 """Tokens of the text's length that are left for needles and question, at least."""
 _AROUND = 48
@@ -46,7 +45,7 @@ class NeedleBench(Benchmark):
 
     A text is cut to each of the lengths, and a needle put at each of the depths; an answer that names the keyword
     (``arg2``) is right. ``--needle-task retrieval`` puts different needles at all depths and asks for all keywords;
-    ``reasoning`` takes ``multi_needle_reasoning_{en,zh}.json`` (derivations, derivation_count, question, answer) and
+    ``reasoning`` takes ``multi_needle_reasoning_{en,zh}.json`` (derivations, question, answer) and
     puts the first needle at the depth, the others behind it. Of several keywords, the words of an answer, each counts
     alike.
     """
@@ -162,18 +161,12 @@ def _different(rows: Sequence[Row]) -> list[Row]:
 
 def _to_combine(settings: TaskSettings, file: Path) -> list[_Hunt]:
     """The questions over so many needles."""
-    try:
-        rows = json.loads(read_text(file))
-    except ValueError as error:
-        raise Refused(f"{file}: not JSON ({error})") from error
-    is_list = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    if not is_list or any(key not in row for row in rows for key in _REASONING_KEYS):
-        raise Refused(f"{file}: expected a list of objects with the keys {', '.join(_REASONING_KEYS)}")
-    counts = sorted({row["derivation_count"] for row in rows})
+    rows = read_list(file, _REASONING_KEYS)
+    counts = sorted({len(row["derivations"]) for row in rows})
     found = [
         _Hunt(tuple(row["derivations"]), row["question"], tuple(str(row["answer"]).split()))
         for row in rows
-        if row["derivation_count"] == len(row["derivations"]) == settings.num_needles
+        if len(row["derivations"]) == settings.num_needles
     ]
     if not found:
         raise Refused(

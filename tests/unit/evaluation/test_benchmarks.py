@@ -191,6 +191,31 @@ def test_boolq_asks_yes_or_no_or_letters(tmp_path: Path) -> None:
     assert "row 1: there is no key passage" in refusal("boolq", path)
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("boolq", '{"question": 1, "passage": "p", "answer": true}', "row 1: question is 1; expected a text"),
+        ("boolq", '{"question": "q", "passage": null, "answer": true}', "passage is null; expected a text"),
+        ("boolq", "[" * 100_000, "row 1: not JSON"),
+        (
+            "agieval",
+            '{"question": "q", "options": [1], "label": "A"}',
+            "options is [1]; expected a list of texts",
+        ),
+        ("gsm8k", "[1]", "row 1: expected an object"),
+    ],
+)
+def test_rows_of_other_kinds_are_refused(tmp_path: Path, name: str, row: str, message: str) -> None:
+    (tmp_path / "dev.jsonl").write_text(row + "\n")
+    assert message in refusal(name, tmp_path)
+
+
+def test_texts_that_no_tokenizer_takes_are_mended(tmp_path: Path) -> None:
+    (tmp_path / "dev.jsonl").write_text('{"question": "a\\ud800b", "passage": "p", "answer": true}\n')
+    (question,) = questions("boolq", tmp_path)
+    assert "Question: a?b?" in question.text
+
+
 def test_hellaswag_cleans_its_texts(tmp_path: Path) -> None:
     found = questions("hellaswag", write_hellaswag(tmp_path))
     assert len(found) == 6 and len(found[0].choices) == 4
@@ -361,7 +386,9 @@ def test_several_needles_in_one_text(tmp_path: Path, judged_model: Path) -> None
     wrong = refusal("needlebench", tmp_path, needle_task="reasoning", num_needles=5, **common)
     assert wrong.startswith("--num-needles 5: ") and wrong.endswith("has those over 1, 2 needles")
     (tmp_path / "multi_needle_reasoning_en.json").write_text("[1]")
-    assert "expected a list of objects" in refusal("needlebench", tmp_path, needle_task="reasoning", **common)
+    assert "question 0: expected an object" in refusal(
+        "needlebench", tmp_path, needle_task="reasoning", **common
+    )
 
 
 def test_shares_of_an_answer_have_a_standard_error() -> None:

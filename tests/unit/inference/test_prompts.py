@@ -65,6 +65,7 @@ def test_json_lines(tmp_path: Path, name: str) -> None:
         ('{"prompt": "a"}\n\n{"text": "b"}', "row 3: expected an object"),
         ('{"prompt": "a"}\n{"prompt": 3}', "row 2: expected an object"),
         ('{"prompt": "a"}\nb', "row 2: not JSON"),
+        ("[" * 100_000, "row 1: not JSON"),
     ],
 )
 def test_files_without_prompts_are_refused(tmp_path: Path, content: str, words: str) -> None:

@@ -45,3 +45,5 @@ def test_later_turns_do_not_hear_the_thinking() -> None:
     assert without_thinking("hm</think> yes") == "yes"
     assert without_thinking("so <think>hm") == "so"
     assert without_thinking("yes") == "yes"
+    assert without_thinking("one<think>a</think> two<think>b</think> three") == "one two three"
+    assert without_thinking("hm</think> one<think>a</think> two<think>b") == "one two"
