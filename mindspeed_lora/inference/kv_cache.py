@@ -129,7 +129,15 @@ class LayerCache:
     def select(self, rows: Tensor) -> None:
         """See :meth:`KeyValueCache.select`."""
         if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+            self.keys, self.values = self._selected(self.keys, rows), self._selected(self.values, rows)
+
+    def _selected(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        """What is filled of these rows; in place where there are as many as before, as in every step of a search."""
+        filled = tensor[rows, :, : self.batch.stop]
+        if len(rows) != tensor.size(0):
+            tensor = tensor.new_empty(len(rows), *tensor.shape[1:])
+        tensor[:, :, : self.batch.stop] = filled
+        return tensor
 
     def branch(self, batch: KeyValueCache) -> LayerCache:
         """The layer of a branched cache, with a copy of the shared slots."""
