@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import sys
+from pathlib import Path
 from typing import Any
 
+from mindspeed_lora.config.config_file import CONFIG_FILE
 from mindspeed_lora.config.jobs import EvaluationJob
 from mindspeed_lora.evaluation.dry_run import dry_run
 from mindspeed_lora.evaluation.engine import Engine
@@ -13,32 +13,14 @@ from mindspeed_lora.evaluation.harness import HarnessPlan, run_harness
 from mindspeed_lora.evaluation.plan import BenchmarkPlan, EvaluationPlan, plan_evaluation
 from mindspeed_lora.evaluation.records import Record, Tally, table, write
 from mindspeed_lora.evaluation.run import BenchmarkRun
+from mindspeed_lora.inference.command import keep_config, run_command, say_notices
 from mindspeed_lora.inference.session import load_model
-from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
-from mindspeed_lora.parallel.voice import speak_or_leave
+from mindspeed_lora.parallel.groups import ParallelGroups
 
 
 def evaluate(job: EvaluationJob) -> int:
-    """Runs the benchmarks of the job in order; returns 0.
-
-    Raises:
-        Refused: the job cannot be, found before any process group is made.
-        Failed: the work could not be done.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal may lack a character of a subject's name.
-        sys.stdout.reconfigure(errors="replace")
-    if job.runtime.dry_run:
-        dry_run(job)
-        return 0
-    plan = plan_evaluation(job)
-    groups, notices = initialize_groups(plan.job.parallel, job.evaluation.seed)
-    try:
-        _run(plan, groups, notices)
-    except Exception as error:
-        raise speak_or_leave(error, groups) from error
-    destroy_groups()
-    return 0
+    """Runs the benchmarks of the job in order; see :func:`mindspeed_lora.inference.command.run_command`."""
+    return run_command(job, dry_run, plan_evaluation, _run)
 
 
 def _run(plan: EvaluationPlan, groups: ParallelGroups, notices: list[str]) -> None:
@@ -48,8 +30,10 @@ def _run(plan: EvaluationPlan, groups: ParallelGroups, notices: list[str]) -> No
     if not groups.is_main:
         engine.follow()
         return
-    for text in (*plan.notices, *notices, *more):
-        _notice(text)
+    say_notices((*plan.notices, *notices, *more))
+    if plan.evaluation.output_dir is not None:
+        file = Path(plan.evaluation.output_dir) / CONFIG_FILE
+        keep_config(file, plan.job, "evaluation.py", groups.world_size)
     with engine.asking():
         for task in plan.tasks:
             if isinstance(task, HarnessPlan):
@@ -66,10 +50,8 @@ def _benchmark(engine: Engine, plan: EvaluationPlan, task: BenchmarkPlan) -> lis
         tally = Tally.of(some)
         print(f"{task.name} {subject}: {tally.right:g} of {tally.n} right", flush=True)
     if run.cut:
-        _notice(
-            f"{task.name}: {run.cut} prompts are longer than the {plan.longest} tokens that the model reads; they "
-            "were cut in front"
-        )
+        cut = f"{task.name}: {run.cut} prompts are longer than the {plan.longest} tokens that the model reads"
+        say_notices([f"{cut}; they were cut in front"])
     return records
 
 
@@ -93,7 +75,3 @@ def _submission(task: BenchmarkPlan) -> list[Any] | None:
     """The questions' own numbers where the answers are with the benchmark's makers."""
     unanswered = all(question.answer is None for question in task.questions)
     return [question.data for question in task.questions] if unanswered else None
-
-
-def _notice(text: str) -> None:
-    print(f"notice: {text}", file=sys.stderr, flush=True)

@@ -11,11 +11,16 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
+from mindspeed_lora.config.inference import BEAM_SEARCH
 from mindspeed_lora.config.jobs import InferenceJob
 from mindspeed_lora.config.missing_inputs import without_missing_inputs
-from mindspeed_lora.device import compute_dtype, has_accelerator
+from mindspeed_lora.device import compute_dtype, has_accelerator, resident_memory_bytes
+from mindspeed_lora.inference.lengths import LengthLimit
+from mindspeed_lora.inference.memory import Work, memory_rows, predict_inference_memory
 from mindspeed_lora.inference.model_plan import ModelPlan, plan_model
-from mindspeed_lora.inference.plan import InferencePlan, check_output_file, plan_texts
+from mindspeed_lora.inference.plan import CHAT, InferencePlan, check_output_file, plan_texts
 from mindspeed_lora.training.reporting import layout_lines
 
 
@@ -43,12 +48,13 @@ def dry_run(job: InferenceJob, environ: Mapping[str, str] = os.environ) -> None:
     for text in (*missing, *plan.notices, *([notice] if notice else [])):
         print(f"notice: {text}", file=sys.stderr)
     world_size = job.runtime.resolve_world_size(job.parallel, environ)
-    rows = [*model_rows(plan, world_size, str(dtype).removeprefix("torch.")), *_rows(job, plan)]
+    rows = [*model_rows(plan, world_size, dtype), *_rows(job, plan)]
+    rows += predicted_rows(plan, _work(job, plan), world_size, dtype)
     print("\n".join(layout_lines(rows, None)))
     print("dry run: everything checked, nothing written")
 
 
-def model_rows(plan: ModelPlan, world_size: int, dtype: str) -> list[tuple[str, str]]:
+def model_rows(plan: ModelPlan, world_size: int, dtype: torch.dtype) -> list[tuple[str, str]]:
     """Names and values of the table, as far as they tell of the model and its layout."""
     job, parallel, shape = plan.job, plan.job.parallel, plan.shape
     rows = [
@@ -61,7 +67,7 @@ def model_rows(plan: ModelPlan, world_size: int, dtype: str) -> list[tuple[str, 
         experts = f"{parallel.expert_parallel_size}, each over {parallel.expert_tensor_size}"
         rows.append(("expert parallel", experts))
     rows += [
-        ("dtype", dtype),
+        ("dtype", str(dtype).removeprefix("torch.")),
         ("model", f"{shape.family}, {shape.num_layers} layers, hidden {shape.hidden_size}"),
         ("weights", str(plan.source.path) if job.checkpoint.load is not None else "not there"),
         ("layers by stage", plan.placement.describe()),
@@ -69,6 +75,26 @@ def model_rows(plan: ModelPlan, world_size: int, dtype: str) -> list[tuple[str, 
     if plan.adapter is not None:
         rows.append(("adapter", plan.adapter.spec.describe()))
     return rows
+
+
+def predicted_rows(plan: ModelPlan, work: Work, world_size: int, dtype: torch.dtype) -> list[tuple[str, str]]:
+    """Names and values of the table that tell the memory of a rank."""
+    on_cpu = not has_accelerator()
+    found = predict_inference_memory(plan, work, world_size, dtype.itemsize, on_cpu)
+    return memory_rows(found, resident_memory_bytes() if on_cpu else 0)
+
+
+def _work(job: InferenceJob, plan: ModelPlan) -> Work:
+    """The prompts of the job, and one as long as can be for a chat or where prompts are not known."""
+    inference, works = job.inference, []
+    if isinstance(plan, InferencePlan) and plan.prompts:
+        requests = [prompt.request for prompt in plan.prompts]
+        beams = inference.num_beams if set(inference.task) & set(BEAM_SEARCH) else 1
+        works.append(Work.of_prompts(requests, inference.micro_batch_size, beams))
+    if not works or CHAT in inference.task:
+        limit = LengthLimit.of(inference, plan.shape.max_position_embeddings, job.given)
+        works.append(Work(1, limit.longest, max(1, limit.longest - limit.max_new_tokens), 1))
+    return Work.most(works)
 
 
 def _rows(job: InferenceJob, plan: ModelPlan) -> list[tuple[str, str]]:

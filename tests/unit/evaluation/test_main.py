@@ -72,6 +72,9 @@ def test_letters_can_be_generated_as_older_numbers_have_them(
     ]
     line += ["--max-new-tokens", "1", "--output-dir", str(tmp_path / "found")]
     assert workers.run(1, evaluate_on_rank, line, str(tmp_path / "out")) == [0]
+    again = ["--config", str(tmp_path / "found/config.yaml"), "--output-dir", str(tmp_path / "again")]
+    assert workers.run(1, evaluate_on_rank, again, str(tmp_path / "out")) == [0]
+    assert told(tmp_path / "again") == told(tmp_path / "found")
     for record in told(tmp_path / "found")[1]:
         text = record["text"].strip()
         assert record["prediction"] == (text if text in tuple("ABCD") else None)
@@ -173,8 +176,8 @@ def test_flags_without_effect_are_told_once_or_refused(
     line += ["--chain-of-thought", "--greedy", "--eval-language", "en", "--alternative-prompt"]
     (told,) = (one for one in plan_evaluation(parse("evaluation", line, {})).notices if "no effect" in one)
     assert told == (
-        "no effect here: --chain-of-thought, --greedy (on mmlu); "
-        "--eval-language, --chain-of-thought, --greedy (on boolq)"
+        "no effect on mmlu: --chain-of-thought, --greedy; "
+        "on boolq: --eval-language, --chain-of-thought, --greedy"
     )
     hellaswag = write_hellaswag(tmp_path / "hellaswag")
     line = ["--load", str(judged_model), "--task", "hellaswag", "--task-data-path", str(hellaswag)]

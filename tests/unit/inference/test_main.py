@@ -66,6 +66,37 @@ def test_several_tasks_run_in_turn(model_folder: Path, tmp_path: Path, workers: 
     assert found[0]["token_ids"] != found[1]["token_ids"]
 
 
+def test_what_was_asked_is_kept_and_can_be_repeated(
+    model_folder: Path, tmp_path: Path, workers: WorkerPool
+) -> None:
+    """Beside the answers, under their name; what someone else wrote under it stays."""
+    first, second = tmp_path / "answers.jsonl", tmp_path / "again.jsonl"
+    words = ["--load", str(model_folder), "--prompt", "Name", "--output-file", str(first), "--seed", "9"]
+    words += [
+        "--max-new-tokens",
+        "6",
+        "--task",
+        "do_sample",
+        "greedy",
+        "--stop-words",
+        "a",
+        "--early-stopping",
+        "true",
+    ]
+    workers.run(1, infer_on_rank, words, str(tmp_path / "out"))
+    kept = tmp_path / "answers.config.yaml"
+    assert kept.read_text(encoding="utf-8").startswith("# inference.py; again: inference.py --config ")
+    other = tmp_path / "again.config.yaml"
+    other.write_text("# posttrain_gpt.py\n")
+    again = ["--config", str(kept), "--output-file", str(second)]
+    workers.run(1, infer_on_rank, again, str(tmp_path / "out"))
+    assert rows(second) == rows(first)
+    assert other.read_text() == "# posttrain_gpt.py\n"
+    assert (tmp_path / "inference.config.yaml").is_file()
+    (line,) = (one for one in kept.read_text().splitlines() if one.startswith("early-stopping"))
+    assert line == "early-stopping: 'true'"
+
+
 def test_all_tasks_run_in_turn_and_beams_are_transformers(
     model_folder: Path, tmp_path: Path, workers: WorkerPool
 ) -> None:
