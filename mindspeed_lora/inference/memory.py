@@ -23,10 +23,7 @@ from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.inference.generator import Request
 from mindspeed_lora.inference.model_plan import ModelPlan
 from mindspeed_lora.training.layer_memory import FP32, MemoryQuestion
-from mindspeed_lora.training.memory import rank_parameters
-
-_LIBRARIES = 50 << 20
-"""What products take beside their outputs, and as much again for the connections of gloo, as in training."""
+from mindspeed_lora.training.memory import heap_bytes, rank_parameters
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class InferenceMemory:
     reading: int
     """What reading the weights takes beyond all that comes after it: the largest tensor, before it is cut."""
     heap: int
-    """On the CPU: what libraries take."""
+    """On the CPU: holes in the C library's heap, and what libraries take, as in training."""
 
     @property
     def parts(self) -> dict[str, int]:
@@ -148,7 +145,6 @@ def _of_stage(plan: ModelPlan, question: MemoryQuestion, work: Work, stage: int)
     cache = work.rows * work.capacity * len(layers) * _cached(question) * question.itemsize
     activations = work.tokens * _widest(question) * question.itemsize + held.quantized.tile
     logits = _logits(question, work) if stage == plan.placement.pp_size - 1 else 0
-    ranks = question.tp * question.dp * plan.placement.pp_size
     return InferenceMemory(
         parameters=held.base + held.factors,
         weights=(held.base - held.quantized.weights) * question.itemsize + held.quantized.bytes,
@@ -157,7 +153,7 @@ def _of_stage(plan: ModelPlan, question: MemoryQuestion, work: Work, stage: int)
         activations=activations,
         logits=logits,
         reading=max(0, _reading(plan, question, stage) - cache - activations - logits),
-        heap=_LIBRARIES * (2 if ranks > 1 else 1) if question.on_cpu else 0,
+        heap=heap_bytes(question, cache + activations + logits) if question.on_cpu else 0,
     )
 
 

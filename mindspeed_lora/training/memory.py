@@ -161,7 +161,7 @@ def predict_memory(
         activations=activations,
         logits=logits,
         buffers=buffers,
-        heap=_heap(question, activations + logits + buffers) if question.on_cpu else 0,
+        heap=heap_bytes(question, activations + logits + buffers) if question.on_cpu else 0,
     )
 
 
@@ -255,7 +255,7 @@ def _buffers(question: MemoryQuestion, pp_rank: int) -> int:
     return (mlp + residual + gathered + messages) * question.itemsize
 
 
-def _heap(question: MemoryQuestion, passing: int) -> int:
+def heap_bytes(question: MemoryQuestion, passing: int) -> int:
     """Measured, not derived: holes among tensors that come and go, and the libraries' own buffers.
 
     Blocks of one micro-batch lie elsewhere than those of the one before, which stay resident up to a gibibyte

@@ -19,11 +19,11 @@ from tests.support.peak import peak
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 LAYOUTS = {
-    "one process": (1, "--micro-batch-size 8 --task greedy"),
-    "beams": (1, "--micro-batch-size 2 --num-beams 6 --task beam_search"),
-    "tp2": (2, "--micro-batch-size 8 --tensor-model-parallel-size 2 --task greedy"),
-    "pp2": (2, "--micro-batch-size 8 --pipeline-model-parallel-size 2 --task greedy"),
-    "nf4": (1, "--micro-batch-size 8 --task greedy --qlora"),
+    "one process": (1, "--micro-batch-size 6 --task greedy"),
+    "beams": (1, "--micro-batch-size 3 --num-beams 4 --task beam_search"),
+    "tp2": (2, "--micro-batch-size 6 --tensor-model-parallel-size 2 --task greedy"),
+    "pp2": (2, "--micro-batch-size 6 --pipeline-model-parallel-size 2 --task greedy"),
+    "nf4": (1, "--micro-batch-size 6 --task greedy --qlora"),
 }
 
 
@@ -55,10 +55,10 @@ def compare(name: str, script: str, words: list[str], world_size: int) -> None:
 def test_generation(layout: str, smollm2: Assets, tmp_path: Path) -> None:
     world_size, flags = LAYOUTS[layout]
     draw = random.Random(1)
-    prompts = "".join(json.dumps({"prompt": sentence(draw, 500)}) + "\n" for _ in range(8))
+    prompts = "".join(json.dumps({"prompt": sentence(draw, 500)}) + "\n" for _ in range(6))
     (tmp_path / "prompts.jsonl").write_text(prompts)
     words = ["--load", str(smollm2.padded_model), "--prompt-file", str(tmp_path / "prompts.jsonl")]
-    words += ["--max-new-tokens", "40", *flags.split()]
+    words += ["--max-new-tokens", "10", *flags.split()]
     compare(layout, "inference.py", words, world_size)
 
 

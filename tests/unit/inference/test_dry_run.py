@@ -31,7 +31,7 @@ def test_a_job_that_is_whole(model_folder: Path, tmp_path: Path, capsys: pytest.
     words += ["--output-file", str(tmp_path / "answers"), "--pipeline-model-parallel-size", "2"]
     rows, _ = told(words, capsys)
     assert rows["world size"] == "2 (cpu)" and rows["pipeline parallel"] == "2"
-    assert "layers by stage" in rows
+    assert "layers by stage" in rows and "memory: keys and values" in rows
     assert rows["weights"] == str(model_folder)
     assert rows["prompts"].startswith("2, of at most ") and rows["answers"] == "of at most 7 tokens"
     assert not any(tmp_path.iterdir())
@@ -46,6 +46,25 @@ def test_nothing_that_the_flags_name_has_to_be_there(capsys: pytest.CaptureFixtu
     assert rows["model"] == "llama, 32 layers, hidden 4096" and rows["weights"] == "not there"
     assert (rows["world size"], rows["tensor parallel"], rows["replicas"]) == ("16 (cpu)", "8", "2")
     assert rows["adapter"].startswith("r 16, alpha 32")
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2)])
+def test_memory_is_told_by_part(capsys: pytest.CaptureFixture[str], tp: int, pp: int) -> None:
+    """Llama 2 7B in float32; the keys and values of 4,096 positions, as no prompt is known."""
+    words = ["--load", "/none", *SHAPE, "--tensor-model-parallel-size", str(tp)]
+    rows, _ = told([*words, "--pipeline-model-parallel-size", str(pp)], capsys)
+    parts = {
+        name.removeprefix("memory: "): float(value.split(" MiB")[0].replace(",", ""))
+        for name, value in rows.items()
+        if name.startswith("memory: ")
+    }
+    total = parts.pop("total")
+    assert total == pytest.approx(sum(parts.values()), abs=len(parts))
+    assert parts["weights"] == pytest.approx(6_738_415_616 * 4 / 2**20 / (tp * pp), rel=1e-3)
+    assert parts["keys and values"] == 32 * 4096 * 2 * 4096 * 4 / 2**20 / (tp * pp)
+    # On CPUs stages differ by nothing else than the logits of the last one.
+    assert ("stages:" in rows["memory: total"]) is (pp > 1)
+    assert 0.1 < parts["logits"] < 1 or pp > 1
 
 
 def test_experts_of_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
