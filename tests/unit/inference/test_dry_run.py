@@ -62,9 +62,8 @@ def test_memory_is_told_by_part(capsys: pytest.CaptureFixture[str], tp: int, pp:
     assert total == pytest.approx(sum(parts.values()), abs=len(parts))
     assert parts["weights"] == pytest.approx(6_738_415_616 * 4 / 2**20 / (tp * pp), rel=1e-3)
     assert parts["keys and values"] == 32 * 4096 * 2 * 4096 * 4 / 2**20 / (tp * pp)
-    # On CPUs stages differ by nothing else than the logits of the last one.
+    assert parts["logits"] <= 1
     assert ("stages:" in rows["memory: total"]) is (pp > 1)
-    assert 0.1 < parts["logits"] < 1 or pp > 1
 
 
 def test_experts_of_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
