@@ -107,11 +107,13 @@ def _work(
             asked = encoder.to_score(question)
             more = max(map(len, asked.continuations))
             rows = batch * (len(asked.continuations) if more > 1 else 1)
-            works.append(Work(rows, len(asked.tokens) + more, batch * len(asked.tokens), rows * more))
+            size = batch * len(asked.tokens)
+            works.append(Work(rows, len(asked.tokens) + more, size, rows * more, batch * (more > 1)))
         else:
             tokens = len(encoder.to_generate(question, task.max_new_tokens).tokens)
             rows = batch * task.benchmark.num_beams
-            works.append(Work(rows, tokens + task.max_new_tokens, batch * tokens, rows))
+            before = batch if rows > batch else 0
+            works.append(Work(rows, tokens + task.max_new_tokens, batch * tokens, rows, before))
     return Work.most(works)
 
 

@@ -7,6 +7,7 @@ size, n and g query and key/value heads of width d, f the width of the MLP.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class Work:
     """b · s of the longest pass."""
     scored: int
     """Rows of logits at once."""
+    spread_from: int = 0
+    """Rows of the pass over prompts where each becomes several, whose keys and values give way layer by layer."""
 
     @classmethod
     def of_prompts(cls, requests: Sequence[Request], batch: int, beams: int = 1) -> Work:
@@ -48,13 +51,14 @@ class Work:
             longest = max(len(request.tokens) for request in taken)
             room = max(request.max_new_tokens for request in taken)
             rows = len(taken) * beams
-            works.append(cls(rows, longest + room - 1, longest * len(taken), rows))
+            before = len(taken) if beams > 1 else 0
+            works.append(cls(rows, longest + room - 1, longest * len(taken), rows, before))
         return cls.most(works)
 
     @classmethod
     def most(cls, works: Iterable[Work]) -> Work:
         """The most of each size."""
-        found = [(one.rows, one.capacity, one.tokens, one.scored) for one in works]
+        found = [dataclasses.astuple(one) for one in works]
         return cls(*(max(sizes) for sizes in zip(*found, strict=True))) if found else cls(1, 1, 1, 1)
 
 
@@ -142,7 +146,9 @@ def _question(plan: ModelPlan, work: Work, world_size: int, itemsize: int, on_cp
 def _of_stage(plan: ModelPlan, question: MemoryQuestion, work: Work, stage: int) -> InferenceMemory:
     held = rank_parameters(question, stage)
     layers = [layer for chunk in plan.placement.rank_chunks(stage) for layer in chunk.layers]
-    cache = work.rows * work.capacity * len(layers) * _cached(question) * question.itemsize
+    cache = (
+        (work.rows + work.spread_from) * work.capacity * len(layers) * _cached(question) * question.itemsize
+    )
     activations = work.tokens * _widest(question) * question.itemsize + held.quantized.tile
     logits = _logits(question, work) if stage == plan.placement.pp_size - 1 else 0
     return InferenceMemory(
