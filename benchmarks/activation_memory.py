@@ -109,7 +109,7 @@ def _kept(session: TrainingSession) -> int:
     chunk = session.chunks[0]
     own = {parameter.untyped_storage().data_ptr() for parameter in chunk.parameters()}
     tokens = torch.randint(0, 1000, (1, TOKENS))
-    rotary = rotary_tables(chunk.rotary_frequencies, torch.arange(TOKENS), torch.float32)
+    rotary = rotary_tables(chunk.rotary.frequencies, torch.arange(TOKENS), torch.float32)
     places = torch.arange(TOKENS).unsqueeze(1)
     context = ForwardContext(token_keys=token_keys(1, 1, torch.zeros_like(places), places))
     storages: dict[int, torch.UntypedStorage] = {}

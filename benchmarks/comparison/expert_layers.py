@@ -81,7 +81,7 @@ class ExpertLayers:
         self.x = torch.randn(size, generator=generator).requires_grad_()
         self.grad = torch.randn(size, generator=generator)
         positions = torch.arange(sizes.seq_length)
-        self.rotary = rotary_tables(self.model.rotary_frequencies, positions, torch.float32)
+        self.rotary = rotary_tables(self.model.rotary.frequencies, positions, torch.float32)
 
     def use(self, interleave: str | None) -> None:
         """Halves of what go through the layers by turns; None: they wait for what travels."""

@@ -64,7 +64,7 @@ class FusedLayers:
         generator = torch.Generator().manual_seed(groups.tp_rank)
         self.x = torch.randn(size, generator=generator).requires_grad_()
         self.grad = torch.randn(size, generator=generator)
-        self.rotary = rotary_tables(model.rotary_frequencies, torch.arange(sizes.seq_length), torch.float32)
+        self.rotary = rotary_tables(model.rotary.frequencies, torch.arange(sizes.seq_length), torch.float32)
 
     def _with_adapter(self, base: Any) -> ParallelLoraLinear:
         weight = base.weight

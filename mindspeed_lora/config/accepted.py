@@ -31,7 +31,7 @@ _TRUE_HERE_ANYWAY = """
     lora-register-forward-hook=+ cp-comm-type=+ num-workers=1 workers=1
     model-type-hf=1 hf-cfg-dir=1 mg-save-dir=1 seed=1 make-vocab-size-divisible-by=1 pad-vocab-size-to=1
     mtp-mem-efficient-logits mtp-loss-scaling-factor=1 max-batch-size=1 max-tokens-to-oom=1 ckpt-cfg-path=1
-    max-queue-size=1 loader=1 saver=1 megatron-path=1
+    max-queue-size=1 loader=1 saver=1 megatron-path=1 longrope-freqs-type=1
     n-subs=1 cache-dir=1 log-timers-to-tensorboard log-validation-ppl-to-tensorboard
     log-memory-to-tensorboard tensorboard-queue-size=1 timing-log-level=1 log-batch-size-to-tensorboard
     num-dataset-builder-threads=1 no-mmap-bin-files no-create-attention-mask-in-dataloader

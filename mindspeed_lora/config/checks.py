@@ -9,7 +9,14 @@ from typing import Any
 from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.model_features import features_of, refuse_unbuilt
 from mindspeed_lora.config.parallel import ParallelConfig
-from mindspeed_lora.config.shape import MLAShape, ModelShape, RopeScaling
+from mindspeed_lora.config.rotary_flags import (
+    LONGROPE,
+    check_rotary,
+    differing_rotary,
+    rope_scaling_from_flags,
+    same_value,
+)
+from mindspeed_lora.config.shape import MLAShape, ModelShape
 from mindspeed_lora.config.stages import LayerPlacement, divisors
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused
@@ -34,17 +41,6 @@ _COMPARED = {
 }
 """Field of the flags → field of the shape, for what must be equal when the flag is given."""
 
-_ROPE_COMPARED = {
-    "rope_scaling_type": "rope_type",
-    "rope_scaling_factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_max_position_embeddings",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "rope_scaling_mscale": "mscale",
-    "rope_scaling_mscale_all_dim": "mscale_all_dim",
-}
 _MLA_COMPARED = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
 _FEATURES_COMPARED = (
     *(
@@ -63,6 +59,7 @@ _OTHERWISE_IN_MLA = ("kv_channels", "qk_layernorm")
 def check_layout(shape: ModelShape, parallel: ParallelConfig) -> LayerPlacement:
     """Refuse a model that is not built, and degrees that do not divide what they cut; returns where the layers go."""
     refuse_unbuilt(shape)
+    check_rotary(shape)
     check_experts(shape, parallel)
     tp = parallel.tensor_model_parallel_size
     cut = {
@@ -162,14 +159,16 @@ def reconcile(model: ModelConfig, shape: ModelShape, num_noops: int = 0) -> Mode
     """
     told = dataclasses.replace(shape, num_layers=shape.num_layers + num_noops)
     pairs = [(flag, getattr(model, flag), getattr(told, name)) for flag, name in _COMPARED.items()]
-    pairs += [(flag, getattr(model, flag), _rope_value(shape, name)) for flag, name in _ROPE_COMPARED.items()]
     pairs += [(flag, getattr(model, flag), getattr(shape.mla, flag, None)) for flag in _MLA_COMPARED]
     pairs.append(("multi_latent_attention", model.multi_latent_attention, shape.mla is not None))
     if shape.mla is not None:
         pairs = [pair for pair in pairs if pair[0] not in _OTHERWISE_IN_MLA]
     differing = [
-        (flag, given, found) for flag, given, found in pairs if given is not None and not _same(given, found)
+        (flag, given, found)
+        for flag, given, found in pairs
+        if given is not None and not same_value(given, found)
     ]
+    differing += differing_rotary(model, shape)
     differing += _differing_features(model, shape)
     if model.add_rmsnorm_offset and not _counts_from_1(shape):
         differing.append(("add_rmsnorm_offset", True, False))
@@ -196,21 +195,11 @@ def _differing_features(model: ModelConfig, shape: ModelShape) -> list[tuple[str
     pairs.append(("query_pre_attn_scalar", model.query_pre_attn_scalar, divisor))
     if model.swiglu and (shape.feature("geglu") or shape.feature("gelu_tanh")):
         pairs.append(("swiglu", True, False))
-    return [(flag, given, found) for flag, given, found in pairs if given and not _same(given, found)]
+    return [(flag, given, found) for flag, given, found in pairs if given and not same_value(given, found)]
 
 
 def _counts_from_1(shape: ModelShape) -> bool:
     return any(name in ("add_rmsnorm_offset", "apply_layernorm_1p") for name, _ in shape.features)
-
-
-def _rope_value(shape: ModelShape, name: str) -> Any:
-    return None if shape.rope_scaling is None else getattr(shape.rope_scaling, name)
-
-
-def _same(given: Any, found: Any) -> bool:
-    if isinstance(given, float) and isinstance(found, (int, float)):
-        return math.isclose(given, found, rel_tol=1e-6)
-    return bool(given == found)
 
 
 def _contradiction(field: str, given: Any, found: Any) -> str:
@@ -253,7 +242,7 @@ def shape_from_flags(model: ModelConfig, num_noops: int = 0) -> ModelShape:
         norm_epsilon=model.norm_epsilon or 1e-5,
         rotary_base=model.rotary_base or 10000.0,
         rotary_percent=model.rotary_percent or 1.0,
-        rope_scaling=_rope_scaling(model),
+        rope_scaling=rope_scaling_from_flags(model, positions),
         untie_embeddings_and_output_weights=bool(model.untie_embeddings_and_output_weights),
         add_qkv_bias=bool(model.add_qkv_bias),
         add_proj_bias=bool(model.add_dense_bias),
@@ -277,6 +266,8 @@ def _family(model: ModelConfig) -> str:
         return "glm4" if model.post_norm else "glm"
     if model.scale_emb is not None:
         return "minicpm"
+    if model.rope_scaling_type == LONGROPE:
+        return "phi3"
     if model.qk_layernorm:
         return "qwen3"
     if model.add_qkv_bias:
@@ -328,20 +319,3 @@ def _query_groups(model: ModelConfig, heads: int) -> int:
     if heads % groups:
         raise Refused(f"--num-query-groups {groups} does not divide --num-attention-heads {heads}")
     return groups
-
-
-def _rope_scaling(model: ModelConfig) -> RopeScaling | None:
-    if model.rope_scaling_type is None:
-        if model.rope_scaling_factor is not None:
-            raise Refused(
-                f"--rope-scaling-factor {model.rope_scaling_factor:g} needs --rope-scaling-type; add it"
-            )
-        return None
-    if model.rope_scaling_factor is None:
-        raise Refused(f"--rope-scaling-type {model.rope_scaling_type} needs --rope-scaling-factor; add it")
-    given = {
-        name: getattr(model, flag)
-        for flag, name in _ROPE_COMPARED.items()
-        if getattr(model, flag) is not None
-    }
-    return RopeScaling(**given)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mindspeed_lora.config.flags import AT_LEAST_ONE, POSITIVE, PROBABILITY, Check, Section, flag
 
+
+def numbers(text: str) -> tuple[float, ...]:
+    """The numbers of a text with commas between them."""
+    return tuple(map(float, text.split(",")))
+
+
+def _are_positive(text: str) -> bool:
+    try:
+        return all(0 < value < math.inf for value in numbers(text))
+    except ValueError:
+        return False
+
+
+_NUMBERS = Check("numbers above 0 with commas between them", _are_positive)
 _SHARE = Check("a number above 0, up to 1", lambda value: 0 < value <= 1)
 
 
@@ -27,13 +42,13 @@ class ModelConfig(Section):
         "share of a head's features, the first ones, that is rotated", check=_SHARE
     )
     rope_scaling_type: str | None = flag(
-        "scaling of the rotary frequencies", choices=("llama3", "linear", "yarn")
+        "scaling of the rotary frequencies", choices=("llama3", "linear", "yarn", "longrope")
     )
     rope_scaling_factor: float | None = flag("factor of the rotary scaling", check=POSITIVE)
     low_freq_factor: float | None = flag("llama3 rotary scaling: end of the low band", check=POSITIVE)
     high_freq_factor: float | None = flag("llama3 rotary scaling: start of the high band", check=POSITIVE)
     original_max_position_embeddings: int | None = flag(
-        "llama3 and yarn rotary scaling: positions that the model was first trained for",
+        "llama3, yarn and longrope rotary scaling: positions that the model was first trained for",
         names=("--original-max-position-embeddings", "--rope-scaling-original-max-position-embeddings"),
         check=AT_LEAST_ONE,
     )
@@ -53,6 +68,21 @@ class ModelConfig(Section):
     rope_scaling_mscale_all_dim: float | None = flag(
         "yarn rotary scaling: magnitude of the scores",
         names=("--rope-scaling-mscale-all-dim", "--mscale-all-dim"),
+    )
+    short_factor: str | None = flag(
+        "longrope rotary scaling: what divides each frequency in rows of up to the original positions",
+        check=_NUMBERS,
+        metavar="X,X,…",
+    )
+    long_factor: str | None = flag(
+        "longrope rotary scaling: what divides each frequency in longer rows", check=_NUMBERS, metavar="X,X,…"
+    )
+    short_mscale: float | None = flag(
+        "longrope rotary scaling: magnitude of the rotation in rows of up to the original positions",
+        check=POSITIVE,
+    )
+    long_mscale: float | None = flag(
+        "longrope rotary scaling: magnitude of the rotation in longer rows", check=POSITIVE
     )
     multi_latent_attention: bool | None = flag(
         "multi-latent attention (DeepSeek)",

@@ -48,7 +48,7 @@ FEATURES: dict[str, Feature] = {
     "position_embedding_type": Feature("another position embedding than rotary", plain=(None, False, "rope")),
     "rope_scaling_type": Feature(
         "this scaling of rotary positions",
-        plain=(None, False, "default", "linear", "llama3", "dynamic", "yarn"),
+        plain=(None, False, "default", "linear", "llama3", "dynamic", "yarn", "longrope"),
     ),
     "apply_residual_connection_post_layernorm": Feature("residuals taken after the norm"),
     "norm_head": Feature("an output layer with normalised rows"),

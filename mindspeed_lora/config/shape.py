@@ -16,8 +16,9 @@ class RopeScaling:
 
     rope_type: str
     """``llama3`` (frequency bands, Llama 3.1), ``linear`` (positions divided by ``factor``), ``dynamic`` (nothing
-    changes up to ``max_position_embeddings``, and longer rows are refused), or ``yarn``."""
+    changes up to ``max_position_embeddings``, and longer rows are refused), ``yarn``, or ``longrope`` (Phi-3.5)."""
     factor: float
+    """``longrope``: ``max_position_embeddings`` by the original ones."""
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
@@ -29,9 +30,17 @@ class RopeScaling:
     """``yarn``: with ``mscale_all_dim``, how far cosine and sine are enlarged (:mod:`mindspeed_lora.models.rope`)."""
     mscale_all_dim: float | None = None
     attention_factor: float | None = None
-    """``yarn``: what multiplies cosine and sine; None: as the other values say."""
+    """``yarn`` and ``longrope``: what multiplies cosine and sine; None: as the other values say."""
     truncate: bool = True
     """``yarn``: both ends of the band are rounded outwards to whole frequencies."""
+    short_factor: tuple[float, ...] = ()
+    """``longrope``: what each frequency is divided by in rows of up to the original positions."""
+    long_factor: tuple[float, ...] = ()
+    """``longrope``: the same in longer rows."""
+    short_mscale: float | None = None
+    """``longrope``: with ``long_mscale``, ``attention_factor`` of rows of up to the original positions."""
+    long_mscale: float | None = None
+    """``longrope``: the same of longer rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

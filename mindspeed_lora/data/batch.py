@@ -33,6 +33,9 @@ class Batch:
     padding."""
     sample_positions: torch.Tensor
     """int64 ``[b, s]``: which of its sample's tokens it is, from 0, whatever its position id; -1 for padding."""
+    lengths: torch.Tensor
+    """int64 ``[b, s]``: how many positions the document of a token has; 1 for padding. A document is a run of
+    positions 0, 1, 2 …"""
     num_tokens: int
     """Tokens that are not padding."""
     num_loss_tokens: int
@@ -44,7 +47,17 @@ class Batch:
 
     def at(self, positions: torch.Tensor) -> Batch:
         """Only these positions, int64 ``[n]``, of every row; sub-rows and counts stay those of the whole rows."""
-        names = ("tokens", "labels", "position_ids", "sample_ids", "sample_positions", "loss_weights")
+        names = (
+            *(
+                "tokens",
+                "labels",
+                "position_ids",
+                "sample_ids",
+                "sample_positions",
+                "lengths",
+                "loss_weights",
+            ),
+        )
         tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **{name: tensor[..., positions] for name, tensor in tensors.items()})
 
@@ -112,6 +125,7 @@ def collate(rows: Sequence[Sequence[NumberedSample]], padding: Padding, fill_to:
         sub_rows=_sub_rows(rows, num_rows, length),
         sample_ids=sample_ids,
         sample_positions=sample_positions,
+        lengths=_lengths(rows, num_rows, length),
         num_tokens=sum(len(entry) for row in rows for entry in row),
         num_loss_tokens=num_loss_tokens,
         loss_weights=loss_weights,
@@ -161,6 +175,20 @@ def _position_ids(rows: Sequence[Sequence[NumberedSample]], num_rows: int, lengt
         if own:
             positions[number, : sum(map(len, own))] = torch.from_numpy(np.concatenate(own))
     return positions
+
+
+def _lengths(rows: Sequence[Sequence[NumberedSample]], num_rows: int, length: int) -> torch.Tensor:
+    """``[b, s]``: positions start anew with each document."""
+    lengths = torch.ones((num_rows, length), dtype=torch.int64)
+    for number, row in enumerate(rows):
+        start = 0
+        for entry in row:
+            positions = entry.sample.positions()
+            starts = np.flatnonzero(positions == 0)
+            counts = np.diff(starts, append=len(positions))
+            lengths[number, start : start + len(positions)] = torch.from_numpy(np.repeat(counts, counts))
+            start += len(positions)
+    return lengths
 
 
 def _runs_through(row: Sequence[NumberedSample]) -> bool:

@@ -158,6 +158,10 @@ class BeamSearch:
         first = True
         with cache.attached(staged.model):
             while staged.most(not beams.done):
+                if not first and staged.switch == len(prompt) + beams.num_tokens - 1 and not beams.done:
+                    # The beams are now so long that the keys of all their tokens are rotated otherwise (longrope).
+                    tokens = torch.tensor([[*prompt, *answer] for answer in beams.growing], device=device)
+                    cache.restart()
                 logits = staged.logits(tokens, cache.advance(tokens.size(1)))
                 if first:
                     cache.select(torch.zeros(n, dtype=torch.int64, device=device))

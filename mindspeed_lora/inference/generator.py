@@ -89,8 +89,12 @@ class Generator:
         tokens, padding = left_padded([request.tokens for request in requests])
         steps = staged.most(max(request.max_new_tokens for request in requests))
         cache = KeyValueCache(padding, capacity=tokens.size(1) + steps - 1)
+        read = [tokens]
         with cache.attached(staged.model):
             while staged.most(not all(answer.done for answer in answers)):
+                if self._any_outgrows(answers):
+                    tokens = torch.cat(read, dim=1)
+                    cache.restart()
                 logits = staged.logits(tokens, cache.advance(tokens.size(1)))
                 chosen = self._choose(logits, answers, choice)
                 for answer, token in zip(answers, chosen.tolist(), strict=True):
@@ -100,6 +104,17 @@ class Generator:
                         answer.stopped = stop.stops(answer.tokens)
                 yield answers
                 tokens = chosen.unsqueeze(1)
+                read.append(tokens)
+
+    def _any_outgrows(self, answers: Sequence[Answer]) -> bool:
+        """Whether with its last token a row becomes so long that the keys of all its tokens are rotated otherwise."""
+        switch = self.staged.switch
+        return switch is not None and any(
+            not answer.done
+            and answer.tokens
+            and len(answer.request.tokens) + len(answer.tokens) == switch + 1
+            for answer in answers
+        )
 
     def _choose(self, logits: Tensor | None, answers: Sequence[Answer], choice: TokenChoice) -> Tensor:
         """The next token of each row ``[b]``: chosen by one rank of the last stage, known to all."""

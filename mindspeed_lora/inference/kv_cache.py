@@ -51,6 +51,11 @@ class KeyValueCache:
         behind = (slots - self.padding.unsqueeze(1)).clamp(min=self.shared)
         return torch.where(slots < self.shared, slots, behind)
 
+    def restart(self) -> None:
+        """Forgets all tokens, which come again: what was computed of them no longer holds."""
+        assert self.shared == 0, "what is shared is not computed here"
+        self.start = self.stop = 0
+
     def select(self, rows: Tensor) -> None:
         """Row i goes on as what was row ``rows[i]``; ``rows [n]`` int64 may name rows twice, or not at all."""
         self.padding = self.padding[rows]

@@ -57,6 +57,8 @@ class Scorer:
         self.staged = StagedModel(model, groups)
         self.groups = groups
         self.batch_size = batch_size
+        self._lengths: Tensor | None = None
+        """How long the rows count as, where their rotation depends on it."""
         # A window counts slots: padding behind a shared beginning would be counted as positions.
         self._may_share = not any(
             isinstance(module, CoreAttention) and module.sliding_window for module in model.modules()
@@ -64,7 +66,39 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score]] | None:
-        """The scores of each request's continuations, in order, on rank 0; None on the others. All ranks call."""
+        """The scores of each request's continuations, in order, on rank 0; None on the others. All ranks call.
+
+        Where rotation depends on a row's length, a row is a context with one continuation less its last token, which
+        is not read.
+        """
+        switch = self.staged.switch
+        if switch is None:
+            return self._score_all(requests)
+        found: dict[tuple[int, int], Score] = {}
+        told = True
+        for are_long in (False, True):
+            chosen: dict[int, list[int]] = {}
+            for i, request in enumerate(requests):
+                for j, tokens in enumerate(request.continuations):
+                    if (len(request.context) + len(tokens) - 1 > switch) == are_long:
+                        chosen.setdefault(i, []).append(j)
+            places = [(i, j) for i, own in chosen.items() for j in own]
+            part = [
+                ScoreRequest(requests[i].context, tuple(requests[i].continuations[j] for j in own))
+                for i, own in chosen.items()
+            ]
+            scores = self._score_all(part, switch + are_long)
+            told = scores is not None
+            found.update(zip(places, [score for row in scores or [] for score in row], strict=told))
+        if not told:
+            return None
+        return [[found[i, j] for j in range(len(one.continuations))] for i, one in enumerate(requests)]
+
+    def _score_all(
+        self, requests: Sequence[ScoreRequest], length: int | None = None
+    ) -> list[list[Score]] | None:
+        """The same for rows that are rotated alike: as rows of ``length`` are."""
+        self._lengths = None if length is None else torch.tensor([length], device=current_device())
         # The longest first: what does not fit shows at once, and a batch holds contexts of about one length.
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].context))
         shared = self._shared_tokens(requests)
@@ -118,7 +152,7 @@ class Scorer:
         cache = KeyValueCache(torch.zeros(1, dtype=torch.int64, device=device), capacity=len(tokens))
         with cache.attached(self.staged.model):
             rows = torch.tensor([tokens], dtype=torch.int64, device=device)
-            self.staged.logits(rows, cache.advance(len(tokens)))
+            self.staged.logits(rows, cache.advance(len(tokens)), self._lengths)
         return cache
 
     def _score_batch(
@@ -131,7 +165,7 @@ class Scorer:
         cache = KeyValueCache(padding, capacity) if beginning is None else beginning.branch(padding, capacity)
         scores = _Scores(batch)
         with cache.attached(self.staged.model):
-            logits = self.staged.logits(tokens, cache.advance(tokens.size(1)))
+            logits = self.staged.logits(tokens, cache.advance(tokens.size(1)), self._lengths)
             if logits is not None:
                 scores.add_first(logits)
             if longer:
@@ -147,7 +181,7 @@ class Scorer:
         # Right padding: nothing real comes behind it.
         read = [[*tokens[:-1], *[0] * (longest - len(tokens))] for _, _, tokens in rows]
         given = torch.tensor(read, dtype=torch.int64, device=device)
-        hidden = self.staged.hidden(given, cache.advance(longest - 1))
+        hidden = self.staged.hidden(given, cache.advance(longest - 1), self._lengths)
         if hidden is None:
             return
         size = max(1, _LOGITS_BYTES // 4 // (self.staged.model.shape.vocab_size * len(rows)))

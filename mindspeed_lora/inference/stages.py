@@ -33,14 +33,23 @@ class StagedModel:
         """True on the one rank of the replica that chooses for it: the first that has logits."""
         return self.groups.is_last_stage and self.groups.tp_rank == 0
 
-    def logits(self, tokens: Tensor, positions: Tensor) -> Tensor | None:
-        """Logits ``[b, v]`` after the last of ``tokens [b, s]`` on the last stage, None on the others."""
-        output = self._forward(tokens, positions, last_only=True, hidden_only=False)
+    @property
+    def switch(self) -> int | None:
+        """The length beyond which a row has other rotary frequencies (longrope); None: there is none."""
+        return self.model.rotary.switch
+
+    def logits(self, tokens: Tensor, positions: Tensor, lengths: Tensor | None = None) -> Tensor | None:
+        """Logits ``[b, v]`` after the last of ``tokens [b, s]`` on the last stage, None on the others.
+
+        ``lengths``, ``[b, 1]`` or ``[1]`` int64, are those of the rows as far as their rotation depends on them; None:
+        as the positions say.
+        """
+        output = self._forward(tokens, positions, lengths, last_only=True, hidden_only=False)
         return None if output is None else output.squeeze(0)
 
-    def hidden(self, tokens: Tensor, positions: Tensor) -> Tensor | None:
+    def hidden(self, tokens: Tensor, positions: Tensor, lengths: Tensor | None = None) -> Tensor | None:
         """Hidden states ``[s, b, h]`` in front of the output layer on the last stage, None on the others."""
-        return self._forward(tokens, positions, last_only=False, hidden_only=True)
+        return self._forward(tokens, positions, lengths, last_only=False, hidden_only=True)
 
     def from_decider(self, tensor: Tensor) -> Tensor:
         """The deciding rank's tensor on all ranks of the replica (in place)."""
@@ -55,14 +64,16 @@ class StagedModel:
         return int(all_reduce_max(largest, self.groups.dp_group))
 
     def _forward(
-        self, tokens: Tensor, positions: Tensor, *, last_only: bool, hidden_only: bool
+        self, tokens: Tensor, positions: Tensor, lengths: Tensor | None, *, last_only: bool, hidden_only: bool
     ) -> Tensor | None:
         groups, config = self.groups, self.model.config
         if not groups.is_first_stage:
             size = (tokens.size(1), tokens.size(0), config.hidden_size)
             hidden = torch.empty(size, dtype=config.params_dtype, device=tokens.device)
             self.model.set_input_tensor(receive(hidden, groups.pp_group, groups.pp_rank - 1))
-        output: Tensor = self.model(tokens, positions=positions, last_only=last_only, hidden_only=hidden_only)
+        output: Tensor = self.model(
+            tokens, positions=positions, last_only=last_only, hidden_only=hidden_only, lengths=lengths
+        )
         if groups.is_last_stage:
             return output
         send(output, groups.pp_group, groups.pp_rank + 1)

@@ -20,7 +20,7 @@ from mindspeed_lora.models.forward_context import ForwardContext
 from mindspeed_lora.models.layer_spec import block_spec
 from mindspeed_lora.models.layers_by_turns import decode_by_turns, goes_by_turns
 from mindspeed_lora.models.moe.settings import MoESettings
-from mindspeed_lora.models.rope import rotary_amplitude, rotary_frequencies, rotary_tables
+from mindspeed_lora.models.rope import RotaryPositions
 from mindspeed_lora.models.token_rows import TokenRows
 from mindspeed_lora.models.vocab_loss import vocab_parallel_loss
 from mindspeed_lora.parallel.groups import ParallelGroups
@@ -75,9 +75,8 @@ class GPTModel(MegatronGPTModel):
         self.output_rows: TokenRows | None = None
         """Of the output layer, where some tokens have trained rows."""
         with torch.device("cpu"):
-            self.rotary_frequencies = rotary_frequencies(shape)
             self.embedding_scale = embedding_scale(shape, config.params_dtype)
-        self.rotary_amplitude = rotary_amplitude(shape.rope_scaling)
+        self.rotary = RotaryPositions(shape)
         base_width = shape.feature("dim_model_base")
         self.logit_scale: float = 1.0 if base_width is None else base_width / shape.hidden_size
         self.softcap: float | None = shape.feature("output_logit_softcapping")
@@ -99,6 +98,7 @@ class GPTModel(MegatronGPTModel):
         context: ForwardContext | None = None,
         loss_weights: Tensor | None = None,
         hidden_only: bool = False,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """One micro-batch through this stage.
 
@@ -110,6 +110,8 @@ class GPTModel(MegatronGPTModel):
             context: what else the layers must know of the micro-batch; None: rows are not packed.
             loss_weights: ``[b, s]`` float32 on the host, what each position's loss is multiplied by; None: 1.
             hidden_only: hidden states on the last stage too, as :meth:`logits` takes them.
+            lengths: of the documents that the positions are of, where rotation depends on them
+                (:meth:`~mindspeed_lora.models.rope.RotaryPositions.tables`).
 
         Returns:
             On the last stage the summed cross entropy (float32 scalar), or the logits ``[s, b, v]`` over the
@@ -126,10 +128,7 @@ class GPTModel(MegatronGPTModel):
                 hidden = hidden if hidden.requires_grad else hidden.requires_grad_()
         if positions is None:
             positions = torch.arange(tokens.size(1), device=tokens.device)
-        self.rotary_frequencies = self.rotary_frequencies.to(tokens.device)
-        rotary = rotary_tables(
-            self.rotary_frequencies, positions, self.config.params_dtype, self.rotary_amplitude
-        )
+        rotary = self.rotary.tables(positions.to(tokens.device), self.config.params_dtype, lengths)
         if goes_by_turns(self.decoder, tokens.size(0)):
             entering: Tensor = self.decoder.input_tensor if hidden is None else hidden
             hidden = decode_by_turns(self.decoder, entering, rotary, context)

@@ -114,13 +114,14 @@ class StepRunner:
     ) -> tuple[torch.Tensor, Any]:
         release_freed_memory()
         batch = next(batches)
-        device = current_device()
+        device, by_length = current_device(), chunk.module.rotary.switch is not None
         output = chunk(
             batch.tokens.to(device, non_blocking=True),
             # The loss chooses its positions by them on the host.
             labels=batch.labels if chunk.module.post_process else None,
             loss_weights=batch.loss_weights if chunk.module.post_process else None,
             positions=batch.position_ids.to(device, non_blocking=True),
+            lengths=batch.lengths.to(device, non_blocking=True) if by_length else None,
             context=self.context(batch, step),
         )
         divisor = (batch.sum_of_weights or 1.0) if mean_per_batch else 1.0

@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one beam": {"num_beams": 1},
 }
 EARLY = {"true": True, "false": False, "never": "never"}
-NAMES = ("llama", "mistral-window", "qwen2", "deepseek-v3", "mixtral")
+NAMES = ("llama", "mistral-window", "qwen2", "deepseek-v3", "mixtral", "phi3-longrope")
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from tests.support.reference import Recipe
 FAMILIES = [name for name in MODELS if name not in ("llama", *EXPERTS) and not name.startswith("deepseek")]
 """Plain Llama has every layout of ``test_layouts.py``, experts those of ``test_experts.py``, DeepSeek the linears of
 ``test_latent_attention.py``."""
-SUBSUMED = ("gemma", "glm")
-"""What they compute beyond Llama, gemma2 and glm4 do too."""
+SUBSUMED = ("gemma", "glm", "phi3")
+"""What they compute beyond Llama, gemma2, glm4 and phi3-longrope do too."""
 DEFAULT = [
     Layout(tp=2, pp=2, sequence_parallel=True, recompute="block"),
     Layout(tp=2, dp=2, distributed_optimizer=True, recompute="selective"),

@@ -68,9 +68,9 @@ class TestWhileTraining:
         flags = [*self.FLAGS, "--micro-batch-size", "1", "--seq-length", "128"]
         within(bench.compare(case, bench.train(case, Layout(pp=2, vpp=2), flags)))
 
-    @pytest.mark.parametrize("model", ["mistral-window", "llama-tied"])
+    @pytest.mark.parametrize("model", ["mistral-window", "llama-tied", "phi3-longrope"])
     def test_other_models(self, model: str, bench: ParityBench, within: Within) -> None:
-        """A window of attention is counted inside of each row."""
+        """A window of attention is counted inside of each row, and so is the length that longrope asks."""
         case = replace(CASE, model=model)
         within(bench.compare(case, bench.train(case, Layout(), self.FLAGS)))
 

@@ -47,7 +47,7 @@ LLAMA32_ROPE = {
 OF_TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama3.2": ("Llama", "Llama", {"rope_parameters": LLAMA32_ROPE, "tie_word_embeddings": True}),
     "phi3": ("Phi3", "Phi3", {"sliding_window": 16}),
-    "phi3-longrope": ("Phi3", "Phi3", {"rope_parameters": LONGROPE}),
+    "phi3-longrope": ("Phi3", "Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
     "phi4-mini": (
         "Phi3",
         "Phi3",

@@ -52,6 +52,12 @@ _YARN_ROPE = {
     "beta_fast": 4.0,
 }
 """With bands of frequencies that are kept, blended and scaled."""
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.0, 1.3, 2.0],
+    "long_factor": [1.5, 3.0, 9.0],
+}
 _LATENT: dict[str, Any] = {
     "num_key_value_heads": 8,
     "q_lora_rank": 20,
@@ -129,6 +135,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": {**_ROPE, "partial_rotary_factor": 0.75}, "pad_token_id": None},
     ),
     "phi3": ("phi3", {"rope_parameters": _ROPE, "sliding_window": 30, "pad_token_id": None}),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "rope_parameters": _LONGROPE,
+            "original_max_position_embeddings": 24,
+            "head_dim": 6,
+            "sliding_window": 30,
+            "pad_token_id": None,
+        },
+    ),
     "gemma": ("gemma", {"rope_parameters": _ROPE, "tie_word_embeddings": True}),
     "gemma2": (
         "gemma2",

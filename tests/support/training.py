@@ -147,10 +147,11 @@ def logits(session: Any, tokens: torch.Tensor | None) -> torch.Tensor | None:
         chunk.eval()
     positions = session.groups.context.positions(tokens.size(1))
     device = current_device()
+    lengths = (tokens != 0).sum(1, keepdim=True).to(device)
     with torch.no_grad():
         outputs = session.runner.pipeline.run(
             lambda batches, chunk: (
-                chunk(next(batches).to(device), positions=positions),
+                chunk(next(batches).to(device), positions=positions, lengths=lengths),
                 lambda output, non_loss_data: output,
             ),
             [tokens[:, positions]],

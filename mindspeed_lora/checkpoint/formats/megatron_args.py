@@ -18,8 +18,9 @@ from mindspeed_lora.checkpoint.formats.megatron_moe_args import (
     moe_from_args,
     with_known_routing,
 )
-from mindspeed_lora.config.model_features import FEATURES, features_of
-from mindspeed_lora.config.shape import ModelShape, MoEShape, RopeScaling
+from mindspeed_lora.checkpoint.formats.megatron_rope_args import rope_args, rope_from_args
+from mindspeed_lora.config.model_features import features_of
+from mindspeed_lora.config.shape import ModelShape, MoEShape
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.models.families import FAMILIES
@@ -40,11 +41,6 @@ _UNTOLD = {
 
 _BY_SWITCHES = ("llama", "mistral", "qwen2", "qwen3")
 """Families that people's scripts call by each other's names: their switches tell which one it is."""
-
-_ROPE_FIELDS = tuple(
-    field.name for field in dataclasses.fields(RopeScaling) if field.name not in ("rope_type", "factor")
-)
-"""Values of the scaling of rotary positions that ``args`` have under their own names."""
 
 _REQUIRED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "max_position_embeddings")
 
@@ -100,7 +96,7 @@ def args_from_shape(
         "consumed_train_samples": 0,
         "consumed_valid_samples": 0,
         **_placement_args(placement),
-        **_rope_args(shape.rope_scaling),
+        **rope_args(shape.rope_scaling),
         **expert_args(shape, placement, experts, form),
         **latent_args(shape.mla),
         **dict(shape.features),
@@ -118,17 +114,6 @@ def _placement_args(placement: LayerPlacement) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": vp if vp > 1 else None,
         "num_layers_per_virtual_pipeline_stage": sizes[0] if vp > 1 and placement.is_even else None,
         "num_layer_list": ",".join(map(str, sizes)) if vp == 1 and not placement.is_even else None,
-    }
-
-
-def _rope_args(scaling: RopeScaling | None) -> dict[str, Any]:
-    if scaling is None:
-        return {"rope_scaling_type": None, "use_rope_scaling": False}
-    return {
-        "rope_scaling_type": scaling.rope_type,
-        "use_rope_scaling": scaling.rope_type == "llama3",
-        "rope_scaling_factor": scaling.factor,
-        **{name: getattr(scaling, name) for name in _ROPE_FIELDS},
     }
 
 
@@ -178,7 +163,7 @@ def shape_from_args(args: argparse.Namespace, local_names: Collection[str], path
         norm_epsilon=values.get("norm_epsilon") or 1e-5,
         rotary_base=float(values.get("rotary_base") or 10000.0),
         rotary_percent=float(values.get("rotary_percent") or 1.0),
-        rope_scaling=_rope_scaling(values),
+        rope_scaling=rope_from_args(values),
         untie_embeddings_and_output_weights=bool(
             values.get("untie_embeddings_and_output_weights", "output_layer.weight" in local_names)
         ),
@@ -292,31 +277,3 @@ def _family_of_experts(present: dict[str, bool], moe: MoEShape) -> str:
     if moe.shared_expert_gate:
         return "qwen2_moe"
     return "qwen3_moe" if present["qk_layernorm"] else "mixtral"
-
-
-def _rope_scaling(values: dict[str, Any]) -> RopeScaling | None:
-    """The scaling, if it is a built one."""
-    kind = values.get("rope_scaling_type") or ("llama3" if values.get("use_rope_scaling") else None)
-    if kind not in FEATURES["rope_scaling_type"].plain or kind in (None, "default"):
-        return None
-    further = {}
-    if kind == "yarn":
-        # Megatron-LM has defaults of these for every model.
-        told = {name: values.get(f"rope_scaling_{name}", values.get(name)) for name in _ROPE_FIELDS}
-        further = {
-            name: value
-            for name, value in told.items()
-            if value is not None
-            and name not in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        }
-    original = values.get("original_max_position_embeddings") or values.get(
-        "rope_scaling_original_max_position_embeddings"
-    )
-    return RopeScaling(
-        rope_type=kind,
-        factor=float(values.get("rope_scaling_factor") or 8.0),
-        low_freq_factor=float(values.get("low_freq_factor") or 1.0),
-        high_freq_factor=float(values.get("high_freq_factor") or 4.0),
-        original_max_position_embeddings=int(original or 8192),
-        **further,
-    )

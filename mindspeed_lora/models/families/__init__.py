@@ -45,6 +45,10 @@ def family_for(config: dict[str, Any]) -> Family:
     """Find the family of a parsed config.json by its ``model_type`` and ``architectures``."""
     model_type = config.get("model_type")
     family = next((one for one in FAMILIES.values() if one.model_type == model_type), None)
+    if model_type is None:
+        raise Refused(
+            "config.json: model_type is missing; the file does not say which family the model is of."
+        )
     if family is None:
         known = ", ".join(one.model_type for one in FAMILIES.values())
         raise Refused(

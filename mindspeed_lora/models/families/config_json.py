@@ -7,12 +7,15 @@ name; what changes the tensors and is not known is refused by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mindspeed_lora.config.model_features import features_of
 from mindspeed_lora.config.shape import RopeScaling
 from mindspeed_lora.errors import Refused
+from mindspeed_lora.models.rope import longrope_magnitude
 
 Config = Mapping[str, Any]
 
@@ -25,11 +28,13 @@ _ROPE_FIELDS = {
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": (),
+    "longrope": ("short_factor", "long_factor"),
 }
 """Types of rotary scaling that are built, and what they must tell."""
 _YARN = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
 """What YaRN need not tell; a 0 of these is as good as none."""
-_UNBUILT_ROPE = {"longrope": "longrope", "su": "longrope"}
+_ROPE_ALIASES = {"su": "longrope"}
+"""Earlier names of types."""
 
 
 def required(config: Config, key: str) -> Any:
@@ -59,6 +64,7 @@ def rope(config: Config) -> tuple[float, RopeScaling | None]:
     """The rotary base and the scaling of its frequencies, if that is a built one."""
     parameters = rope_parameters(config)
     base = float(parameters.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    _check_positive({"rope_theta": base})
     kind = _rope_type(parameters)
     if kind not in _ROPE_FIELDS:
         return base, None
@@ -67,7 +73,10 @@ def rope(config: Config) -> tuple[float, RopeScaling | None]:
     missing = [field for field in _ROPE_FIELDS[kind] if parameters.get(field) is None]
     if missing:
         raise Refused(f"config.json: rope type '{kind}' lacks {', '.join(missing)}.")
+    if kind == "longrope":
+        return base, _longrope(config, parameters)
     values: dict[str, Any] = {field: float(parameters[field]) for field in _ROPE_FIELDS[kind]}
+    _check_positive(values)
     if "original_max_position_embeddings" in values:
         values["original_max_position_embeddings"] = int(values["original_max_position_embeddings"])
     return base, RopeScaling(rope_type=kind, **values)
@@ -75,24 +84,66 @@ def rope(config: Config) -> tuple[float, RopeScaling | None]:
 
 def _yarn(config: Config, parameters: Config) -> RopeScaling:
     """As transformers reads it: what is not given follows from the longest row that the model is for."""
-    longest = int(required(config, "max_position_embeddings"))
-    original = config.get("original_max_position_embeddings") or parameters.get(
-        "original_max_position_embeddings"
-    )
-    original = int(original or longest)
+    longest, original = _positions(config, parameters)
+    told: dict[str, Any] = {field: float(parameters[field]) for field in _YARN if parameters.get(field)}
     return RopeScaling(
         rope_type="yarn",
         factor=float(parameters.get("factor") or longest / original),
         original_max_position_embeddings=original,
         truncate=bool(parameters.get("truncate", True)),
-        **{field: float(parameters[field]) for field in _YARN if parameters.get(field)},
+        **told,
     )
+
+
+def _check_positive(values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise Refused(
+                f"config.json: {name} of the rotary positions is {value:g}; expected a number above 0."
+            )
+
+
+def _longrope(config: Config, parameters: Config) -> RopeScaling:
+    """As transformers reads it; a factor that is given says how far cosine and sine are enlarged, and nothing else."""
+    longest, original = _positions(config, parameters)
+    scaling = RopeScaling(
+        rope_type="longrope",
+        factor=longest / original,
+        original_max_position_embeddings=original,
+        short_factor=_numbers(parameters, "short_factor"),
+        long_factor=_numbers(parameters, "long_factor"),
+    )
+    factor, magnitude = parameters.get("factor"), parameters.get("attention_factor")
+    if magnitude is None and factor is not None and float(factor) != scaling.factor:
+        magnitude = longrope_magnitude(replace(scaling, factor=float(factor)))
+    return scaling if magnitude is None else replace(scaling, attention_factor=float(magnitude))
+
+
+def _positions(config: Config, parameters: Config) -> tuple[int, int]:
+    """The longest row that the model is for, and the one that it was for before its positions were scaled."""
+    longest = int(required(config, "max_position_embeddings"))
+    original = config.get("original_max_position_embeddings") or parameters.get(
+        "original_max_position_embeddings"
+    )
+    original = int(original or longest)
+    _check_positive({"max_position_embeddings": longest, "original_max_position_embeddings": original})
+    return longest, original
+
+
+def _numbers(parameters: Config, key: str) -> tuple[float, ...]:
+    values = parameters[key]
+    if not isinstance(values, list) or not all(
+        isinstance(value, (int, float)) and value > 0 for value in values
+    ):
+        raise Refused(f"config.json: {key} of the rotary scaling is not a list of numbers above 0.")
+    return tuple(map(float, values))
 
 
 def _rope_type(parameters: Config) -> str:
     kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
-    if kind != "default" and kind not in (*_ROPE_FIELDS, *_UNBUILT_ROPE):
-        known = ", ".join(sorted({"default", *_ROPE_FIELDS, *_UNBUILT_ROPE}))
+    kind = _ROPE_ALIASES.get(kind, kind)
+    if kind != "default" and kind not in _ROPE_FIELDS:
+        known = ", ".join(sorted({"default", *_ROPE_FIELDS}))
         raise Refused(f"config.json: rope type '{kind}' is not supported; supported are {known}.")
     return kind
 
@@ -130,13 +181,10 @@ def features_told(config: Config, head_width: int, windowed: bool) -> dict[str, 
 
     ``windowed`` families have one ``sliding_window`` for all layers.
     """
-    parameters = rope_parameters(config)
-    kind = _rope_type(parameters)
     scalar = config.get("query_pre_attn_scalar")
     return {
         "geglu": _activation(config) in _GELU,
         "gelu_tanh": _activation(config) in _GELU_TANH,
-        "rope_scaling_type": _UNBUILT_ROPE.get(kind),
         **({} if windowed else _windows(config)),
         "attn_logit_softcapping": config.get("attn_logit_softcapping"),
         "output_logit_softcapping": config.get("final_logit_softcapping"),

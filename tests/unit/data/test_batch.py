@@ -65,6 +65,7 @@ def test_samples_of_one_row_do_not_touch_each_other() -> None:
     assert batch.sub_rows == ((3, 2, 1, 2), (2, 6), (8,))
     assert batch.sample_ids.tolist()[0] == [4, 4, 4, 5, 5, 6, -1, -1]
     assert batch.sample_positions.tolist()[0] == [0, 1, 2, 0, 1, 0, -1, -1]
+    assert batch.lengths.tolist() == [[3, 3, 3, 2, 2, 1, 1, 1], [2, 2] + [1] * 6, [1] * 8]
     assert (batch.num_tokens, batch.num_loss_tokens) == (8, 4)
 
 
@@ -80,6 +81,7 @@ def test_sub_rows_inside_of_a_sample() -> None:
     )
     assert batch.sub_rows == ((2, 2, 4),)
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 4, 5, 6, 7]]
+    assert batch.lengths.tolist() == [[2, 2, 2, 2, 1, 1, 1, 1]]
     assert batch.sample_positions.tolist() == [[0, 1, 2, 3, -1, -1, -1, -1]]
 
 
@@ -89,6 +91,7 @@ def test_positions_of_its_own() -> None:
     )
     assert batch.sub_rows is None, "attention runs through all the same"
     assert batch.position_ids.tolist() == [[0, 1, 0]]
+    assert batch.lengths.tolist() == [[2, 2, 1]]
 
 
 def test_no_row_is_one_of_padding() -> None:

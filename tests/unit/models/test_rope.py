@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from mindspeed_lora.config.shape import ModelShape, RopeScaling
-from mindspeed_lora.models.rope import rotary_amplitude, rotary_frequencies, rotary_tables
+from mindspeed_lora.models.rope import (
+    RotaryPositions,
+    rotary_amplitude,
+    rotary_frequencies,
+    rotary_tables,
+)
 
 LLAMA_3_1 = {
     "factor": 8.0,
@@ -32,6 +39,15 @@ YARN: list[dict[str, Any]] = [
 ]
 """Qwen2.5, DeepSeek-V3, DeepSeek-V2, gpt-oss, one of few turns, and what is seldom given."""
 UNEVEN_BANDS = {**LLAMA_3_1, "low_freq_factor": 2.5, "high_freq_factor": 3.0}
+
+
+LONGROPE = RopeScaling(
+    rope_type="longrope",
+    factor=8.0,
+    original_max_position_embeddings=16,
+    short_factor=(1.0, 1.1, 1.5, 2.0),
+    long_factor=(1.0, 3.0, 20.0, 60.0),
+)
 
 
 def shape(kv_channels: int, base: float, scaling: RopeScaling | None = None) -> ModelShape:
@@ -144,3 +160,63 @@ def test_far_positions_keep_their_precision() -> None:
     rounded = rotary_tables(frequencies, torch.tensor([4095]), torch.bfloat16)
     assert rounded.dtype is torch.bfloat16
     torch.testing.assert_close(rounded.double(), exact, rtol=0.005, atol=0.001)
+
+
+class TestLongrope:
+    """Phi-3.5's: the length of a document says by which factors its frequencies are divided."""
+
+    def theirs(self, positions: torch.Tensor) -> torch.Tensor:
+        """What transformers computes of positions ``[s]``: ``[2, s, d / 2]``."""
+        given = Phi3Config(
+            hidden_size=32,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            original_max_position_embeddings=16,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": list(LONGROPE.short_factor),
+                "long_factor": list(LONGROPE.long_factor),
+            },
+        )
+        cos, sin = Phi3RotaryEmbedding(given)(torch.zeros(1), positions.unsqueeze(0))
+        return torch.stack((cos[0, :, :4], sin[0, :, :4]))
+
+    @pytest.mark.parametrize("length", [1, 16, 17, 100])
+    def test_a_row_alone(self, length: int) -> None:
+        positions = torch.arange(length)
+        tables = RotaryPositions(shape(8, 1e4, LONGROPE)).tables(positions, torch.float32)
+        assert tables.shape == (2, length, 1, 1, 4)
+        assert torch.equal(tables[:, :, 0, 0], self.theirs(positions))
+        assert float(tables[0, 0].max()) == pytest.approx(math.sqrt(1 + math.log(8) / math.log(16)))
+
+    def test_documents_of_one_batch_keep_what_they_have_alone(self) -> None:
+        """A packed row of a short and a long document, and a short one with padding."""
+        documents = ((3, 17), (12,))
+        positions = torch.stack(
+            (torch.cat([torch.arange(length) for length in documents[0]]), torch.arange(20))
+        )
+        lengths = torch.tensor([[3] * 3 + [17] * 17, [12] * 12 + [1] * 8])
+        tables = RotaryPositions(shape(8, 1e4, LONGROPE)).tables(positions, torch.float32, lengths)
+        assert tables.shape == (2, 20, 2, 1, 4)
+        for row, parts in enumerate(documents):
+            expected = torch.cat([self.theirs(torch.arange(length)) for length in parts], dim=1)
+            assert torch.equal(tables[:, : sum(parts), row, 0], expected)
+        assert not torch.equal(tables[:, 3:15, 0], tables[:, :12, 1]), "the two lists differ"
+
+    def test_rows_of_one_length_by_shared_positions(self) -> None:
+        rotary = RotaryPositions(shape(8, 1e4, LONGROPE))
+        tables = rotary.tables(torch.arange(6), torch.float32, torch.tensor([[6], [99]]))
+        far = self.theirs(torch.arange(99))[:, :6]
+        assert torch.equal(tables[:, :, 0, 0], self.theirs(torch.arange(6)))
+        assert torch.equal(tables[:, :, 1, 0], far)
+
+    def test_magnitudes_of_their_own(self) -> None:
+        scaling = dataclasses.replace(LONGROPE, short_mscale=1.25, long_mscale=2.0)
+        rotary, plain = (RotaryPositions(shape(8, 1e4, one)) for one in (scaling, LONGROPE))
+        lengths = torch.tensor([[5] * 5 + [17] * 17])
+        positions = torch.cat([torch.arange(5), torch.arange(17)]).unsqueeze(0)
+        found, usual = (one.tables(positions, torch.float64, lengths) for one in (rotary, plain))
+        usual = usual / plain.amplitude
+        torch.testing.assert_close(found[:, :5], usual[:, :5] * 1.25, rtol=1e-6, atol=0)
+        torch.testing.assert_close(found[:, 5:], usual[:, 5:] * 2.0, rtol=1e-6, atol=0)

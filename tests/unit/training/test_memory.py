@@ -93,7 +93,7 @@ def kept_by_layers(words: list[str], tp: int) -> tuple[int, int]:
 
     (chunk,) = session.chunks
     chunk.train()
-    rotary = rotary_tables(chunk.rotary_frequencies, batch.position_ids, torch.float32)
+    rotary = rotary_tables(chunk.rotary.frequencies, batch.position_ids, torch.float32)
     own.add(rotary.untyped_storage().data_ptr())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         chunk.decoder(

@@ -131,6 +131,7 @@ BUILT = (
     *(
         "llama3.2",
         "phi3",
+        "phi3-longrope",
         "phi4-mini",
         "internlm2",
         "baichuan-7b",
@@ -143,7 +144,6 @@ BUILT = (
     *("granite", "minicpm"),
 )
 FEATURES = {
-    "phi3-longrope": ("phi3", "rope_scaling_type longrope"),
     "gemma3": ("gemma3_text", "window_layers 4096"),
     "baichuan2-7b": ("baichuan", "norm_head true"),
     "baichuan2-13b": ("baichuan", "norm_head true", "position_embedding_type alibi"),

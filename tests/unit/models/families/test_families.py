@@ -18,7 +18,7 @@ from mindspeed_lora.models.families import (
     check_w_pack,
     shape_from_config,
 )
-from mindspeed_lora.models.rope import rotary_amplitude, rotary_frequencies
+from mindspeed_lora.models.rope import RotaryPositions, rotary_amplitude, rotary_frequencies
 
 SIZES = {
     "hidden_size": 64,
@@ -134,7 +134,7 @@ def test_mistral_without_window_and_default_groups():
             config("gpt2"),
             "model_type 'gpt2' is not supported; supported are llama, mistral, qwen2, qwen3, phi3",
         ),
-        ({}, "model_type 'None' is not supported"),
+        ({}, "model_type is missing"),
         (config(architectures=["LlamaForSequenceClassification"]), "expected LlamaForCausalLM"),
         (config(hidden_act="relu"), "hidden_act 'relu' is not supported"),
         (
@@ -143,6 +143,15 @@ def test_mistral_without_window_and_default_groups():
         ),
         (config(rope_parameters={"rope_type": "spiral"}), "rope type 'spiral' is not supported"),
         (config(rope_parameters={"rope_type": "dynamic"}), "rope type 'dynamic' lacks factor"),
+        (
+            config(rope_scaling={"type": "linear", "factor": 0}),
+            "factor of the rotary positions is 0; expected",
+        ),
+        (config("phi3", rope_scaling={"type": "su"}), "'longrope' lacks short_factor, long_factor"),
+        (
+            config("phi3", rope_scaling={"type": "su", "short_factor": [1.0], "long_factor": "2"}),
+            "long_factor of the rotary scaling is not a list of numbers above 0",
+        ),
         (
             config(rope_scaling={"rope_type": "llama3", "factor": 4}),
             "rope type 'llama3' lacks low_freq_factor",
@@ -171,7 +180,6 @@ def test_what_is_refused(values: dict[str, Any], message: str):
 @pytest.mark.parametrize(
     ("values", "feature"),
     [
-        (config("phi3", rope_scaling={"type": "su"}), ("rope_scaling_type", "longrope")),
         (
             config("qwen2", use_sliding_window=True, sliding_window=32),
             ("window_layers", 32),
@@ -236,6 +244,43 @@ def test_yarn_is_read_as_transformers_reads_it(scaling: dict[str, Any], expected
     embedding = Qwen2RotaryEmbedding(theirs)
     assert torch.equal(rotary_frequencies(shape), embedding.inv_freq)
     assert rotary_amplitude(shape.rope_scaling) == pytest.approx(embedding.attention_scaling, rel=1e-15)
+
+
+LONGROPE = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 4.0, 8.0, 9.0]}
+
+
+@pytest.mark.parametrize(
+    ("values", "scaling"),
+    [
+        (
+            {"original_max_position_embeddings": 32},
+            {"type": "su", "original_max_position_embeddings": 32},
+        ),
+        ({"original_max_position_embeddings": 32}, {"type": "yarn"}),
+        ({"original_max_position_embeddings": 32}, {"rope_type": "longrope", "factor": 4.0}),
+        ({"original_max_position_embeddings": 32}, {"rope_type": "longrope", "attention_factor": 1.5}),
+        ({}, {"rope_type": "longrope", "original_max_position_embeddings": 32}),
+        ({"max_position_embeddings": 8192}, {"rope_type": "longrope"}),
+    ],
+)
+def test_longrope_is_read_as_transformers_reads_it(values: dict[str, Any], scaling: dict[str, Any]):
+    import transformers
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    values = {**SIZES, "head_dim": 8, "hidden_size": 32, "num_attention_heads": 4, **values}
+    scaling = {**scaling, **LONGROPE}
+    shape = shape_from_config(config("phi3", **values, rope_scaling=dict(scaling)))
+    theirs = Phi3RotaryEmbedding(transformers.Phi3Config(**values, rope_scaling=dict(scaling)))
+    rotary = RotaryPositions(shape)
+    assert (
+        shape.rope_scaling is not None and shape.rope_scaling.rope_type == "longrope" and not shape.features
+    )
+    assert rotary.switch == theirs.config.rope_parameters["original_max_position_embeddings"]
+    for length in (rotary.switch, rotary.switch + 1):
+        positions = torch.arange(length)
+        cos, sin = theirs(torch.zeros(1), positions.unsqueeze(0))
+        tables = rotary.tables(positions, torch.float32)[:, :, 0, 0]
+        torch.testing.assert_close(tables, torch.stack((cos[0, :, :4], sin[0, :, :4])), rtol=2e-7, atol=0)
 
 
 def test_dynamic_rope_is_plain_within_the_models_positions():
