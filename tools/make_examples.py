@@ -156,8 +156,6 @@ class Script:
             yield self.own["about"]
         if "QLORA" in self.own:
             yield QUANTISED.format(family=self.family)
-        if self.kind.table in ("tune", "generate", "evaluate") and "refused" in self.of_family:
-            yield f"{self.of_family['refused']}."
 
     def _where_flags_are(self) -> str:
         files = ["../tables/model.sh"] if self.kind.family_file == "model" else []

@@ -5,8 +5,8 @@
 #   TOKENIZER_PATH=./model_from_hf/Phi-3.5-mini-instruct/ TASK=mmlu DATA_PATH=./mmlu/test/ \
 #       examples/mcore/phi35/evaluate_phi35_mini_ptd.sh [more flags]
 #
-# Longrope is not built: this model is converted, but neither trained nor run. Flags, their variables and values:
-# ../tables/model.sh, ../tables/evaluate.sh; what is said here and in model.sh comes before; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/model.sh, ../tables/evaluate.sh; what is said here and in model.sh
+# comes before; the rules: ../job.sh.
 
 # shellcheck source=../tables/evaluate.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../tables/evaluate.sh"

@@ -5,8 +5,8 @@
 #   TOKENIZER_PATH=./model_from_hf/Phi-3.5-mini-instruct/ TASK=greedy \
 #       examples/mcore/phi35/generate_phi35_mini_ptd.sh [more flags]
 #
-# Longrope is not built: this model is converted, but neither trained nor run. Flags, their variables and values:
-# ../tables/model.sh, ../tables/generate.sh; what is said here and in model.sh comes before; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/model.sh, ../tables/generate.sh; what is said here and in model.sh
+# comes before; the rules: ../job.sh.
 
 # shellcheck source=../tables/generate.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../tables/generate.sh"

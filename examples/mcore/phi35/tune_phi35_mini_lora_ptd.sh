@@ -5,8 +5,8 @@
 #   TOKENIZER_PATH=./model_from_hf/Phi-3.5-mini-instruct/ CKPT_SAVE_DIR=./ckpt/phi35_mini_lora \
 #       examples/mcore/phi35/tune_phi35_mini_lora_ptd.sh [more flags]
 #
-# Longrope is not built: this model is converted, but neither trained nor run. Flags, their variables and values:
-# ../tables/model.sh, ../tables/tune.sh; what is said here and in model.sh comes before; the rules: ../job.sh.
+# Flags, their variables and values: ../tables/model.sh, ../tables/tune.sh; what is said here and in model.sh comes
+# before; the rules: ../job.sh.
 
 # shellcheck source=../tables/tune.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../tables/tune.sh"

@@ -43,6 +43,8 @@ model_table() {
     flag   --rope-scaling-beta-slow           ROPE_SCALING_BETA_SLOW        ""
     flag   --rope-scaling-mscale              ROPE_SCALING_MSCALE           ""
     flag   --rope-scaling-mscale-all-dim      ROPE_SCALING_MSCALE_ALL_DIM   ""
+    flag   --short-factor                     SHORT_FACTOR                  ""
+    flag   --long-factor                      LONG_FACTOR                   ""
     switch --use-glm-rope                     USE_GLM_ROPE                  0
     flag   --sliding-window-size              SLIDING_WINDOW_SIZE           ""
     flag   --interleave-sliding-window        INTERLEAVE_SLIDING_WINDOW     ""
