@@ -90,7 +90,8 @@ def rotary_frequencies(shape: ModelShape, long: bool = False) -> torch.Tensor:
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor
     if scaling.rope_type == "longrope":
-        return 1.0 / (torch.tensor(scaling.long_factor if long else scaling.short_factor) * periods)
+        factors = torch.tensor(scaling.long_factor if long else scaling.short_factor, dtype=torch.float32)
+        return 1.0 / (factors * periods)
     if scaling.rope_type == "yarn":
         kept = _yarn_kept(width, shape.rotary_base, scaling)
         return 1.0 / (scaling.factor * periods) * (1 - kept) + frequencies * kept
