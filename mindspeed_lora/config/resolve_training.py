@@ -168,9 +168,13 @@ def _notices(job: TrainJob, defaults: list[str]) -> list[str]:
 
 def has_validation(job: TrainJob) -> bool:
     """Whether the job names rows for an evaluation: a second share of the split, or data of their own."""
+    return job.data.valid_data_path is not None or has_share(job, 1)
+
+
+def has_share(job: TrainJob, part: int) -> bool:
+    """Whether ``--split`` gives a part (0 training, 1 validation, 2 test) any of ``--data-path``."""
     shares = [float(share) for share in job.data.split.split(",")]
-    has_share = job.data.train_data_path is None and len(shares) > 1 and shares[1] > 0
-    return job.data.valid_data_path is not None or has_share
+    return job.data.train_data_path is None and len(shares) > part and shares[part] > 0
 
 
 def _check_fusion(lora: LoraConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mindspeed_lora.config.blend import BlendSpec, parse_blend
 from mindspeed_lora.config.jobs import TrainJob
-from mindspeed_lora.config.resolve_training import has_validation
+from mindspeed_lora.config.resolve_training import has_share, has_validation
 from mindspeed_lora.data.blend import BlendedDataset
 from mindspeed_lora.data.documents import split_documents
 from mindspeed_lora.data.gpt_dataset import GptDataset
@@ -20,7 +20,7 @@ from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.training.packed_data import check_ends, end_of_document
 
-_TRAIN, _VALID = 0, 1
+_TRAIN, _VALID, _TEST = 0, 1, 2
 """Parts of ``--split``."""
 
 
@@ -63,7 +63,7 @@ class DataSets:
         self._infos: dict[str, PreparedInfo | None] = {}
         self.train = self._train()
         self.valid = self._valid()
-        self.test = self._own("test_data_path") if job.training.eval_iters else None
+        self.test = self._test()
         """None where nothing is tested."""
 
     @property
@@ -78,34 +78,56 @@ class DataSets:
     def _train(self) -> RowsDataset:
         data = self._job.data
         if data.train_data_path is not None:
-            return self._blend("train_data_path", data.train_data_path, None)
+            return self._whole("train_data_path", data.train_data_path)
         assert data.data_path is not None, "checked with the flags"
-        return self._blend("data_path", data.data_path, _TRAIN)
+        return self._needed(data.data_path, _TRAIN)
 
     def _valid(self) -> RowsDataset | None:
         data, job = self._job.data, self._job
         if job.training.eval_iters == 0 or not has_validation(job):
             return None
         if data.valid_data_path is not None:
-            return self._own("valid_data_path")
+            return self._whole("valid_data_path", data.valid_data_path)
         assert data.data_path is not None, "the split is of --data-path"
-        return self._blend("data_path", data.data_path, _VALID)
+        return self._needed(data.data_path, _VALID)
 
-    def _own(self, name: str) -> RowsDataset | None:
-        """Data of their own for an evaluation."""
-        words = getattr(self._job.data, name)
-        return None if words is None else self._blend(name, words, None)
+    def _test(self) -> RowsDataset | None:
+        """Data of their own, or the third share of ``--split``, which may round to nothing (``949,50,1``)."""
+        data = self._job.data
+        if self._job.training.eval_iters == 0:
+            return None
+        if data.test_data_path is not None:
+            return self._whole("test_data_path", data.test_data_path)
+        if data.data_path is None or not has_share(self._job, _TEST):
+            return None
+        return self._blend("--data-path", data.data_path, _TEST)
 
-    def _blend(self, name: str, words: tuple[str, ...], part: int | None) -> RowsDataset:
-        """All documents, or one part of ``--split``, of the data sets that the words name."""
+    def _whole(self, name: str, words: tuple[str, ...]) -> RowsDataset:
+        """All documents of the data sets that a flag names."""
         flag = "--" + name.replace("_", "-")
+        found = self._blend(flag, words, None)
+        assert found is not None, "refused where it is empty"
+        return found
+
+    def _needed(self, words: tuple[str, ...], part: int) -> RowsDataset:
+        """A part of ``--split`` that has rows."""
+        found = self._blend("--data-path", words, part)
+        if found is None:
+            raise Refused(self._nothing_left("--data-path", words[-1], part))
+        return found
+
+    def _blend(self, flag: str, words: tuple[str, ...], part: int | None) -> RowsDataset | None:
+        """All documents, or one part of ``--split``, of the data sets that the words name; None where it is empty."""
         spec: BlendSpec = parse_blend(words, flag)
         opened = [self._open(path, part) for path in spec.paths]
-        # A small set may leave nothing for validation beside larger ones.
-        kept = [index for index, rows in enumerate(opened) if len(rows) or part != _VALID]
+        # A small set may leave nothing for validation or test beside larger ones.
+        may_be_empty = part in (_VALID, _TEST)
+        kept = [index for index, rows in enumerate(opened) if len(rows) or not may_be_empty]
         empty = next((path for path, rows in zip(spec.paths, opened, strict=True) if not len(rows)), "")
-        if not kept or (part != _VALID and empty):
+        if empty and not may_be_empty:
             raise Refused(self._nothing_left(flag, empty, part))
+        if not kept:
+            return None
         if len(opened) == 1:
             return opened[0]
         weights = None if spec.weights is None else [spec.weights[index] for index in kept]

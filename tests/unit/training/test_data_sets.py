@@ -68,6 +68,22 @@ def test_an_epoch_is_all_rows(sets: Any) -> None:
     assert rows("--data-path", sets[0]).blend is None
 
 
+def test_the_third_share_is_tested(sets: Any) -> None:
+    flags = ["--no-shuffle", "--eval-iters", -1]
+    found = rows("--data-path", *sets, "--split", "50,25,25", *flags)
+    batches = found.test_batches(0, 1, None)
+    assert batches is not None
+    # Of 6 and 10 rows: 3, 1 and 2, and 5, 3 and 2, where Megatron-core cuts.
+    assert [token for step in batches for token in tokens(step)] == [104, 105, 208, 209]
+    assert found.test is not None and len(found.train) == 8
+    assert rows("--data-path", *sets, "--split", "50,50", *flags).test is None
+    assert rows("--data-path", *sets, "--split", "949,50,1", *flags[:1], "--eval-iters", 0).test is None
+    own = rows("--data-path", sets[1], "--split", "50,25,25", "--test-data-path", sets[0], *flags)
+    assert own.test is not None and len(own.test) == 6, "data of their own come first"
+    rounded = rows("--data-path", sets[1], "--split", "849,150,1", *flags)
+    assert rounded.test is None and rounded.valid is not None
+
+
 def test_the_split_cuts_every_set(sets: Any) -> None:
     found = rows("--data-path", *sets, "--split", "50,50", "--eval-iters", -1, "--no-shuffle")
     assert found.valid is not None
