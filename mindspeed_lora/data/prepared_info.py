@@ -44,6 +44,8 @@ class PreparedInfo:
     """Rows in the documents, where they are packed."""
     num_tokens: int = 0
     num_loss_tokens: int = 0
+    weighted: bool = False
+    """Whether tokens have weights in the loss, in a file of their own."""
     longest: int = 0
     source: str | None = None
     """What a training made it from: a hash of rows, tokenizer, template and flags."""

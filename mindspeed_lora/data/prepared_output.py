@@ -209,6 +209,7 @@ class PreparedOutput:
             num_rows=summary.kept if summary.packed else None,
             num_tokens=summary.tokens,
             num_loss_tokens=summary.loss_tokens,
+            weighted=self._weights is not None,
             longest=summary.packed_length or summary.longest,
             files=sizes,
         )

@@ -45,6 +45,8 @@ class _Part:
     input_ids: np.ndarray[Any, Any]
     labels: np.ndarray[Any, Any]
     messages: Sequence[Message] = ()
+    weights: np.ndarray[Any, Any] | None = None
+    """float32 ``[n]``; None: every label weighs 1."""
 
 
 def show(job: PreprocessJob, stream: TextIO | None = None) -> None:
@@ -111,7 +113,7 @@ def _parts(preparation: Preparation, row: Row, outcome: Outcome) -> list[_Part]:
             _Part("rejected", documents[2], documents[3], rejected),
         ]
     if isinstance(work, InstructionWork):
-        return [_Part("", documents[0], documents[2], _messages(work, row))]
+        return [_Part("", documents[0], documents[2], _messages(work, row), outcome.weights)]
     return [_Part(key, tokens, tokens) for key, tokens in zip(work.keys, documents, strict=True)]
 
 
@@ -154,8 +156,11 @@ class _Screen:
             self._print(f"  {'tools':<10} {len(tools)}")
         for message in messages:
             self._print(f"  {message['role']:<10} {_shown(message)}")
-        for start, stop in _runs(trained):
+        weighing = trained.astype(np.float32) if part.weights is None else trained * part.weights
+        for start, stop in _runs(weighing):
             kind, colour = ("loss", _LOSS) if trained[start] else ("no loss", _QUIET)
+            if trained[start] and weighing[start] != 1:
+                kind = f"loss × {weighing[start]:g}"
             tokens = [
                 self._token(int(token), int(label))
                 for token, label in zip(part.input_ids[start:stop], part.labels[start:stop], strict=True)
@@ -196,10 +201,10 @@ def _shown(message: Mapping[str, Any]) -> str:
     return _safe(text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "...")
 
 
-def _runs(trained: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+def _runs(weighing: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
     """Start and end of each run of equal values."""
-    changes = (np.flatnonzero(trained[1:] != trained[:-1]) + 1).tolist()
-    return list(itertools.pairwise([0, *changes, len(trained)])) if len(trained) else []
+    changes = (np.flatnonzero(weighing[1:] != weighing[:-1]) + 1).tolist()
+    return list(itertools.pairwise([0, *changes, len(weighing)])) if len(weighing) else []
 
 
 def _notice(text: str) -> None:

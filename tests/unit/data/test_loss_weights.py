@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from mindspeed_lora.data.encoding import ConversationEncoder, TemplateEncoder, T
 from mindspeed_lora.data.hf_template import HfTemplateEncoder
 from mindspeed_lora.data.indexed_dataset import IndexedDataset
 from mindspeed_lora.data.loss_weights import message_weights, row_weight
+from mindspeed_lora.data.prepared_info import read_info
 from mindspeed_lora.data.preprocess import preprocess
 from mindspeed_lora.data.sample import IGNORE_INDEX
 from mindspeed_lora.data.sft_dataset import WEIGHTS_KEY, SftDataset, packed_prefix
+from mindspeed_lora.data.show import show
 from mindspeed_lora.data.template_files import prompt_template
 from mindspeed_lora.errors import Refused
 from tests.unit.data.made_tokenizers import save_tokenizer
@@ -152,8 +155,24 @@ def test_weights_are_written_where_they_are_needed(tmp_path: Path) -> None:
         assert sample.weights.tolist() == weights[i].tolist()
     short = SftDataset(prefix, 12, overlong="proportional")[2]
     assert short.weights is not None and len(short.weights) == len(short.labels) == 12
+    info = read_info(prefix)
+    assert info is not None and info.weighted
     prepared(tmp_path, [ROWS[0], ROWS[4]], "--overwrite")
     assert SftDataset(prefix, 4096)[0].weights is None, "weights of an earlier set are gone"
+    info = read_info(prefix)
+    assert info is not None and not info.weighted
+
+
+def test_weights_are_shown(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS[:3])))
+    argv = ["--input", str(tmp_path / "rows.jsonl"), "--tokenizer-name-or-path", str(tokenizer)]
+    stream = io.StringIO()
+    show(parse("preprocess", [*argv, "--prompt-type", "chatml", "--show", "3"]), stream)
+    first, second, third = stream.getvalue().strip().split("\n\n")
+    assert "  loss       " in first and "×" not in first
+    assert "  loss × 2   " in second and "  loss       " not in second
+    assert "  loss × 0.5 " in third and "  loss × 2   " in third
 
 
 @pytest.mark.parametrize("flag", ["--pack", "--neat-pack"])
