@@ -129,6 +129,14 @@ class AdapterSpec:
         return {layer: tuple(parts) for layer, parts in found.items()}
 
     @cached_property
+    def layer_places(self) -> dict[int | None, tuple[PartSpec, ...]]:
+        """:attr:`layer_parts` with those of one expert, the first, where each expert has its own."""
+        return {
+            layer: tuple(part for part in parts if not _OF_A_LATER_EXPERT.search(part.module))
+            for layer, parts in self.layer_parts.items()
+        }
+
+    @cached_property
     def layer_kinds(self) -> dict[int, int]:
         """Layer → the first layer with pairs of the same places, ranks and sizes."""
         first: dict[tuple[tuple[str, str, int, int, int], ...], int] = {}
@@ -167,6 +175,7 @@ class AdapterSpec:
 
 
 _OF_ALL_EXPERTS = re.compile(r"\.experts\.(?=linear_fc[12]$)")
+_OF_A_LATER_EXPERT = re.compile(r"\.local_experts\.[1-9]")
 _IN_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _LAYER = re.compile(r"^(decoder\.(layers\.\d+\.)?)|\.weight$")
 

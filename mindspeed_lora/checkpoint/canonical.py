@@ -10,6 +10,7 @@ vocabulary are ``embedding.word_embeddings.token_rows`` and ``output_layer.token
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ _RULES: tuple[tuple[str, TensorRule], ...] = (
 )
 
 
+@functools.cache
 def tensor_rule(name: str) -> TensorRule:
     """The rule of a canonical tensor or adapter factor."""
     for pattern, rule in _RULES:

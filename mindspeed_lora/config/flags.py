@@ -8,6 +8,7 @@ numbers by name is one word, a JSON object.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -125,6 +126,14 @@ def check_value(option: Option, value: object) -> None:
 
 def options(section: type[Section]) -> tuple[Option, ...]:
     """The flags of a section, in the order of its fields."""
+    # Any, since mypy does not take a dataclass for something that has a hash.
+    key: Any = section
+    return _options(key)
+
+
+@functools.cache
+def _options(section: Any) -> tuple[Option, ...]:
+    """Kept, since every object of a section asks for them when it is made."""
     hints = typing.get_type_hints(section)
     return tuple(_option(field, hints[field.name]) for field in dataclasses.fields(section))
 

@@ -9,6 +9,7 @@ with their second ones, so that chunk (p, v) is number v · P + p.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from mindspeed_lora.config.parallel import ParallelConfig
@@ -34,7 +35,7 @@ class ModelChunk:
         """A model that is not cut."""
         return cls(tuple(range(num_layers)))
 
-    @property
+    @cached_property
     def layers(self) -> tuple[int, ...]:
         """The layers, without the no-ops."""
         return tuple(layer for layer in self.slots if layer is not None)
@@ -99,7 +100,14 @@ class LayerPlacement:
 
     def rank_chunks(self, pp_rank: int) -> tuple[ModelChunk, ...]:
         """What a pipeline rank holds, by virtual stage."""
-        return tuple(self.chunk(pp_rank, vp_stage) for vp_stage in range(self.vp_size))
+        return self._chunks_by_rank[pp_rank]
+
+    @cached_property
+    def _chunks_by_rank(self) -> tuple[tuple[ModelChunk, ...], ...]:
+        return tuple(
+            tuple(self.chunk(pp_rank, vp_stage) for vp_stage in range(self.vp_size))
+            for pp_rank in range(self.pp_size)
+        )
 
     def describe(self) -> str:
         """The layers of each pipeline rank: ``0-2 and 6-7, 3-5 and 8-9``."""

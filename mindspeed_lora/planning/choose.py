@@ -92,6 +92,7 @@ class Chooser:
         self.model = Model.of(job)
         self.limit = parse_size(job.machine.gpu_memory) - parse_size(job.machine.reserve)
         self._held: dict[tuple[object, ...], RankParameters] = {}
+        self._layers: dict[tuple[int, int, int], dict[object, RankParameters]] = {}
         self._least: tuple[int, Candidate] | None = None
 
     def choose(self) -> list[Planned]:
@@ -139,9 +140,10 @@ class Chooser:
         return sorted({0, min(1, layout.pp - 1), layout.pp - 1})
 
     def _stage(self, question: MemoryQuestion, rank: int) -> RankMemory:
-        key = question.tp, question.ep, question.etp, question.placement, rank
+        cuts = question.tp, question.ep, question.etp
+        key = *cuts, question.placement, rank
         if key not in self._held:
-            self._held[key] = rank_parameters(question, rank)
+            self._held[key] = rank_parameters(question, rank, self._layers.setdefault(cuts, {}))
         return predict_memory(question, rank, self._held[key])
 
     def _nothing_fits(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from mindspeed_lora.config.checks import check_layout
 from mindspeed_lora.config.context import check_context, check_fixed_length
@@ -85,7 +87,7 @@ def candidates(job: LayoutPlanJob, layout: Layout) -> Iterator[list[Candidate]]:
         if chunk > 1:
             ways.append(_full("block", chunk // 2))
         ways.append(_full("uniform", 1))
-        yield [Candidate(layout, _training(job, micro_batch, way)) for way in ways]
+        yield [Candidate(layout, _training(batch, micro_batch, **way)) for way in ways]
 
 
 def _full(method: str, layers: int) -> dict[str, str | int]:
@@ -96,13 +98,10 @@ def _full(method: str, layers: int) -> dict[str, str | int]:
     }
 
 
-def _training(job: LayoutPlanJob, micro_batch: int, way: dict[str, str | int]) -> TrainingConfig:
-    return TrainingConfig(
-        micro_batch_size=micro_batch,
-        global_batch_size=job.plan.global_batch_size,
-        bf16=True,
-        **way,  # type: ignore[arg-type]
-    )
+@cache
+def _training(batch: int, micro_batch: int, **way: Any) -> TrainingConfig:
+    """The same object for all layouts: making one checks all its fields."""
+    return TrainingConfig(micro_batch_size=micro_batch, global_batch_size=batch, bf16=True, **way)
 
 
 def _powers(largest: int) -> Iterator[int]:

@@ -42,11 +42,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec
-from mindspeed_lora.checkpoint.canonical import expert_number, layer_linears
+from mindspeed_lora.checkpoint.canonical import layer_linears
 from mindspeed_lora.checkpoint.loading.quantization import QuantPlan
 from mindspeed_lora.config.shape import MLAShape, ModelShape
 from mindspeed_lora.config.stages import LayerPlacement
@@ -99,12 +100,16 @@ class MemoryQuestion:
         """Of one rank in one step."""
         return max(1, self.training.global_batch_size // (self.training.micro_batch_size * self.dp))
 
+    @cached_property
+    def known_layers(self) -> dict[tuple[bool, int], int]:
+        """What :func:`layer_sizes` has found for one layer of each kind."""
+        return {}
+
 
 def layer_sizes(question: MemoryQuestion, layers: Sequence[int | None]) -> list[int]:
     """:func:`layer_bytes` of several layers; those of one kind are counted once."""
     kinds = {} if question.adapter is None else question.adapter.layer_kinds
-    known: dict[tuple[bool, int], int] = {}
-    sizes = []
+    known, sizes = question.known_layers, []
     for layer in layers:
         if layer is None:
             sizes.append(0)
@@ -207,10 +212,9 @@ def _ranks(question: MemoryQuestion, layer: int) -> Counter[str]:
     return ranks
 
 
-def _parts(question: MemoryQuestion, layer: int) -> Iterator[PartSpec]:
+def _parts(question: MemoryQuestion, layer: int) -> tuple[PartSpec, ...]:
     """The pairs of factors of a layer; of its experts' those of the first one."""
-    parts = () if question.adapter is None else question.adapter.layer_parts.get(layer, ())
-    return (part for part in parts if not expert_number(part.module))
+    return () if question.adapter is None else question.adapter.layer_places.get(layer, ())
 
 
 def _linear(module: str) -> str:

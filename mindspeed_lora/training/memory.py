@@ -90,12 +90,21 @@ class RankParameters:
         )
 
 
-def rank_parameters(question: MemoryQuestion, pp_rank: int) -> RankParameters:
-    """The parameters of one pipeline stage; TP ranks do not differ. Layers of one kind are counted once."""
+def rank_parameters(
+    question: MemoryQuestion, pp_rank: int, known: dict[object, RankParameters] | None = None
+) -> RankParameters:
+    """The parameters of one pipeline stage; TP ranks do not differ. Layers of one kind are counted once.
+
+    Args:
+        question: the job.
+        pp_rank: of the stage.
+        known: what a layer of each kind holds, kept by who asks for more stages, of whatever placement, where tensor
+            and expert parallelism have the same sizes.
+    """
+    known = {} if known is None else known
     chunks, adapter = question.placement.rank_chunks(pp_rank), question.adapter
     ends = {name: size for chunk in chunks for name, size in _end_tensors(chunk, question).items()}
     held = _held(question, ends, () if adapter is None else adapter.layer_parts.get(None, ()))
-    known: dict[object, RankParameters] = {}
     for layer in (layer for chunk in chunks for layer in chunk.layers):
         kind = _kind(question, layer)
         if kind not in known:

@@ -20,14 +20,13 @@ def shortest_names(chosen: Iterable[str], everything: Iterable[str]) -> tuple[st
         chosen: full names.
         everything: all full names that the model has, the chosen ones among them.
     """
-    wanted = dict.fromkeys(chosen)
-    of_all, of_chosen = _counts(everything), _counts(wanted)
-    return tuple(
-        dict.fromkeys(
-            next((end for end in _ends_in_a_layer(name) if of_all[end] == of_chosen[end]), name)
-            for name in wanted
-        )
-    )
+    place_of = {name: _place(name) for name in chosen}
+    of_all, of_chosen = _counts(map(_place, everything)), _counts(place_of.values())
+    ends_of = {
+        place: next((end for end in _ends_in_a_layer(place) if of_all[end] == of_chosen[end]), None)
+        for place in set(place_of.values())
+    }
+    return tuple(dict.fromkeys(ends_of[place] or name for name, place in place_of.items()))
 
 
 def places(chosen: Iterable[str], everything: Iterable[str]) -> tuple[str, ...]:
@@ -63,10 +62,15 @@ def _place(name: str) -> str:
     return name if match is None else match["place"]
 
 
-def _counts(names: Iterable[str]) -> Counter[str]:
-    return Counter(end for name in names for end in _ends_in_a_layer(name))
+def _counts(places: Iterable[str]) -> Counter[str]:
+    """How many of these have an end; layers share their places, so that each is cut into its ends once."""
+    counts: Counter[str] = Counter()
+    for place, times in Counter(places).items():
+        for end in _ends_in_a_layer(place):
+            counts[end] += times
+    return counts
 
 
-def _ends_in_a_layer(name: str) -> Iterator[str]:
-    """Ends of a name within its layer that do not begin with the number of an expert."""
-    return (end for end in ends(_place(name)) if not end[0].isdigit())
+def _ends_in_a_layer(place: str) -> Iterator[str]:
+    """Ends of a place that do not begin with the number of an expert."""
+    return (end for end in ends(place) if not end[0].isdigit())

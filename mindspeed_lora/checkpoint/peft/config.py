@@ -118,13 +118,13 @@ class AdapterConfig:
 
     def rank_of(self, module: str) -> int:
         """Rank on the module of this full name."""
-        key = self._ranks.key(self._name_in_patterns(module))
+        key = self._ranks.key(self._name_in_patterns(module)) if self.rank_pattern else None
         rank = self.r if key is None else self.rank_pattern[key]
         return rank // 2 if self._is_half(module) else rank
 
     def alpha_of(self, module: str) -> float:
         """Alpha on the module of this full name."""
-        key = self._alphas.key(self._name_in_patterns(module))
+        key = self._alphas.key(self._name_in_patterns(module)) if self.alpha_pattern else None
         alpha = self.alpha if key is None else self.alpha_pattern[key]
         # With half of the rank, the same scaling.
         return alpha / (math.sqrt(2) if self.use_rslora else 2) if self._is_half(module) else alpha

@@ -8,6 +8,7 @@ files are named. transformers 5 has ``mlp.experts.gate_up_proj`` ``[E, 2f, h]`` 
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 PER_EXPERT = "per-expert"
@@ -37,6 +38,7 @@ def todays_module(module: str) -> str:
     return module.replace(_OF_TRANSFORMERS_4, ".mlp.")
 
 
+@cache
 def parameter_of(module: str) -> str:
     """Full name of the parameter in transformers 5 that a module's matrix is, or is part of."""
     match = _EXPERT.fullmatch(module)

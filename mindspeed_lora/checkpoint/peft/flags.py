@@ -92,7 +92,7 @@ def config_from_flags(
     assert lora.lora_r is not None and lora.lora_alpha is not None and lora.lora_target_modules is not None
     linears = hf_linears(shape)
     targets = _targets(lora.lora_target_modules, linears)
-    shared = shared_by_name(lora.lora_target_modules, linears) if together else frozenset()
+    shared = _shared(targets, linears) if together else frozenset()
     target_modules = _peft_names(targets, linears)
     _check_layers(lora, shape, target_modules)
     config = AdapterConfig(
@@ -109,7 +109,7 @@ def config_from_flags(
         ensure_weight_tying=lora.lora_ensure_weight_tying,
     )
     _check_trained(config, shape)
-    found = _found(config, lora, linears)
+    found = _found(config, targets, lora.lora_exclude_modules or (), linears)
     config = dataclasses.replace(
         config,
         rank_pattern=peft_pattern("--lora-rank-pattern", lora.lora_rank_pattern, linears, found),
@@ -123,7 +123,11 @@ def config_from_flags(
 
 def targeted_modules(names: Sequence[str], linears: Linears) -> set[str]:
     """Full Hugging Face names of what ``--lora-target-modules`` means."""
-    return {module for one in _targets(names, linears) for module in one.hf_modules(linears)}
+    return _hf_modules(_targets(names, linears), linears)
+
+
+def _hf_modules(targets: Sequence[Meant], linears: Linears) -> set[str]:
+    return {module for one in targets for module in one.hf_modules(linears)}
 
 
 def _targets(names: Sequence[str], linears: Linears) -> list[Meant]:
@@ -198,7 +202,10 @@ def _peft_names(meant: Sequence[Meant], linears: Linears) -> Names:
 
 def shared_by_name(names: Sequence[str], linears: Linears) -> frozenset[str]:
     """The fused linears that are named as one matrix; refused where their matrices are also named alone."""
-    targets = _targets(names, linears)
+    return _shared(_targets(names, linears), linears)
+
+
+def _shared(targets: Sequence[Meant], linears: Linears) -> frozenset[str]:
     whole = {module for one in targets for module in one.whole if len(linears[module]) > 1}
     shared = {linear_kind(module) for module in whole}
     owners = {matrix: module for module, names in linears.items() for matrix in names}
@@ -266,7 +273,9 @@ def _check_trained(config: AdapterConfig, shape: ModelShape) -> None:
         )
 
 
-def _found(config: AdapterConfig, lora: LoraFlags, linears: Linears) -> set[str]:
+def _found(
+    config: AdapterConfig, targets: Sequence[Meant], excluded: Sequence[str], linears: Linears
+) -> set[str]:
     """Full Hugging Face names of what gets an adapter; refused where nothing is left or excluded in vain."""
     found = {name for names in linears.values() for name in names if config.targets(name)}
     if not found:
@@ -274,11 +283,10 @@ def _found(config: AdapterConfig, lora: LoraFlags, linears: Linears) -> set[str]
             "the LoRA flags leave no module: --lora-exclude-modules, --lora-layers-to-transform and "
             "--lora-layers-pattern take away all that --lora-target-modules names"
         )
-    excluded = config.exclude_modules
-    wanted = targeted_modules(lora.lora_target_modules or (), linears)
-    if excluded is not None and not any(map(matcher(excluded), wanted)):
+    names = config.exclude_modules
+    if names is not None and not any(map(matcher(names), _hf_modules(targets, linears))):
         raise Refused(
-            f"--lora-exclude-modules {' '.join(lora.lora_exclude_modules or ())}: none of it is named by "
+            f"--lora-exclude-modules {' '.join(excluded)}: none of it is named by "
             "--lora-target-modules; leave it out"
         )
     return found

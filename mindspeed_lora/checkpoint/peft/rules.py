@@ -27,7 +27,12 @@ def matcher(wanted: Names) -> Callable[[str], bool]:
         expression = re.compile(wanted)
         return lambda module: expression.fullmatch(module) is not None
     names = frozenset(wanted)
-    return lambda module: any(end in names for end in ends(module))
+    components = sorted({name.count(".") + 1 for name in names})
+    return lambda module: any(_end(module, count) in names for count in components)
+
+
+def _end(module: str, components: int) -> str:
+    return ".".join(module.rsplit(".", components)[-components:])
 
 
 def ends(module: str) -> Iterator[str]:
