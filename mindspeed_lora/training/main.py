@@ -13,7 +13,6 @@ import yaml
 
 from mindspeed_lora.config.config_file import CONFIG_FILE, to_yaml, write_config
 from mindspeed_lora.config.jobs import TrainJob
-from mindspeed_lora.device import compute_dtype
 from mindspeed_lora.device.limits import free_memory_bytes
 from mindspeed_lora.parallel.collectives import together
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
@@ -22,7 +21,7 @@ from mindspeed_lora.parallel.voice import speak_or_leave
 from mindspeed_lora.training.description import plan_rows
 from mindspeed_lora.training.dry_run import dry_run
 from mindspeed_lora.training.loop import TrainingLoop
-from mindspeed_lora.training.out_of_memory import is_out_of_memory, out_of_memory
+from mindspeed_lora.training.out_of_memory import memory_errors_told
 from mindspeed_lora.training.plan import TrainPlan, plan_training
 from mindspeed_lora.training.reporting import ModelFlops, Reporter
 from mindspeed_lora.training.reporting.trackers import check_trackers
@@ -50,10 +49,9 @@ def train(job: TrainJob) -> int:
         free = free_memory_bytes()
         with Heartbeat(groups) as heartbeat:
             try:
-                status = _train(plan, groups, stop, heartbeat, notices)
+                with memory_errors_told(plan, groups, heartbeat, free):
+                    status = _train(plan, groups, stop, heartbeat, notices)
             except Exception as error:
-                if is_out_of_memory(error):
-                    error = _out_of_memory(plan, groups, heartbeat, free)
                 raise speak_or_leave(error, groups, heartbeat) from error
         destroy_groups()
         return status
@@ -112,15 +110,6 @@ def _replaces(plan: TrainPlan) -> bool:
     """Whether what ``--save`` holds gives way to this run."""
     checkpoint = plan.job.checkpoint
     return checkpoint.overwrite and not (checkpoint.save and plan.start.goes_on_in(Path(checkpoint.save)))
-
-
-def _out_of_memory(plan: TrainPlan, groups: ParallelGroups, heartbeat: Heartbeat, free: int) -> Exception:
-    """What to say instead of an allocator's error."""
-    training = plan.job.training
-    dtype, _ = compute_dtype(training.bf16, training.fp16)
-    return out_of_memory(
-        plan, groups.world_size, groups.pp_rank, dtype.itemsize, heartbeat.phase, heartbeat.step, free
-    )
 
 
 def _reporter(session: TrainingSession, save: Path | None) -> Reporter:

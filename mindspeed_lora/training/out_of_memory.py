@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from mindspeed_lora.checkpoint.loading.quantization import plan_quantization
+from mindspeed_lora.device import compute_dtype
 from mindspeed_lora.errors import Failed, Refused
+from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.parallel.heartbeat import Heartbeat
 from mindspeed_lora.training.dry_run import memory_question
 from mindspeed_lora.training.layer_memory import MemoryQuestion
 from mindspeed_lora.training.memory import RankMemory, predict_memory
@@ -28,6 +32,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+@contextmanager
+def memory_errors_told(
+    plan: TrainPlan, groups: ParallelGroups, heartbeat: Heartbeat, free: int
+) -> Iterator[None]:
+    """An allocator's error inside becomes the sentence of :func:`out_of_memory`; ``free`` as there.
+
+    Raises:
+        Failed: in its place.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        training = plan.job.training
+        dtype, _ = compute_dtype(training.bf16, training.fp16)
+        raise out_of_memory(
+            plan, groups.world_size, groups.pp_rank, dtype.itemsize, heartbeat.phase, heartbeat.step, free
+        ) from error
 
 
 def out_of_memory(

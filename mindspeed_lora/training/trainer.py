@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -12,11 +13,13 @@ from typing import Any, cast
 import torch
 
 from mindspeed_lora.config.jobs import TrainJob
+from mindspeed_lora.device.limits import free_memory_bytes
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.parallel.heartbeat import Heartbeat
 from mindspeed_lora.parallel.joining import joined_groups
 from mindspeed_lora.training.loop import TrainingLoop
 from mindspeed_lora.training.main import opened_loop, plan_run
+from mindspeed_lora.training.out_of_memory import memory_errors_told
 from mindspeed_lora.training.reporting import EvaluationRecord, Reporter, StepRecord
 from mindspeed_lora.training.signals import LEFT_EARLY, StopRequest
 
@@ -91,8 +94,12 @@ class Trainer:
             stop = stack.enter_context(StopRequest(job.training.exit_duration_in_mins))
             groups, notices = stack.enter_context(joined_groups(job.parallel, job.training.seed))
             heartbeat = stack.enter_context(Heartbeat(groups))
+            self._told = partial(memory_errors_told, plan, groups, heartbeat, free_memory_bytes())
             told = [*job.notices, *notices]
-            self._loop = stack.enter_context(opened_loop(_SteppedLoop, plan, groups, stop, heartbeat, told))
+            with self._told():
+                self._loop = stack.enter_context(
+                    opened_loop(_SteppedLoop, plan, groups, stop, heartbeat, told)
+                )
             self._loop.reporter = cast(Reporter, _Recorder(self._loop.reporter, self.history))
             self._open = stack.pop_all()
 
@@ -131,12 +138,14 @@ class Trainer:
 
         Raises:
             Refused: the last one is done.
+            Failed: out of memory; the sentence names what grew and a flag that fits.
         """
         if self.iteration >= self.num_steps:
             raise Refused(
                 f"all {self.num_steps} steps are done; open the trainer with more train_iters, or with epochs"
             )
-        self._loop.one_step()
+        with self._told():
+            self._loop.one_step()
         return self.history.steps[-1]
 
     def evaluate(self) -> EvaluationRecord:
@@ -149,13 +158,15 @@ class Trainer:
             raise Refused(
                 "there are no rows to evaluate on; give eval_iters, and split='95,5,0' or valid_data_path"
             )
-        self._loop.evaluate_now()
+        with self._told():
+            self._loop.evaluate_now()
         return self.history.evaluations[-1]
 
     def train(self, steps: int | None = None) -> History:
         """So many steps, or all that are left as the command does it: with its evaluations and saves."""
         if steps is None:
-            self.left_early = self._loop.run() == LEFT_EARLY
+            with self._told():
+                self.left_early = self._loop.run() == LEFT_EARLY
         else:
             for _ in range(steps):
                 self.step()
@@ -171,7 +182,8 @@ class Trainer:
             raise Refused(
                 "the trainer was opened without save; name the folder there: trainer(save='ckpt/run', …)"
             )
-        self._loop.save_now()
+        with self._told():
+            self._loop.save_now()
         save = Path(self.job.checkpoint.save)
         return save if self._loop.plan.adapter is None else save / "adapter"
 

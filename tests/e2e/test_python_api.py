@@ -43,6 +43,37 @@ def metrics(save: Path) -> list[dict[str, Any]]:
     ]
 
 
+def out_of_memory_in_a_step(flags: dict[str, Any]) -> str:
+    """What a program is told where the second step's memory cannot be had."""
+    import torch
+
+    from mindspeed_lora.parallel.groups import destroy_groups
+    from mindspeed_lora.training.loop import TrainingLoop
+
+    def fails(loop: TrainingLoop) -> None:
+        loop.heartbeat.mark("forward and backward passes", 2)
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    taken = TrainingLoop._step
+    try:
+        with mindspeed_lora.trainer(**flags) as trainer:
+            trainer.step()
+            TrainingLoop._step = fails  # type: ignore[method-assign]
+            with pytest.raises(Failed) as caught:
+                trainer.step()
+    finally:
+        TrainingLoop._step = taken  # type: ignore[method-assign]
+        destroy_groups()
+    return str(caught.value)
+
+
+def test_out_of_memory_is_told_as_by_the_command(tiny: Tiny, workers: WorkerPool) -> None:
+    (told,) = workers.run(1, out_of_memory_in_a_step, flags_of(tiny))
+    assert told.startswith("out of memory in step 2, forward and backward passes: ")
+    assert " are predicted for a rank, and " in told and told.endswith("; the last checkpoint is whole")
+    assert "Tried to allocate" not in told
+
+
 def trained_by_the_api(flags: dict[str, Any]) -> dict[str, Any]:
     """Two trainers, one after the other: the first in steps and on from there, the second at once."""
     from mindspeed_lora.parallel.groups import destroy_groups
