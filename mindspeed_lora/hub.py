@@ -29,6 +29,7 @@ _STARTED = time.time()
 _ID = re.compile(
     r"(?P<hub>hf://|modelscope://)?(?P<name>[\w][\w.\-]*/[\w][\w.\-]*)(?:@(?P<revision>[\w.\-/]+))?", re.ASCII
 )
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE_ENDINGS = (
     *(".json", ".jsonl", ".parquet", ".csv", ".txt", ".yaml", ".yml", ".toml", ".model", ".jinja", ".zip"),
     *(".bin", ".idx", ".pt", ".pth", ".safetensors", ".gguf", ".npy", ".tar", ".gz"),
@@ -68,6 +69,12 @@ class HubId:
     def __str__(self) -> str:
         return self.name + (f"@{self.revision}" if self.revision else "")
 
+    def of_commit(self, snapshot: Path) -> str:
+        """The id as a flag takes it on any machine, with the commit that the cache names its folder by."""
+        commit = snapshot.name if _COMMIT.fullmatch(snapshot.name) else self.revision
+        hub = "modelscope://" if self.hub == "modelscope" else "hf://"
+        return hub + str(dataclasses.replace(self, revision=commit))
+
 
 def hub_id(text: str, environ: Mapping[str, str] = os.environ) -> HubId | None:
     """The id that a flag's value is; None where it is a path."""
@@ -91,6 +98,7 @@ def with_local_folders(job: Any) -> tuple[Any, list[str]]:
         Refused: there is no such folder, and the hub does not give such a model either.
     """
     notices: list[str] = []
+    ids: dict[str, str] = {}
     trusted = bool(getattr(getattr(job, "tokenizer", None), "trust_remote_code", False))
     dry = bool(getattr(job.runtime, "dry_run", False))
 
@@ -103,6 +111,7 @@ def with_local_folders(job: Any) -> tuple[Any, list[str]]:
             return value
         where = "in the cache" if dry else "of the hub"
         notices.append(f"{flag} {value}: {found.hub} {kind} {where}, at {folder}")
+        ids[str(folder)] = found.of_commit(folder)
         return str(folder)
 
     for section_name, field, flag, kind in _FIELDS:
@@ -117,7 +126,7 @@ def with_local_folders(job: Any) -> tuple[Any, list[str]]:
         )
         if new != value:
             job = dataclasses.replace(job, **{section_name: dataclasses.replace(section, **{field: new})})
-    return job, notices
+    return dataclasses.replace(job, hub_ids=ids) if ids else job, notices
 
 
 def _snapshot(found: HubId, flag: str, kind: str, trusted: bool, cached_only: bool) -> Path | None:
@@ -196,11 +205,14 @@ def _from_modelscope(
         raise _refused(
             flag, found, "ModelScope is asked for and its package is not installed; pip install modelscope"
         ) from error
-    name = "dataset_snapshot_download" if kind == "dataset" else "snapshot_download"
-    download: Callable[..., str] = getattr(modelscope, name)
+    download: Callable[..., str] = modelscope.snapshot_download
+    options: dict[str, str] = {} if found.revision is None else {"revision": found.revision}
+    if kind == "dataset":
+        # The package's function for data sets alone does not know local_files_only.
+        options["repo_type"] = kind
+    offline = cached_only or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     try:
-        revision = {} if found.revision is None else {"revision": found.revision}
-        return Path(download(found.name, allow_patterns=patterns, local_files_only=cached_only, **revision))
+        return Path(download(found.name, allow_patterns=patterns, local_files_only=offline, **options))
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _refused(flag, found, f"ModelScope does not give it: {reason[:200]}") from error

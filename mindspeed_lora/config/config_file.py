@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mindspeed_lora.atomic import atomic_text
 from mindspeed_lora.config.flags import Section, options
 from mindspeed_lora.config.jobs import Job
 from mindspeed_lora.config.lora import LoraFlags
-from mindspeed_lora.config.parser import Grammar, unknown_flag
+from mindspeed_lora.config.parser import Grammar, parse_words, unknown_flag
 from mindspeed_lora.errors import Refused
 
 CONFIG_FILE = "config.yaml"
@@ -28,7 +28,12 @@ def config_file_words(argv: Sequence[str], grammar: Grammar) -> list[str]:
     words: list[str] = []
     for path in paths:
         for key, value in _read(path).items():
-            words += flag_words(key, value, grammar, f"--config {path}: ")
+            of_key = flag_words(key, value, grammar, f"--config {path}: ")
+            try:
+                parse_words(of_key, grammar)
+            except Refused as error:
+                raise Refused(f"--config {path}: {error}") from error
+            words += of_key
     return words
 
 
@@ -70,6 +75,10 @@ def flag_words(key: Any, value: Any, grammar: Grammar, where: str = "") -> list[
         return [f"{name}={json.dumps(value)}"]
     if isinstance(value, dict):
         raise Refused(f"{where}{key} has keys of its own, which this flag does not take")
+    if isinstance(value, (list, tuple)) and len(value) > 1:
+        arity = grammar.options[name].arity if name in grammar.options else "*"
+        if arity in ("0", "1"):
+            raise Refused(f"{where}{name} takes {'one' if arity == '1' else 'no'} value, not {len(value)}")
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     return [name, *map(str, items)] if len(items) != 1 else [f"{name}={items[0]}"]
 
@@ -82,7 +91,10 @@ def write_config(file: Path, job: Job, script: str, world_size: int = 1) -> None
 
 
 def to_yaml(job: Job) -> str:
-    """The job as YAML with flags as keys, by section; what is left out and has no default is ``null``."""
+    """The job as YAML with flags as keys, by section; what is left out and has no default is ``null``.
+
+    The folder of a hub's snapshot is told by its id, which means the same on another machine.
+    """
     lines = []
     for field in dataclasses.fields(job):
         section = getattr(job, field.name)
@@ -93,7 +105,7 @@ def to_yaml(job: Job) -> str:
             lines.append("# lora: off\n")
             continue
         values = {
-            option.name.removeprefix("--"): _plain(getattr(section, option.dest))
+            option.name.removeprefix("--"): _plain(getattr(section, option.dest), job.hub_ids)
             for option in options(type(section))
             if option.dest not in ("config", "print_config")
         }
@@ -101,5 +113,7 @@ def to_yaml(job: Job) -> str:
     return "\n".join(lines)
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _plain(value: Any, hub_ids: Mapping[str, str]) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item, hub_ids) for item in value]
+    return hub_ids.get(value, value) if isinstance(value, str) else value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from mindspeed_lora.config.checkpoint import CheckpointConfig, LoadConfig
 from mindspeed_lora.config.conversion import ConversionConfig
@@ -32,6 +33,8 @@ class Job:
     """Names of the fields that the user gave; the others hold defaults."""
     notices: tuple[str, ...] = ()
     """Sentences for the user: defaults that were taken, flags without effect."""
+    hub_ids: Mapping[str, str] = field(default_factory=dict)
+    """Folders of hubs' snapshots that stand in the place of ids → the ids, with the commit where it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,3 +122,22 @@ def test_what_a_file_repeats_of_the_defaults_is_not_given(tmp_path: Path) -> Non
     job = read("inference", path)
     assert "max_new_tokens" not in job.given and {"load", "top_k"} <= job.given
     assert "max_new_tokens" in read("inference", path, "--max-new-tokens", "128").given
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("lora-r: many", "--lora-r many: expected an integer"),
+        ("bf16: 3", "--bf16 is a switch and takes no value, but got '3'"),
+        ("lora-r: [1, 2]", "--lora-r takes one value, not 2"),
+        ("lr: true", "--lr needs a value"),
+        ("micro-batch-size: 0", "--micro-batch-size 0: expected an integer of at least 1"),
+        ("mtp-num-layers: 1", "--mtp-num-layers 1: multi-token prediction is not supported"),
+    ],
+)
+def test_a_wrong_value_names_the_file(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data-path: rows\n{line}\n")
+    with pytest.raises(Refused) as caught:
+        read("posttrain", path)
+    assert str(caught.value).startswith(f"--config {path}: {message}")
