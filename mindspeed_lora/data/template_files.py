@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mindspeed_lora.config.nearest import did_you_mean
 from mindspeed_lora.config.tokenizer import TokenizerConfig
 from mindspeed_lora.data.prompt_template import BOS, CONTENT, END, NUMBER, TOKEN, PromptTemplate
 from mindspeed_lora.data.tools import tool_formats
@@ -54,6 +55,7 @@ def prompt_template(prompt_type: str, path: str | None = None) -> PromptTemplate
         where = f" in --prompt-type-path {path}" if in_file else ""
         raise Refused(
             f"--prompt-type {prompt_type}: unknown{where}; expected one of {', '.join(sorted(templates))}"
+            f"{did_you_mean(prompt_type, templates)}"
         )
     return templates[prompt_type]
 

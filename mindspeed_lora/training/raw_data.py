@@ -10,7 +10,9 @@ from mindspeed_lora.config.flags import options
 from mindspeed_lora.config.jobs import PreprocessJob, TrainJob
 from mindspeed_lora.config.preprocess import PreprocessConfig, RawRowsConfig, RowsConfig
 from mindspeed_lora.config.runtime import FileRuntimeConfig
+from mindspeed_lora.data.handlers import HANDLER_NAMES, make_handler
 from mindspeed_lora.data.raw_rows import RawRows, holds_raw_rows, training_prefix
+from mindspeed_lora.data.template_files import prompt_template
 from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
 
@@ -30,6 +32,15 @@ def raw_paths(job: TrainJob) -> list[str]:
     ]
 
 
+def _check_names(job: TrainJob) -> None:
+    """A misspelt template or handler is refused where prepared data make it without effect, too."""
+    if job.tokenizer.prompt_type is not None and job.tokenizer.prompt_type_path is None:
+        prompt_template(job.tokenizer.prompt_type)
+    handler = job.raw_rows.handler_name
+    if handler is not None and handler not in HANDLER_NAMES:
+        make_handler(handler)
+
+
 def with_prepared_rows(
     job: TrainJob, seq_length: int, tokenizer: LazyTokenizer | None
 ) -> tuple[TrainJob, list[str]]:
@@ -40,6 +51,7 @@ def with_prepared_rows(
     """
     raw = raw_paths(job)
     if not raw:
+        _check_names(job)
         unused = [option.name for option in options(RawRowsConfig) if option.dest in job.given - {"workers"}]
         notice = f"no effect here: {', '.join(unused)}, since the data are prepared"
         return job, [notice] if unused and any(getattr(job.data, name) for name in DATA_FIELDS) else []

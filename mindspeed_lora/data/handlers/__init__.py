@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from mindspeed_lora.config.nearest import did_you_mean
 from mindspeed_lora.data.conversation import Message
 from mindspeed_lora.data.handlers.alpaca import (
     ALPACA_COLUMNS,
@@ -162,7 +163,10 @@ def make_handler(name: str, map_keys: MapKeys = None, json_keys: Sequence[str] =
         raise Refused(
             f"--handler-name {name}: {_REFUSED[name]} are not prepared here, since nothing here trains on them"
         )
-    raise Refused(f"--handler-name {name}: unknown; expected one of {', '.join(HANDLER_NAMES)}")
+    raise Refused(
+        f"--handler-name {name}: unknown; expected one of {', '.join(HANDLER_NAMES)}"
+        f"{did_you_mean(name, HANDLER_NAMES)}"
+    )
 
 
 def guess_handler(row: Row, map_keys: MapKeys = None) -> str:

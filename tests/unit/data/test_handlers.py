@@ -424,6 +424,8 @@ def test_wrong_tags(map_keys: dict[str, Any], message: str) -> None:
 def test_an_unknown_handler_lists_the_known() -> None:
     with pytest.raises(Refused, match="--handler-name AlpacaHandler: unknown; expected one of AlpacaStyle"):
         make_handler("AlpacaHandler")
+    with pytest.raises(Refused, match=r"; did you mean OpenAIInstructionHandler or .*\?$"):
+        make_handler("OpenAiInstructionHandler")
 
 
 def test_instruction_handlers_are_no_text_handlers() -> None:

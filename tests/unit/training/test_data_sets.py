@@ -11,6 +11,7 @@ from mindspeed_lora.config.commands import parse
 from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, to_json
 from mindspeed_lora.errors import Refused
+from mindspeed_lora.training.raw_data import with_prepared_rows
 from mindspeed_lora.training.rows import TrainingRows, open_rows
 from tests.support.rows import Row, write_rows
 
@@ -66,6 +67,21 @@ def test_an_epoch_is_all_rows(sets: Any) -> None:
     assert epoch == [100 + i for i in range(6)] + [200 + i for i in range(10)]
     assert found.blend == [6, 10] and rows("--data-path", 3, sets[0], 1, sets[1]).blend == [3, 1]
     assert rows("--data-path", sets[0]).blend is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt-type", "qwn"], r"--prompt-type qwn: unknown; expected one of .*; did you mean qwen"),
+        (["--handler-name", "AlpacaStyleInstructionHandlr"], "did you mean AlpacaStyleInstructionHandler"),
+    ],
+)
+def test_a_misspelt_name_is_refused_beside_prepared_data(sets: Any, flags: list[str], message: str) -> None:
+    job = parse(
+        "posttrain", ["--data-path", sets[0], "--lora-r", "4", "--lora-target-modules", "linear_qkv", *flags]
+    )
+    with pytest.raises(Refused, match=message):
+        with_prepared_rows(job, 16, None)
 
 
 def test_the_third_share_is_tested(sets: Any) -> None:
