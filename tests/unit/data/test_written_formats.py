@@ -35,9 +35,7 @@ DOCUMENTED: dict[str, str] = {
     # PLM-Team/PLM-1.8B-Instruct: ChatML with the end token of messages in the text.
     "plm": CHATML.replace("<end>", "<|im_end|>") + "\n",
     # deepseek-ai/DeepSeek-V3.1, whose answers without thoughts begin with the closing mark; V4 writes the same.
-    "deepseek4": (
-        "<bos>S<｜User｜>Q<｜Assistant｜></think>A<end><｜User｜>R<｜Assistant｜></think>B<end>"
-    ),
+    "deepseek4": ("<bos>S<｜User｜>Q<｜Assistant｜></think>A<end><｜User｜>R<｜Assistant｜></think>B<end>"),
 }
 
 OF_MINDSPEED_LLM: dict[str, str] = {
@@ -100,7 +98,9 @@ def test_reasoning_asked_for_in_each_question() -> None:
     """The words of the DeepSeek-R1 report (arXiv 2501.12948, table 1) within ChatML, before each question."""
     text = written("qwen_r1", TURNS)
     before = text.partition("<|im_start|>user\n")[2].partition("Q<|im_end|>")[0]
-    assert before.startswith("A conversation between User and Assistant. The user asks a question, and the Assistant")
+    assert before.startswith(
+        "A conversation between User and Assistant. The user asks a question, and the Assistant"
+    )
     assert "<think> reasoning process here </think><answer> answer here </answer>" in before
     assert text.replace(before, "") == CHATML
 
