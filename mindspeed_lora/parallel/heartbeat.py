@@ -14,6 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -21,15 +22,20 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from mindspeed_lora.config.launcher import has_launchers_store
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.parallel.process_identity import has_ended, this_process
 from mindspeed_lora.parallel.whereabouts import our_line, ranks_text, waits_in
 
 T = TypeVar("T")
 
 SPOKEN = "mindspeed_lora/spoken"
 """Counter of the ranks that wanted to speak; the first one does."""
+_TOLD = "mindspeed_lora/told"
 _KEY = "mindspeed_lora/beat"
 _SHORTEST, _LONGEST = 0.25, 5.0
+_LOOK = 0.05
+_FAREWELL = 2.0
 _ANSWER = timedelta(seconds=10)
 
 
@@ -45,11 +51,19 @@ class Beat:
     """The collective that it waits in; empty in none."""
     line: str
     """Our line that it is in."""
+    process: str = ""
+    """As :func:`this_process` tells it."""
+    leaves: bool = False
+    """It has noticed that the job has failed, and ends by itself."""
 
     @property
     def place(self) -> str:
         """Step and phase in words."""
-        return f"step {self.step}, {self.phase}" if self.step is not None else self.phase
+        return _place(self.step, self.phase)
+
+
+def _place(step: int | None, phase: str) -> str:
+    return f"step {step}, {phase}" if step is not None else phase
 
 
 class Heartbeat:
@@ -66,6 +80,7 @@ class Heartbeat:
         self._ended = threading.Event()
         self._leaves = False
         self._place = "", ""
+        self._process = this_process()
         self._store: Any = None
         if groups.world_size > 1:
             self._store = _own_connection()
@@ -89,8 +104,11 @@ class Heartbeat:
         return self._step
 
     def leave(self) -> None:
-        """This rank knows that the job has failed: it goes on beating, and nobody has to end it."""
+        """This rank knows that the job has failed, and tells so: it goes on beating, and nobody has to end it."""
         self._leaves = True
+        if self._store is not None:
+            with suppress(RuntimeError, ValueError, TimeoutError):
+                bounded(self._publish, _FAREWELL)
 
     def close(self) -> None:
         """No more beats."""
@@ -120,12 +138,54 @@ class Heartbeat:
         }
         return summarise(now, silent)
 
+    def lost(self) -> str:
+        """Which ranks have gone without a word, and in which step; empty where none has.
+
+        On this node their processes tell, at once; of other nodes the beats that have stopped, after a few seconds.
+        The step is this rank's: their own last beat may be older than it.
+        """
+        store = self._store
+        if store is None:
+            return ""
+        until = time.monotonic() + 2 * self._interval
+        try:
+            before = bounded(lambda: _read_all(store, self._groups.world_size))
+            while True:
+                ended = {rank for rank, beat in before.items() if has_ended(beat.process)}
+                over = time.monotonic() > until
+                if ended or over:
+                    # Asked after they were seen to have ended: who left by itself has told so before.
+                    now = bounded(lambda: _read_all(store, self._groups.world_size))
+                    silent = {rank for rank in now if over and now[rank].number == before[rank].number}
+                    gone = {rank for rank in ended | silent if not now[rank].leaves} - {self._groups.rank}
+                    if gone or over:
+                        break
+                time.sleep(_LOOK)
+        except (RuntimeError, ValueError, TimeoutError):
+            return "rank 0 or its launcher, which keeps the job's store"
+        return f"{ranks_text(gone)} in {_place(self._step, self._phase)}" if gone else ""
+
+    def told(self) -> None:
+        """This rank speaks for all, and has asked all that it wanted to know."""
+        if self._store is not None:
+            with suppress(RuntimeError, ValueError, TimeoutError):
+                bounded(lambda: self._store.add(_TOLD, 1), _FAREWELL)
+
+    def wait_for_the_speaker(self) -> None:
+        """Rank 0 keeps the job's store where no launcher does: it stays until the rank that speaks has asked it."""
+        if self._store is None or self._groups.rank != 0 or has_launchers_store(os.environ):
+            return
+        until = time.monotonic() + 2 * self._interval + _FAREWELL
+        with suppress(RuntimeError, ValueError):
+            while self._store.add(_TOLD, 0) == 0 and time.monotonic() < until:
+                time.sleep(_LOOK)
+
     def _publish(self) -> None:
         self._number += 1
         if not self._leaves:
             # One that leaves has come out of its collective already, and tells where it was.
             self._place = waits_in(), our_line()
-        beat = [self._number, self._step, self._phase, *self._place]
+        beat = [self._number, self._step, self._phase, *self._place, self._process, self._leaves]
         self._store.set(f"{_KEY}/{self._groups.rank}", json.dumps(beat))
 
     def _beat(self) -> None:

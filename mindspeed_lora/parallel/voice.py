@@ -30,17 +30,35 @@ def speak_or_leave(error: Exception, groups: ParallelGroups, heartbeat: Heartbea
     if isinstance(error, PeerFailure) or groups.world_size == 1:
         return error
     if not _is_first(groups):
+        if heartbeat is not None:
+            heartbeat.wait_for_the_speaker()
         return PeerFailure(groups.rank)
+    told = _spoken(error, groups, heartbeat)
+    if heartbeat is not None:
+        heartbeat.told()
+    return told
+
+
+def _spoken(error: Exception, groups: ParallelGroups, heartbeat: Heartbeat | None) -> Exception:
+    """What the rank that speaks ends with."""
     if isinstance(error, RuntimeError) and not isinstance(error, UserError) and _lost_peer(error):
         if heartbeat is not None and any(sign in str(error).lower() for sign in _TIMED_OUT):
             return Failed(hang_sentence(heartbeat.summary(), groups.timeout.total_seconds()))
-        # gloo begins with the line of its own source that noticed.
-        reason = re.sub(r"^\[\S+:\d+\] ", "", " ".join(str(error).split())).partition(". ")[0]
-        return Failed(
-            f"lost contact with another process ({reason[:200]}); see which rank ended first and why, then start "
-            "again with --resume auto; the last checkpoint is whole"
-        )
+        lost = heartbeat.lost() if heartbeat is not None else ""
+        return Failed(lost_sentence(lost, str(error)))
     return error
+
+
+def lost_sentence(lost: str, reason: str) -> str:
+    """The whole sentence of a job that a rank has left without a word; ``lost`` names it, where it is known."""
+    # gloo begins with the line of its own source that noticed.
+    seen = re.sub(r"^\[\S+:\d+\] ", "", " ".join(reason.split())).partition(". ")[0]
+    what = (
+        f"lost contact with {lost}: gone without a word (killed, out of memory, or the node is gone)"
+        if lost
+        else f"lost contact with another process ({seen[:200]}); see which rank ended first and why"
+    )
+    return f"{what}; the last checkpoint is whole, start again with --resume auto"
 
 
 def _is_first(groups: ParallelGroups) -> bool:
