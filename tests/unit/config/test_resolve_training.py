@@ -171,7 +171,7 @@ def test_the_world_must_fit_the_degrees() -> None:
     line = "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2"
     assert "world size 6 is not divisible by" in refusal(line, {"WORLD_SIZE": "6"})
     assert job(line, {"WORLD_SIZE": "8"}).parallel.data_parallel_size(8) == 2
-    assert "data-parallel size 3 = 3" in refusal("", {"WORLD_SIZE": "3"})
+    assert "data-parallel size 3 = 3" in refusal("--global-batch-size 16", {"WORLD_SIZE": "3"})
 
 
 def test_the_data_path_is_needed() -> None:
@@ -203,7 +203,7 @@ def test_the_world_of_a_dry_run(line: str, environ: dict[str, str], world_size: 
 
 
 def test_a_dry_run_checks_the_batch() -> None:
-    assert "data-parallel size 12" in refusal("--dry-run --world-size 12")
+    assert "data-parallel size 12" in refusal("--dry-run --world-size 12 --global-batch-size 16")
 
 
 def test_evaluation_without_a_validation_part_is_told() -> None:
