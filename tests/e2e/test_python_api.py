@@ -51,7 +51,7 @@ def out_of_memory_in_a_step(flags: dict[str, Any]) -> str:
     from mindspeed_lora.training.loop import TrainingLoop
 
     def fails(loop: TrainingLoop) -> None:
-        loop.heartbeat.mark("forward and backward passes", 2)
+        loop._mark("forward and backward passes", 2)
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
     taken = TrainingLoop._step
