@@ -201,6 +201,9 @@ def make_model(name: str, folder: Path, seed: int = 7, **others: Any) -> Path:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for parameter_name, parameter in model.named_parameters():
             _draw(parameter_name, parameter)
+            if model_type.startswith("gemma") and "norm" in parameter_name:
+                # Its norms count from 1: with others' weights each layer would enlarge every rounding.
+                parameter.data -= 1.0
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith("e_score_correction_bias"):
                 buffer.normal_(0.0, 0.1)
