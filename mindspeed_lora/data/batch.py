@@ -48,15 +48,8 @@ class Batch:
     def at(self, positions: torch.Tensor) -> Batch:
         """Only these positions, int64 ``[n]``, of every row; sub-rows and counts stay those of the whole rows."""
         names = (
-            *(
-                "tokens",
-                "labels",
-                "position_ids",
-                "sample_ids",
-                "sample_positions",
-                "lengths",
-                "loss_weights",
-            ),
+            *("tokens", "labels", "position_ids", "sample_ids", "sample_positions", "lengths"),
+            "loss_weights",
         )
         tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **{name: tensor[..., positions] for name, tensor in tensors.items()})
