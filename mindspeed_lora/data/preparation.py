@@ -21,7 +21,7 @@ from mindspeed_lora.data.hf_template import HfTemplateEncoder
 from mindspeed_lora.data.packed_rows import PackFormat
 from mindspeed_lora.data.pair_work import GIVEN_CONVERSATIONS, PairWork
 from mindspeed_lora.data.prepared_info import PreparedInfo
-from mindspeed_lora.data.prompt_template import missing_end_token, special_tokens
+from mindspeed_lora.data.prompt_template import missing_end_notice, special_tokens
 from mindspeed_lora.data.readers import Row
 from mindspeed_lora.data.row_work import InstructionWork, TextWork, Work
 from mindspeed_lora.data.sources import Inputs
@@ -163,12 +163,9 @@ def _encoding(
             own = HfTemplateEncoder(tokenizer, loss_on, job.tokenizer.thinking)
             return _Encoding(own, loss_on, None, tokenizer.get_chat_template(), tokenizer.eos_token_id)
     template = chosen_template(dataclasses.replace(job.tokenizer, prompt_type=prompt_type))
-    lacking = missing_end_token(template, tokenizer)
+    lacking = missing_end_notice(template, tokenizer, prompt_type)
     if lacking is not None:
-        notice(
-            f"the tokenizer has no token {lacking}, which --prompt-type {prompt_type} uses: it is written as "
-            "ordinary text, and answers end with the tokenizer's own end token"
-        )
+        notice(lacking)
     encoder = TemplateEncoder(tokenizer, template, loss_on)
     end = special_tokens(template, tokenizer).end
     return _Encoding(encoder, loss_on, prompt_type, chat_template(template, tokenizer), end)

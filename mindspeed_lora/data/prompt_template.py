@@ -129,6 +129,19 @@ def missing_end_token(template: PromptTemplate, tokenizer: PreTrainedTokenizerBa
     return template.end_token
 
 
+def missing_end_notice(
+    template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, prompt_type: str | None
+) -> str | None:
+    """What to tell where the vocabulary lacks the template's end token."""
+    lacking = missing_end_token(template, tokenizer)
+    if lacking is None:
+        return None
+    return (
+        f"the tokenizer has no token {lacking}, which --prompt-type {prompt_type} uses: it is written as "
+        "ordinary text, and answers end with the tokenizer's own end token"
+    )
+
+
 def token_of(slot: str) -> str | None:
     """The text of a ``{token:…}`` slot; None for every other slot."""
     return slot[len(TOKEN) : -1] if slot.startswith(TOKEN) and slot.endswith("}") else None

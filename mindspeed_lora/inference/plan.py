@@ -98,6 +98,8 @@ def plan_texts(job: InferenceJob, model: ModelPlan) -> InferencePlan:
     check_output_file(job.inference)
     tokenizer = plan_tokenizer(model)
     encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token)
+    if set(job.inference.task) != {CHAT}:
+        notices += encoder.notices()
     chat_encoder = _chat_encoder(job, encoder, notices)
     limit = LengthLimit.of(job.inference, shape.max_position_embeddings, job.given)
     defaults = read_generation_defaults(source.config_dir)

@@ -11,7 +11,12 @@ from mindspeed_lora.config.inference import InferenceConfig
 from mindspeed_lora.config.tokenizer import TokenizerConfig
 from mindspeed_lora.data.conversation import Message, UnusableRow
 from mindspeed_lora.data.encoding import TemplateEncoder
-from mindspeed_lora.data.prompt_template import PromptTemplate, missing_end_token, special_tokens
+from mindspeed_lora.data.prompt_template import (
+    PromptTemplate,
+    missing_end_notice,
+    missing_end_token,
+    special_tokens,
+)
 from mindspeed_lora.data.sample import IGNORE_INDEX
 from mindspeed_lora.data.template_files import chosen_template
 from mindspeed_lora.data.tokenizer import encode_batch
@@ -93,6 +98,17 @@ class PromptEncoder:
             )
         if add_eos_token and tokenizer.eos_token_id is None:
             raise Refused(f"--add-eos-token: the tokenizer {tokenizer.name_or_path} has no end token")
+
+    def notices(self) -> list[str]:
+        """What may surprise about the form of prompts."""
+        if self.template is not None:
+            lacking = missing_end_notice(self.template, self.tokenizer, self.template.name)
+            return [] if lacking is None else [lacking]
+        if self.is_raw and self.tokenizer.chat_template:
+            return [
+                "prompts are given to the model as they are; --hf-chat-template asks by its chat template"
+            ]
+        return []
 
     @property
     def is_raw(self) -> bool:

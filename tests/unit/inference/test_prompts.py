@@ -117,6 +117,17 @@ def test_an_answer_ends_where_training_ended_it(tokenizer: PreTrainedTokenizerFa
     assert (last_trained,) in encoder.stop_sequences()
 
 
+def test_what_may_surprise_is_told(tokenizer: PreTrainedTokenizerFast) -> None:
+    [raw] = PromptEncoder(tokenizer, TokenizerConfig()).notices()
+    assert "--hf-chat-template asks by its chat template" in raw
+    assert PromptEncoder(tokenizer, TokenizerConfig(hf_chat_template=True)).notices() == []
+    encoder = PromptEncoder(tokenizer, TokenizerConfig(prompt_type="chatml"))
+    assert encoder.template is not None and encoder.notices() == []
+    encoder.template = dataclasses.replace(encoder.template, end_token="<|lacking|>")
+    [lacking] = encoder.notices()
+    assert "the tokenizer has no token <|lacking|>, which --prompt-type chatml uses" in lacking
+
+
 def test_an_end_that_the_vocabulary_lacks_is_spelled_out(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = PromptEncoder(tokenizer, TokenizerConfig(prompt_type="chatml"))
     assert all(len(stop) == 1 for stop in encoder.stop_sequences())
