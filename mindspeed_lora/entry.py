@@ -6,12 +6,14 @@ A user sees one sentence on standard error, from one rank; a traceback only with
 from __future__ import annotations
 
 import errno
+import json
 import os
 import select
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -183,6 +185,7 @@ def _status(command: str, argv: Sequence[str], function: Callable[[Any], int | N
     except Refused as error:
         _trace(argv)
         _say(sys.stderr, f"error: {error}")
+        _tell_launcher(f"error: {error}")
         return error.exit_status
     except PeerFailure as error:
         _trace(argv)
@@ -196,7 +199,9 @@ def _status(command: str, argv: Sequence[str], function: Callable[[Any], int | N
             return _FAILED
         _trace(argv)
         where = "" if "--debug" in argv else " (--debug tells where)"
-        print(f"error: {_speaker()}{_sentence(error, where)}", file=sys.stderr, flush=True)
+        sentence = f"error: {_speaker()}{_sentence(error, where)}"
+        print(sentence, file=sys.stderr, flush=True)
+        _tell_launcher(sentence)
         return error.exit_status if isinstance(error, UserError) else _FAILED
 
 
@@ -204,6 +209,16 @@ def _say(stream: Any, text: str) -> None:
     """Print by rank 0 alone: what every rank finds before there are peers to speak for it."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=stream, flush=True)
+
+
+def _tell_launcher(sentence: str, environ: Mapping[str, str] = os.environ) -> None:
+    """torchrun ends with a report of pages, in which it quotes what a rank wrote to this file."""
+    file = environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is None:
+        return
+    message = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}
+    with suppress(OSError):
+        Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
 
 
 def _nobody_reads() -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mindspeed_lora.entry import run
 from mindspeed_lora.errors import Failed, PeerFailure, Refused
@@ -98,6 +99,17 @@ def test_another_error_names_its_rank(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert status_of(raising(Failed("damaged"))) == 1
     assert capsys.readouterr().err == "error: rank 1: damaged\n"
+
+
+def test_torchrun_quotes_the_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By torch's own reading of the file, which ends the report of a failed job."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    assert status_of(raising(PeerFailure(1))) == 1 and not file.exists(), "it is not the cause"
+    for error in (Refused("no such layout"), Failed("the file is damaged")):
+        status = status_of(raising(error))
+        failure = ProcessFailure(local_rank=0, pid=1, exitcode=status, error_file=str(file))
+        assert f"traceback : error: {error}" in ChildFailedError("convert", {0: failure}).format_msg()
 
 
 def test_a_rank_whose_peer_failed_leaves_silently(capsys: pytest.CaptureFixture[str]) -> None:
