@@ -93,6 +93,6 @@ def test_sampled_beams_are_the_same_in_every_layout(
     other = Case(**common, sampling={**sampling, "seed": 6})
     ((expected, of_other_seed),) = workers.run(1, answers_on_rank, 1, 1, [drawn, other])
     assert expected != of_other_seed
-    for tp, pp in LAYOUTS[1:3]:
+    for tp, pp in [(2, 1), (1, 2)]:
         for answers in workers.run(tp * pp, answers_on_rank, tp, pp, [drawn]):
             assert answers == [expected]

@@ -121,7 +121,7 @@ def test_shared_factors_go_on_without_the_flag(bench: ParityBench, tmp_path: Pat
         "--lora-moe-shared",
         "--lora-dropout 0.1",
         "--moe-aux-loss-coeff 0.05 --moe-z-loss-coeff 0.01 --moe-alltoall-overlap-comm",
-        "--lora-modules-to-save router",
+        pytest.param("--lora-modules-to-save router", marks=pytest.mark.slow),
     ],
 )
 def test_what_peft_does_not_have_is_the_same_in_every_cut(flags: str, bench: ParityBench) -> None:

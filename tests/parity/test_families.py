@@ -17,11 +17,11 @@ FAMILIES = [name for name in MODELS if name not in ("llama", *EXPERTS) and not n
 ``test_latent_attention.py``."""
 SUBSUMED = ("gemma", "glm", "phi3")
 """What they compute beyond Llama, gemma2, glm4 and phi3-longrope do too."""
-DEFAULT = [
-    Layout(tp=2, pp=2, sequence_parallel=True, recompute="block"),
+DEFAULT = Layout(tp=2, pp=2, sequence_parallel=True, recompute="block")
+OTHERS = [
     Layout(tp=2, dp=2, distributed_optimizer=True, recompute="selective"),
+    *(layout for layout in covering(all_layouts()) if layout != DEFAULT),
 ]
-OTHERS = [layout for layout in covering(all_layouts()) if layout not in DEFAULT]
 
 
 @pytest.mark.parametrize("attention", ["ring", "ulysses"])
@@ -38,8 +38,8 @@ def test_windows_over_cut_rows(
 @pytest.mark.parametrize(
     ("layout", "steps"),
     [
-        *((layout, 8) for layout in DEFAULT),
-        *(pytest.param(layout, 20, marks=pytest.mark.slow) for layout in [*DEFAULT, *OTHERS]),
+        (DEFAULT, 8),
+        *(pytest.param(layout, 20, marks=pytest.mark.slow) for layout in [DEFAULT, *OTHERS]),
     ],
     ids=str,
 )

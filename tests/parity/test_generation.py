@@ -106,7 +106,7 @@ def test_draws_are_the_same_in_every_layout_and_batch(
     ((expected, alone, other),) = workers.run(1, answers_on_rank, 1, 1, [together, single, other_seed])
     assert expected[2:3] == alone and len(set(alone[0])) > 5
     assert expected != greedy and expected != other
-    for tp, pp in LAYOUTS[1:]:
+    for tp, pp in [(2, 1), (1, 2), (2, 2)]:
         for answers in workers.run(tp * pp, answers_on_rank, tp, pp, [together]):
             assert answers == [expected]
 

@@ -104,7 +104,7 @@ def test_what_travels(workers: WorkerPool, kind: str, sp: bool) -> None:
             assert sum(calls.values()) == sum(logical.values())
 
 
-@pytest.mark.parametrize("sp", [False, True], ids=["", "sp"])
+@pytest.mark.parametrize("sp", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "sp"])
 @pytest.mark.parametrize("kind", ["column", "row"])
 def test_over_a_quantised_weight_the_same_travels(workers: WorkerPool, kind: str, sp: bool) -> None:
     """Merging is asked for and not done: then the split form of a schedule is what runs."""

@@ -113,7 +113,9 @@ def replicas_after(words: list[str], tp: int) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["", "sp"])
+@pytest.mark.parametrize(
+    "sequence_parallel", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "sp"]
+)
 def test_replicated_factors_are_the_same_bits_after_20_steps(
     workers: WorkerPool, tiny: Tiny, sequence_parallel: bool
 ) -> None:
