@@ -34,6 +34,12 @@ def _run(plan: EvaluationPlan, groups: ParallelGroups, notices: list[str]) -> No
     if plan.evaluation.output_dir is not None:
         file = Path(plan.evaluation.output_dir) / CONFIG_FILE
         keep_config(file, plan.job, "evaluation.py", groups.world_size)
+        folders = [folder for task in plan.tasks if (folder := plan.folder(task.name)) is not None]
+        say_notices(
+            f"the results in {folder} are replaced when the new ones are there"
+            for folder in folders
+            if (folder / "results.json").exists()
+        )
     with engine.asking():
         for task in plan.tasks:
             if isinstance(task, HarnessPlan):

@@ -131,12 +131,16 @@ def _unpadded(tokens: Tokens, ends: Sequence[int]) -> Tokens:
 
 
 def evaluate_on_rank(argv: Sequence[str], output: str) -> int:
-    """``evaluation.py`` with these words on this rank, its standard output in ``<output>.<rank>``."""
+    """``evaluation.py`` with these words on this rank, all that it says in ``<output>.<rank>``."""
     from mindspeed_lora.config.commands import parse
     from mindspeed_lora.evaluation.main import evaluate
 
     path = Path(f"{output}.{os.environ.get('RANK', '0')}")
-    with path.open("w", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
+    with (
+        path.open("w", encoding="utf-8") as stream,
+        contextlib.redirect_stdout(stream),
+        contextlib.redirect_stderr(stream),
+    ):
         return evaluate(parse("evaluation", argv))
 
 

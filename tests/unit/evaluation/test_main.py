@@ -75,6 +75,9 @@ def test_letters_can_be_generated_as_older_numbers_have_them(
     again = ["--config", str(tmp_path / "found/config.yaml"), "--output-dir", str(tmp_path / "again")]
     assert workers.run(1, evaluate_on_rank, again, str(tmp_path / "out")) == [0]
     assert told(tmp_path / "again") == told(tmp_path / "found")
+    assert "are replaced" not in (tmp_path / "out.0").read_text()
+    assert workers.run(1, evaluate_on_rank, again, str(tmp_path / "out")) == [0]
+    assert f"the results in {tmp_path / 'again'} are replaced" in (tmp_path / "out.0").read_text()
     for record in told(tmp_path / "found")[1]:
         text = record["text"].strip()
         assert record["prediction"] == (text if text in tuple("ABCD") else None)
