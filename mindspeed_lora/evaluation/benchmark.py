@@ -44,6 +44,10 @@ class Question:
     data: Any = None
     """What judging an answer needs besides."""
 
+    def is_generated(self, origin_postprocess: bool) -> bool:
+        """Whether an answer is written, in place of choices being compared (``--origin-postprocess``: always)."""
+        return origin_postprocess or not self.labels
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -96,14 +96,12 @@ def _work(
         PromptEncoder(tokenizer, job.tokenizer), longest, evaluation.instruction_template
     )
     works = []
-    for compared in {bool(one.labels) and not evaluation.origin_postprocess for one in task.questions}:
-        kind = [
-            one
-            for one in task.questions
-            if (bool(one.labels) and not evaluation.origin_postprocess) is compared
-        ]
+    for generated in (False, True):
+        kind = [one for one in task.questions if one.is_generated(evaluation.origin_postprocess) is generated]
+        if not kind:
+            continue
         question = max(kind, key=_characters)
-        if compared:
+        if not generated:
             asked = encoder.to_score(question)
             more = max(map(len, asked.continuations))
             rows = batch * (len(asked.continuations) if more > 1 else 1)

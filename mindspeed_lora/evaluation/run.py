@@ -36,7 +36,8 @@ class BenchmarkRun:
 
     def _subject(self, questions: list[Question]) -> list[Record]:
         """A subject may hold questions with and without choices; its records are in the order of the questions."""
-        generated = [not question.labels or self.plan.evaluation.origin_postprocess for question in questions]
+        always = self.plan.evaluation.origin_postprocess
+        generated = [question.is_generated(always) for question in questions]
         encoder = self.plan.question_encoder
         parts = {
             kind: iter(
