@@ -35,7 +35,7 @@ def our_line() -> str:
     for each in _outward(frame):
         path = Path(each.f_code.co_filename)
         if path.is_relative_to(_PACKAGE):
-            return f"{path.relative_to(_PACKAGE)}:{each.f_lineno} {each.f_code.co_name}"
+            return f"{path.relative_to(_PACKAGE)}:{_line_number(each)} {each.f_code.co_name}"
     return ""
 
 
@@ -62,8 +62,13 @@ def _collective(frame: FrameType) -> str:
             break
     if name:
         return f"{name}{f' over {ranks}' if ranks else ''}"
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    line = linecache.getline(frame.f_code.co_filename, _line_number(frame))
     return f"the end of a collective ({line.strip()})" if ".wait()" in line else ""
+
+
+def _line_number(frame: FrameType) -> int:
+    """Of its function where it stands on an instruction of no line, which Python says with None."""
+    return frame.f_lineno or frame.f_code.co_firstlineno
 
 
 def _ranks_of(group: Any) -> str:

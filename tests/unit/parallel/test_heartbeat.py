@@ -59,3 +59,23 @@ def test_where_this_process_is() -> None:
     thread.start()
     thread.join()
     assert found == ["", ""]
+
+
+def test_a_thread_on_an_instruction_of_no_line() -> None:
+    """Python says None in place of the line of such a frame."""
+
+    def stands(reached: threading.Event, lock: threading.Lock) -> None:
+        reached.set()
+        lock.acquire()
+
+    stands.__code__ = stands.__code__.replace(co_linetable=b"")
+    reached, lock = threading.Event(), threading.Lock()
+    lock.acquire()
+    thread = threading.Thread(target=stands, args=(reached, lock))
+    thread.start()
+    reached.wait(30)
+    try:
+        assert waits_in() == ""
+    finally:
+        lock.release()
+        thread.join()
