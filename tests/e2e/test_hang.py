@@ -21,6 +21,8 @@ def test_a_stopped_rank_is_named(stopped: int, tiny: Tiny, tmp_path: Path) -> No
         ranks.wait_until(
             lambda: (save / "metrics.jsonl").exists() and (save / "metrics.jsonl").stat().st_size > 0
         )
+        # Two signs of life, which tell of a step.
+        time.sleep(1.5)
         ranks.processes[stopped].send_signal(signal.SIGSTOP)
         began = time.monotonic()
         other = ranks.processes[1 - stopped]

@@ -141,7 +141,8 @@ def test_told_to_leave_and_taken_up_in_another_layout(tiny: Tiny, tmp_path: Path
     """One rank of four gets the signal; two ranks go on with what all of them saved."""
 
     def words(save: Path, **more: Any) -> list[str]:
-        return tiny.words(**{**JOB, "save_interval": 100, "lora_dropout": 0.1, **more}, save=save)
+        job = {**JOB, "save_interval": 100, "global_batch_size": 12, "lora_dropout": 0.1, **more}
+        return tiny.words(**job, save=save)
 
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert run_ranks("posttrain_gpt.py", 1, words(whole)).statuses == [0]

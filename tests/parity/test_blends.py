@@ -16,7 +16,7 @@ from tests.support.prepared import PreparedRun
 from tests.support.reference import Recipe, Reference, ReferenceRecord
 from tests.support.rows import Row, random_rows, write_rows
 
-RECIPE = Recipe(steps=6)
+RECIPE = Recipe()
 SIZES = (5, 9)
 SHARES = (0.3, 0.7)
 LAYOUTS = [

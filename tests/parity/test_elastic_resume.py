@@ -13,7 +13,7 @@ from tests.support.parity import Case, Outcome, ParityBench
 from tests.support.reference import Recipe
 from tests.support.shards import largest_relative_difference
 
-SAVED_AT, STEPS = 4, 10
+SAVED_AT, STEPS = 3, 6
 RECIPE = Recipe(steps=STEPS)
 ADAPTER = Case(recipe=RECIPE)
 DROPOUT = ["--lora-dropout", "0.1"]

@@ -18,8 +18,6 @@ from tests.support.models import EXPERTS
 from tests.support.parity import Case, Outcome, ParityBench
 from tests.support.reference import Recipe
 
-SHORT = Recipe(steps=8)
-"""Past the warm-up, with clipping and a falling learning rate; the slow tests go on to 20 steps."""
 LAYOUTS = [
     ExpertLayout(Layout()),
     ExpertLayout(Layout(dp=2), ep=2),
@@ -50,7 +48,7 @@ FEW = [TWO_RANKS, pytest.param(FOUR_RANKS, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("cut", LAYOUTS, ids=str)
 def test_cuts_are_exact(cut: ExpertLayout, bench: ParityBench, within: Callable[[Differences], None]) -> None:
-    case = Case(model="mixtral", recipe=SHORT)
+    case = Case(model="mixtral")
     within(bench.compare(case, bench.train(case, cut.layout, cut.flags)))
 
 
@@ -59,7 +57,7 @@ def test_cuts_are_exact(cut: ExpertLayout, bench: ParityBench, within: Callable[
 def test_every_cut_is_exact(
     cut: ExpertLayout, bench: ParityBench, within: Callable[[Differences], None]
 ) -> None:
-    case = Case(model="mixtral")
+    case = Case(model="mixtral", recipe=Recipe(steps=20))
     within(bench.compare(case, bench.train(case, cut.layout, cut.flags)))
 
 
@@ -126,7 +124,7 @@ def test_shared_factors_go_on_without_the_flag(bench: ParityBench, tmp_path: Pat
 )
 def test_what_peft_does_not_have_is_the_same_in_every_cut(flags: str, bench: ParityBench) -> None:
     """Losses and gradients of all cuts against one process, within the rounding of fp32 sums in other orders."""
-    case = Case(model="qwen2-moe", recipe=SHORT)
+    case = Case(model="qwen2-moe")
     lora = "--lora-r 4 --lora-alpha 8 --lora-target-modules linear_qkv linear_fc1 linear_fc2 --micro-batch-size 1"
 
     def run(cut: ExpertLayout) -> Outcome:

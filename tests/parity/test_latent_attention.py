@@ -87,7 +87,7 @@ def test_all_parameters(layout: Layout, bench: ParityBench, within: Callable[[Di
 
 def test_dropout_is_that_of_one_process(bench: ParityBench, within: Callable[[Differences], None]) -> None:
     """Under SP a down projection sees its own part of the sequence, and drops what the whole would there."""
-    case = Case(model="deepseek-v3", targets=V3.targets, recipe=Recipe(steps=6, dropout=0.3))
+    case = Case(model="deepseek-v3", targets=V3.targets, recipe=Recipe(dropout=0.3))
     within(bench.compare(case, bench.train(case, Layout(tp=2, sequence_parallel=True))))
 
 
@@ -105,7 +105,7 @@ def test_with_experts(
     """Experts taken by groups, with a bias on the choice (V3) or without, and shared experts."""
     assert V3.targets is not None
     # Experts of random weights make what Adam leaves of rounding grow in the logits: smaller steps.
-    recipe = Recipe(steps=8, lr=2e-4, min_lr=2e-5)
+    recipe = Recipe(lr=2e-4, min_lr=2e-5)
     case = Case(model=model, targets=(*V3.targets, "linear_fc1", "linear_fc2"), recipe=recipe)
     flags = ["--expert-model-parallel-size", "2", "--moe-grouped-gemm", *extra.split()]
     within(bench.compare(case, bench.train(case, layout, flags)))

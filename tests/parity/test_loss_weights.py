@@ -17,7 +17,7 @@ from tests.support.prepared import PreparedRun
 from tests.support.reference import Recipe, Reference, ReferenceRecord
 from tests.support.rows import Row, random_rows, write_rows
 
-RECIPE = Recipe(steps=6)
+RECIPE = Recipe()
 LAYOUTS = [
     Layout(),
     Layout(tp=2, sequence_parallel=True, recompute="uniform", fusion="chunks"),

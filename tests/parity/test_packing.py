@@ -18,7 +18,7 @@ from tests.support.parity import ALPHA, RANK, Case, Outcome, ParityBench
 from tests.support.reference import Recipe, Reference, ReferenceRecord
 from tests.support.rows import IGNORED, Row, random_rows
 
-RECIPE = Recipe(steps=6)
+RECIPE = Recipe()
 CASE = Case(recipe=RECIPE)
 PACKED_LENGTH = 88
 """Two or three of the bench's rows, which have up to 40 tokens."""

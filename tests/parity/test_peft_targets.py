@@ -61,9 +61,7 @@ KEPT = (
 
 
 def case(name: str) -> Case:
-    return Case(
-        peft=json.dumps(CHOICES[name]), recipe=Recipe(steps=8, dropout=CHOICES[name].get("lora_dropout", 0.0))
-    )
+    return Case(peft=json.dumps(CHOICES[name]), recipe=Recipe(dropout=CHOICES[name].get("lora_dropout", 0.0)))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,7 @@ FRESH = [
 
 def test_new_factors_start_from_the_same_bits_and_resume_in_another_layout(bench: ParityBench) -> None:
     """Mixed names: one A for gate and up, q and v each for itself."""
-    recipe = Recipe(steps=6)
+    recipe = Recipe()
     words = [*bench.flags(Case(recipe=recipe)), *FRESH, "--micro-batch-size", "1"]
     whole = bench.run(words, Layout())
     assert {name.split(".", 3)[3] for name in whole.start} == {

@@ -12,11 +12,11 @@ from tests.support.differences import LOSS, largest_ratio
 from tests.support.layouts import Layout
 from tests.support.models import VOCAB_SIZE
 from tests.support.parity import ALPHA, RANK, Case, ParityBench
-from tests.support.reference import Recipe, Reference
+from tests.support.reference import Reference
 from tests.support.rows import Row
 
 WINDOW = 24
-CASE = Case(model="qwen2", recipe=Recipe(steps=6))
+CASE = Case(model="qwen2")
 
 
 def write_text(prefix: Path) -> list[int]:

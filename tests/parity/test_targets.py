@@ -9,7 +9,6 @@ import pytest
 from tests.support.differences import Differences
 from tests.support.layouts import Layout
 from tests.support.parity import Case, ParityBench
-from tests.support.reference import Recipe
 
 
 @pytest.mark.parametrize(
@@ -26,7 +25,7 @@ from tests.support.reference import Recipe
 def test_subset_of_targets(
     targets: tuple[str, ...], layout: Layout, bench: ParityBench, within: Callable[[Differences], None]
 ) -> None:
-    case = Case(targets=targets, recipe=Recipe(steps=8))
+    case = Case(targets=targets)
     outcome = bench.train(case, layout)
     assert {name.split(".")[-2] for name in outcome.end} == set(targets)
     within(bench.compare(case, outcome))

@@ -25,7 +25,7 @@ from tests.support.differences import (
 )
 from tests.support.layouts import Layout
 from tests.support.parity import Case, Outcome, ParityBench
-from tests.support.reference import Recipe, Reference
+from tests.support.reference import Reference
 
 SP2 = Layout(tp=2, sequence_parallel=True)
 FOUR = Layout(tp=2, pp=2, sequence_parallel=True)
@@ -47,7 +47,7 @@ class Choice:
     def case(self) -> Case:
         """The same for the parity bench."""
         peft = {"target_modules": ["q_proj", "v_proj", "down_proj"], **self.peft}
-        return Case(model=self.model, peft=json.dumps(peft), recipe=Recipe(steps=6), resize=self.resize)
+        return Case(model=self.model, peft=json.dumps(peft), resize=self.resize)
 
 
 CHOICES = {
@@ -167,7 +167,7 @@ FLAGS = {
 @pytest.mark.parametrize("model", FLAGS)
 def test_a_run_from_flags_resumes_in_another_layout(model: str, bench: ParityBench) -> None:
     words = [
-        *bench.flags(Case(model=model, recipe=Recipe(steps=6))),
+        *bench.flags(Case(model=model)),
         *FLAGS[model],
         "--micro-batch-size",
         "1",

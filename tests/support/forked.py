@@ -109,11 +109,7 @@ def _forker() -> _Forker:
 
 def _serve() -> None:
     """Forks on request until nobody asks any more."""
-    from mindspeed_lora.device.megatron_import import import_megatron
-
-    import_megatron()
-    import mindspeed_lora.inference.main
-    import mindspeed_lora.training.main  # noqa: F401
+    import tests.support.imported  # noqa: F401
 
     awake, wake = os.pipe()
     os.set_blocking(wake, False)

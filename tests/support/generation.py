@@ -26,7 +26,7 @@ class Case:
     model: str
     prompts: tuple[tuple[int, ...], ...]
     adapter: str | None = None
-    max_new_tokens: int = 24
+    max_new_tokens: int = 14
     eos: tuple[int, ...] = (2,)
     sampling: dict[str, Any] | None = None
     """Keywords of ``TokenChoice``; None is greedy."""

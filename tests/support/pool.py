@@ -1,7 +1,7 @@
 """Processes that stay for the whole test session and form a new process group for every call.
 
 Importing torch and megatron-core takes seconds a process, a training run of a tiny model not one. So the
-processes are started once; the first ``n`` of them serve a world of n ranks.
+processes are forks of one that has imported them, and are started once; the first ``n`` serve a world of n ranks.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 _GRACE_SECONDS = 5.0
 """What the other ranks get to end by themselves after one has failed."""
-_DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_DISTRIBUTED = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_USE_AGENT_STORE",
+)
 
 
 class RankFailed(AssertionError):
@@ -51,7 +59,13 @@ class WorkerPool:
         self._timeout = timeout
         """Seconds of a call that gives none of its own."""
         self.cuda = cuda
-        self._context = multiprocessing.get_context("spawn")
+        self._context: SpawnContext | ForkServerContext
+        if cuda:
+            # A fork of a process that has looked for devices cannot use them.
+            self._context = multiprocessing.get_context("spawn")
+        else:
+            self._context = multiprocessing.get_context("forkserver")
+            self._context.set_forkserver_preload(["tests.support.imported"])
         self._workers: list[_Worker] = []
         self._folder = tempfile.TemporaryDirectory(prefix="worker_stacks_")
 
@@ -69,7 +83,13 @@ class WorkerPool:
         timeout = self._timeout if timeout is None else timeout
         while len(self._workers) < world_size:
             self._workers.append(self._start())
-        address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        store = _open_store()
+        address = {
+            "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
         for rank, worker in enumerate(self._workers[:world_size]):
             environment = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             worker.connection.send((function, args, environment, timeout))
@@ -126,6 +146,13 @@ class WorkerPool:
             self.close()
             raise RankFailed("\n".join(f"rank {rank}: {text}" for rank, text in failures.items()))
         return results
+
+
+def _open_store() -> Any:
+    """Where the ranks meet, as under torchrun: a rank that comes before its store waits for half a second."""
+    from torch._C._distributed_c10d import TCPStore
+
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def free_port() -> int:

@@ -59,7 +59,7 @@ LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 class Recipe:
     """What both sides train with."""
 
-    steps: int = 8
+    steps: int = 5
     """Past the warm-up, with clipping and a falling learning rate."""
     global_batch_size: int = 4
     lr: float = 2e-3

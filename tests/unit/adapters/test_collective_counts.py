@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from mindspeed_lora.adapters.schedules import Family, SchedulePlan
 from mindspeed_lora.config.parallel import ParallelConfig
-from mindspeed_lora.parallel.groups import destroy_groups, initialize_groups
+from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from tests.support.pool import WorkerPool
 from tests.unit.adapters.dense import Problem, keys, linear, quantise_base
 
@@ -26,9 +26,20 @@ Sent = dict[tuple[str, int], int]
 """(Collective, width of its rows) → rows that a rank puts into it."""
 
 
-def sent(kind: str, sp: bool, plan: SchedulePlan, quantised: bool = False) -> tuple[Sent, dict[str, int]]:
-    """What travels, rows summed over calls, and the number of calls."""
+Told = tuple[Sent, dict[str, int]]
+"""What travels, rows summed over calls, and the number of calls."""
+
+
+def sent(kind: str, sp: bool, jobs: Sequence[tuple[SchedulePlan, bool]]) -> list[Told]:
+    """Of every job: a plan, and whether the weight is quantised."""
     groups = initialize_groups(ParallelConfig(tensor_model_parallel_size=TP), seed=1)[0]
+    try:
+        return [_sent(kind, sp, groups, plan, quantised) for plan, quantised in jobs]
+    finally:
+        destroy_groups()
+
+
+def _sent(kind: str, sp: bool, groups: ParallelGroups, plan: SchedulePlan, quantised: bool) -> Told:
     layer, x = linear(PROBLEM, kind, groups, sp, plan=plan)
     if quantised:
         quantise_base(layer)
@@ -53,7 +64,6 @@ def sent(kind: str, sp: bool, plan: SchedulePlan, quantised: bool = False) -> tu
     finally:
         for name, original in originals.items():
             setattr(dist, name, original)
-        destroy_groups()
     return dict(rows), dict(calls)
 
 
@@ -96,29 +106,33 @@ EXPECTED: dict[tuple[str, bool], dict[tuple[Family, bool], Sent]] = {
 @pytest.mark.parametrize("sp", [False, True], ids=["", "sp"])
 @pytest.mark.parametrize("kind", ["column", "row"])
 def test_what_travels(workers: WorkerPool, kind: str, sp: bool) -> None:
-    for (family, merge), logical in EXPECTED[kind, sp].items():
-        # A gather and a reduce-scatter send this rank's rows, or the other one's; an all-reduce takes all.
-        rows = {what: count * (TOKENS if what[0] == REDUCE else LOCAL) for what, count in logical.items()}
-        for found, calls in workers.run(TP, sent, kind, sp, plan(family, merge)):
-            assert found == rows, (family, merge)
-            assert sum(calls.values()) == sum(logical.values())
+    expected = EXPECTED[kind, sp]
+    for told in workers.run(TP, sent, kind, sp, [(plan(*schedule), False) for schedule in expected]):
+        for (found, calls), (schedule, logical) in zip(told, expected.items(), strict=True):
+            # A gather and a reduce-scatter send this rank's rows, or the other one's; an all-reduce takes all.
+            rows = {what: count * (TOKENS if what[0] == REDUCE else LOCAL) for what, count in logical.items()}
+            assert found == rows, schedule
+            assert sum(calls.values()) == sum(logical.values()), schedule
 
 
-@pytest.mark.parametrize("sp", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "sp"])
+@pytest.mark.parametrize("sp", [False, True], ids=["", "sp"])
 @pytest.mark.parametrize("kind", ["column", "row"])
 def test_over_a_quantised_weight_the_same_travels(workers: WorkerPool, kind: str, sp: bool) -> None:
     """Merging is asked for and not done: then the split form of a schedule is what runs."""
-    for family, merge in EXPECTED[kind, sp]:
-        of_split = workers.run(TP, sent, kind, sp, plan(family))
-        assert workers.run(TP, sent, kind, sp, plan(family, merge), True) == of_split
+    schedules = list(EXPECTED[kind, sp])
+    of_split = [(plan(family), False) for family, _ in schedules]
+    quantised = [(plan(*schedule), True) for schedule in schedules]
+    for told in workers.run(TP, sent, kind, sp, [*of_split, *quantised]):
+        assert told[len(schedules) :] == told[: len(schedules)]
 
 
 @pytest.mark.parametrize("sp", [False, True], ids=["", "sp"])
 @pytest.mark.parametrize("kind", ["column", "row"])
 def test_chunks_send_the_same(workers: WorkerPool, kind: str, sp: bool) -> None:
     logical = EXPECTED[kind, sp][ONE, False]
-    whole = workers.run(TP, sent, kind, sp, plan(ONE))[0][0]
-    for found, calls in workers.run(TP, sent, kind, sp, plan(ONE, chunks=4)):
+    for (whole, _), (found, calls) in workers.run(
+        TP, sent, kind, sp, [(plan(ONE), False), (plan(ONE, chunks=4), False)]
+    ):
         assert found == whole
         base = sum(count for (_, width), count in logical.items() if width != RANK)
         assert sum(calls.values()) == 4 * base + (sum(logical.values()) - base)
