@@ -38,7 +38,7 @@ def test_windows_over_cut_rows(
 @pytest.mark.parametrize(
     ("layout", "steps"),
     [
-        (DEFAULT, 8),
+        (DEFAULT, 5),
         *(pytest.param(layout, 20, marks=pytest.mark.slow) for layout in [DEFAULT, *OTHERS]),
     ],
     ids=str,

@@ -57,5 +57,5 @@ def test_windows_over_plain_text(layout: Layout, bench: ParityBench, tmp_path: P
         *layout.flags,
     ]
     outcome = bench.run(argv, layout)
-    assert outcome.ranks[0].loss_tokens == [4 * WINDOW] * 6
+    assert outcome.ranks[0].loss_tokens == [4 * WINDOW] * CASE.recipe.steps
     assert largest_ratio(outcome.losses, record.losses) <= LOSS
