@@ -7,14 +7,14 @@ to it ends; both renderings must be beginnings of the whole.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mindspeed_lora.data.conversation import Message, UnusableRow, split_tools
+from mindspeed_lora.data.answer_tokens import AnswerTokens, Span
+from mindspeed_lora.data.conversation import Message, Tool, UnusableRow, split_tools
 from mindspeed_lora.data.encoding import TokenRow, label
 from mindspeed_lora.data.loss_weights import KEYS, message_weights
 from mindspeed_lora.data.prompt_template import PROMPT
@@ -24,7 +24,39 @@ from mindspeed_lora.errors import Refused
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Span = tuple[int, int]
+
+class _Request(NamedTuple):
+    """What is to be rendered."""
+
+    messages: list[Message]
+    tools: tuple[Tool, ...]
+    asks: bool
+    """With the header of an answer behind it (``add_generation_prompt``)."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A conversation whose answers are to be found."""
+
+    messages: list[Message]
+    tools: tuple[Tool, ...]
+    answers: list[int]
+    """Numbers of the messages whose places are asked for."""
+    weights: tuple[float, ...] | None
+
+    def is_last(self, number: int) -> bool:
+        """Whether no message follows."""
+        return number + 1 == len(self.messages)
+
+    @property
+    def requests(self) -> list[_Request]:
+        """The whole; for each answer what stands before it, and what ends with it if that is not the whole."""
+        requests = [_Request(self.messages, self.tools, False)]
+        for number in self.answers:
+            requests.append(_Request(self.messages[:number], self.tools, True))
+            if not self.is_last(number):
+                requests.append(_Request(self.messages[: number + 1], self.tools, False))
+        return requests
 
 
 @dataclass(frozen=True)
@@ -53,6 +85,7 @@ class HfTemplateEncoder:
         self.loss_on = loss_on
         self.options = {} if thinking is None else {"enable_thinking": thinking}
         """What the template is told beside the messages."""
+        self._answer_tokens = AnswerTokens(tokenizer) if tokenizer.is_fast else None
         self._special_texts = tuple(
             sorted(
                 (token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True
@@ -61,53 +94,85 @@ class HfTemplateEncoder:
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[TokenRow | UnusableRow]:
         """One result a conversation, in order: the row, or why there is none."""
-        rendered = [self._render_with_spans(conversation) for conversation in conversations]
+        given = [self._given(conversation) for conversation in conversations]
+        texts = self._render(
+            [request for own in given if isinstance(own, _Given) for request in own.requests]
+        )
+        rendered = [
+            own if isinstance(own, UnusableRow) else self._rendered(own, [next(texts) for _ in own.requests])
+            for own in given
+        ]
         usable = [row for row in rendered if not isinstance(row, UnusableRow)]
         rows = iter(self._tokenise(usable))
         return [row if isinstance(row, UnusableRow) else next(rows) for row in rendered]
 
-    def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        from jinja2.exceptions import TemplateError
-
-        messages, tools = split_tools(messages)
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                tools=[dict(tool) for tool in tools] or None,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **self.options,
-            )
-        except TemplateError as error:
-            raise Refused(f"the tokenizer's chat template refuses the messages: {error}") from error
-        return str(text)
-
-    def _render_with_spans(self, conversation: Sequence[Message]) -> _Rendered | UnusableRow:
-        """The text of a conversation and where each answer lies in it."""
-        messages: list[Message] = [
+    def _given(self, conversation: Sequence[Message]) -> _Given | UnusableRow:
+        """A conversation, and what of it is rendered."""
+        stripped: list[Message] = [
             {key: value for key, value in message.items() if key not in KEYS} for message in conversation
         ]
         weights = message_weights(conversation, self.loss_on)
+        messages, tools = split_tools(stripped)
         answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             return UnusableRow("there is no assistant message")
-        whole = self._render(messages)
         if self.loss_on == "all" and weights is None:
-            return _Rendered(whole, [])
-        return _Rendered(whole, [self._span(whole, messages, number) for number in answers], weights)
+            answers = []
+        elif answers[0] == 0:
+            return UnusableRow("the first message is the assistant's")
+        return _Given(messages, tools, answers, weights)
 
-    def _span(self, whole: str, messages: list[Message], number: int) -> Span:
-        before = self._render(messages[:number], add_generation_prompt=True)
-        through = self._render(messages[: number + 1]) if number + 1 < len(messages) else whole
+    def _render(self, requests: Sequence[_Request]) -> Iterator[str]:
+        """The texts, in order. Those without tools are rendered many at a time, since a call has costs of its own."""
+        texts: dict[int, str] = {}
+        together: dict[bool, list[int]] = {False: [], True: []}
+        for number, request in enumerate(requests):
+            if request.tools:
+                (texts[number],) = self._apply([request])
+            else:
+                together[request.asks].append(number)
+        for numbers in together.values():
+            found = self._apply([requests[number] for number in numbers])
+            texts.update(zip(numbers, found, strict=True))
+        return (texts[number] for number in range(len(requests)))
+
+    def _apply(self, requests: Sequence[_Request]) -> list[str]:
+        """The texts of requests that have the same tools and the same end."""
+        if not requests:
+            return []
+        try:
+            texts: list[str] = self.tokenizer.apply_chat_template(
+                [request.messages for request in requests],
+                tools=[dict(tool) for tool in requests[0].tools] or None,
+                tokenize=False,
+                add_generation_prompt=requests[0].asks,
+                **self.options,
+            )
+        except Exception as error:
+            # Templates are programs: what they cannot do with a row may be any of Python's errors.
+            raise Refused(f"the tokenizer's chat template refuses the messages: {error}") from error
+        return texts
+
+    def _rendered(self, given: _Given, texts: Sequence[str]) -> _Rendered:
+        """The text of a conversation and where each answer lies in it; ``texts`` are those of its requests."""
+        whole, rest = texts[0], iter(texts[1:])
+        spans = []
+        for number in given.answers:
+            before = next(rest)
+            through = whole if given.is_last(number) else next(rest)
+            spans.append(self._span(given, number, whole, before, through))
+        return _Rendered(whole, spans, given.weights)
+
+    def _span(self, given: _Given, number: int, whole: str, before: str, through: str) -> Span:
         start = len(before)
         if whole.startswith(before):
             fits = whole.startswith(through)
-            end = len(through) if fits else self._end(whole, start, messages[number])
+            end = len(through) if fits else self._end(whole, start, given.messages[number])
             if end is not None and end > start:
                 return start, self._without_trailing_space(whole, start, end)
         raise Refused(
             "the tokenizer's chat template renders the beginning of a conversation differently when more "
-            f"messages follow (message {number + 1} of {len(messages)}), so that it cannot be told which "
+            f"messages follow (message {number + 1} of {len(given.messages)}), so that it cannot be told which "
             "tokens are the assistant's; give --prompt-type instead of --hf-chat-template, or --loss-on all"
         )
 
@@ -129,25 +194,16 @@ class HfTemplateEncoder:
         return start + len(stripped) if stripped.endswith(self._special_texts) else end
 
     def _tokenise(self, rendered: Sequence[_Rendered]) -> list[TokenRow]:
-        if not self.tokenizer.is_fast:
+        if self._answer_tokens is None:
             return [self._tokenise_parts(row) for row in rendered]
         texts = [row.text for row in rendered]
         if not any(row.spans for row in rendered):
             return [_whole(ids) for ids in encode_batch(self.tokenizer, texts)]
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        encoded = self._answer_tokens.encode(texts, [row.spans for row in rendered])
         return [
-            self._by_offsets(encoding.ids, encoding.offsets, row)
-            for encoding, row in zip(encodings, rendered, strict=True)
+            label(ids, answers, self.loss_on, row.weights)
+            for (ids, answers), row in zip(encoded, rendered, strict=True)
         ]
-
-    def _by_offsets(self, token_ids: list[int], offsets: list[Span], row: _Rendered) -> TokenRow:
-        """A token belongs to an answer if any of its characters does."""
-        flat = itertools.chain.from_iterable(offsets)
-        bounds = np.fromiter(flat, dtype=np.int64, count=2 * len(offsets)).reshape(-1, 2)
-        answers = np.full(len(token_ids), PROMPT, dtype=np.int32)
-        for number, (start, end) in enumerate(row.spans):
-            answers[(bounds[:, 1] > start) & (bounds[:, 0] < end)] = number
-        return label(np.array(token_ids, dtype=np.int32), answers, self.loss_on, row.weights)
 
     def _tokenise_parts(self, row: _Rendered) -> TokenRow:
         """Without offsets (slow tokenizers) the text is cut where answers begin and end."""

@@ -148,3 +148,48 @@ def test_a_first_token_that_reaches_into_the_header_is_trained(kind: str) -> Non
     tokenizer = make_tokenizer(kind)
     row = encode(tokenizer, header_ends_with_blank, conversation("Name three fruits.", "apple"))
     assert [text.strip() for text in trained(tokenizer, row)] == ["apple</s>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% for message in messages %}{{ message['role'] + 3 }}{% endfor %}", "can only concatenate str"),
+        ("{% for message in messages %}{{ message['role'] + 3 }", "unexpected '}'"),
+        ("{{ messages[0]['no']['such'] }}", "no attribute 'no'"),
+    ],
+)
+def test_what_a_template_cannot_do_is_told(template: str, told: str) -> None:
+    tokenizer = make_tokenizer("gpt2")
+    tokenizer.chat_template = template
+    with pytest.raises(Refused, match=f"chat template refuses the messages: .*{told}"):
+        HfTemplateEncoder(tokenizer).encode([conversation("Hi", "apple")])
+
+
+def test_a_conversation_that_the_assistant_begins_is_left_out() -> None:
+    tokenizer = make_tokenizer("gpt2")
+    tokenizer.chat_template = CHATML
+    greeting = [{"role": "assistant", "content": "Welcome"}, *conversation("Hi", "apple")]
+    left_out, kept = HfTemplateEncoder(tokenizer).encode([greeting, conversation("Hi", "apple")])
+    assert isinstance(left_out, UnusableRow) and "first message is the assistant's" in str(left_out)
+    assert isinstance(kept, TokenRow)
+    (whole,) = HfTemplateEncoder(tokenizer, "all").encode([greeting])
+    assert isinstance(whole, TokenRow)
+
+
+def test_many_conversations_at_once_give_what_each_gives_alone() -> None:
+    tokenizer = make_tokenizer("gpt2")
+    tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML
+    tool = {"type": "function", "function": {"name": "f"}}
+    with_tools = [
+        {"role": "system", "content": "", "tools": [tool]},
+        *conversation("Hi", "apple", "More?", "plum"),
+    ]
+    given = [conversation("a", "b"), with_tools, conversation("c", "d", "e", "f", system="S"), with_tools]
+    encoder = HfTemplateEncoder(tokenizer)
+    for row, one in zip(encoder.encode(given), given, strict=True):
+        (alone,) = encoder.encode([one])
+        assert isinstance(row, TokenRow) and isinstance(alone, TokenRow)
+        assert row.input_ids.tolist() == alone.input_ids.tolist()
+        assert row.labels.tolist() == alone.labels.tolist()
+    (row,) = encoder.encode([with_tools])
+    assert isinstance(row, TokenRow) and '"name": "f"' in tokenizer.decode(row.input_ids.tolist())
