@@ -39,7 +39,8 @@ def config_file_words(argv: Sequence[str], grammar: Grammar) -> list[str]:
 
 def _read(path: str) -> dict[Any, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
+        # As bytes: YAML may be UTF-16 too, and says where it is neither.
+        with open(path, "rb") as file:
             content = yaml.safe_load(file)
     except OSError as error:
         raise Refused(f"--config {path}: {error.strerror}") from error
@@ -67,11 +68,14 @@ def flag_words(key: Any, value: Any, grammar: Grammar, where: str = "") -> list[
         raise Refused(f"{where}{unknown_flag(name, grammar)}")
     if name == "--config" and where:
         raise Refused(f"{where}a configuration file cannot name another one")
+    option = grammar.options.get(name)
+    if isinstance(value, bool) and option is not None and {"true", "false"} <= set(option.flag.choices):
+        return [f"{name}={str(value).lower()}"]
     if value is None or value is False or value in ([], ()):
         return []
     if value is True:
         return [name]
-    if isinstance(value, dict) and name in grammar.options and grammar.options[name].is_object:
+    if isinstance(value, dict) and option is not None and option.takes_object:
         return [f"{name}={json.dumps(value)}"]
     if isinstance(value, dict):
         raise Refused(f"{where}{key} has keys of its own, which this flag does not take")
@@ -80,7 +84,16 @@ def flag_words(key: Any, value: Any, grammar: Grammar, where: str = "") -> list[
         if arity in ("0", "1"):
             raise Refused(f"{where}{name} takes {'one' if arity == '1' else 'no'} value, not {len(value)}")
     items = list(value) if isinstance(value, (list, tuple)) else [value]
+    for item in items:
+        if item is None or isinstance(item, (bool, list, tuple, dict)):
+            raise Refused(f"{where}{name} holds {_shown(item)}; expected texts or numbers")
     return [name, *map(str, items)] if len(items) != 1 else [f"{name}={items[0]}"]
+
+
+def _shown(item: Any) -> str:
+    """What an item of a list is, as YAML calls it."""
+    kinds = {list: "a list", tuple: "a list", dict: "keys of its own"}
+    return kinds.get(type(item)) or json.dumps(item)
 
 
 def write_config(file: Path, job: Job, script: str, world_size: int = 1) -> None:

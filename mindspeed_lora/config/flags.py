@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -29,9 +30,17 @@ class Check:
     test: Callable[[Any], bool]
 
 
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 POSITIVE = Check("a number above 0", lambda value: value > 0)
 NOT_NEGATIVE = Check("a number of at least 0", lambda value: value >= 0)
 AT_LEAST_ONE = Check("an integer of at least 1", lambda value: value >= 1)
+JSON_OBJECT = Check("a JSON object", _is_json_object)
 PROBABILITY = Check("a number from 0 to below 1", lambda value: 0 <= value < 1)
 
 
@@ -83,6 +92,11 @@ class Option:
     default: Any
     is_object: bool = False
     """The word is a JSON object whose values are of ``item_type``."""
+
+    @property
+    def takes_object(self) -> bool:
+        """Whether the word is JSON of an object, of whatever kind."""
+        return self.is_object or self.flag.check is JSON_OBJECT
 
     @property
     def name(self) -> str:

@@ -172,7 +172,10 @@ def _convert_word(option: Option, word: str) -> Any:
     if option.flag.choices or option.item_type is not str:
         word = _without_quotes(word)
     try:
-        return option.item_type(word)
+        value = option.item_type(word)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError
+        return value
     except ValueError:
         kind = "an integer" if option.item_type is int else "a number"
         raise Refused(f"{option.name} {word}: expected {kind}") from None

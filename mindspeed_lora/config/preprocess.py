@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
 
 from mindspeed_lora.config.data import LOSS_ON_CHOICES, OVERLONG_CHOICES
-from mindspeed_lora.config.flags import AT_LEAST_ONE, Check, Section, flag
-
-
-def _is_json_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
-        return False
+from mindspeed_lora.config.flags import AT_LEAST_ONE, JSON_OBJECT, Check, Section, flag
 
 
 def _is_bad_row_limit(text: str) -> bool:
@@ -30,7 +22,6 @@ def _is_probabilities(text: str) -> bool:
 
 _BAD_ROW_LIMIT = Check("a share of the rows like 1%, or a number of rows", _is_bad_row_limit)
 _PROBABILITIES = Check("numbers like 0.3,0.7, one for each input", _is_probabilities)
-_JSON_OBJECT = Check("a JSON object", _is_json_object)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +34,7 @@ class RowsConfig(Section):
         metavar="NAME",
     )
     map_keys: str | None = flag(
-        "JSON object: this tool's column names to yours", check=_JSON_OBJECT, metavar="JSON"
+        "JSON object: this tool's column names to yours", check=JSON_OBJECT, metavar="JSON"
     )
     json_keys: tuple[str, ...] = flag("GeneralPretrainHandler: columns with text", ("text",), metavar="KEY")
     loss_on: str = flag(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,11 @@ def test_what_a_file_repeats_of_the_defaults_is_not_given(tmp_path: Path) -> Non
         ("bf16: 3", "--bf16 is a switch and takes no value, but got '3'"),
         ("lora-r: [1, 2]", "--lora-r takes one value, not 2"),
         ("lr: true", "--lr needs a value"),
+        ("lr: .nan", "--lr nan: expected a number"),
+        ("lora-target-modules: [q_proj, null]", "--lora-target-modules holds null; expected texts"),
+        ("lora-target-modules: [[q_proj]]", "--lora-target-modules holds a list; expected texts"),
+        ("lora-target-modules: &a [*a]", "--lora-target-modules holds a list; expected texts"),
+        ("lora-r: {a: 1}", "lora-r has keys of its own"),
         ("micro-batch-size: 0", "--micro-batch-size 0: expected an integer of at least 1"),
         ("mtp-num-layers: 1", "--mtp-num-layers 1: multi-token prediction is not supported"),
     ],
@@ -141,3 +147,26 @@ def test_a_wrong_value_names_the_file(line: str, message: str, tmp_path: Path) -
     with pytest.raises(Refused) as caught:
         read("posttrain", path)
     assert str(caught.value).startswith(f"--config {path}: {message}")
+
+
+@pytest.mark.parametrize("said", ["true", "false"])
+def test_a_flag_with_the_values_true_and_false(said: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data-path: rows\nenable-thinking: {said}\n")
+    assert read("posttrain", path).tokenizer.enable_thinking == said
+
+
+def test_an_object_may_be_written_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("input: rows\nmap-keys:\n  prompt: q\n  tags: {role_tag: role}\n")
+    given = read("preprocess", path, "--print-config").preprocess.map_keys
+    assert json.loads(given) == {"prompt": "q", "tags": {"role_tag": "role"}}
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"lora-r: \xff\n")
+    with pytest.raises(Refused, match="is not YAML"):
+        read("posttrain", path)
+    path.write_bytes("data-path: rows\nlora-r: 4\n".encode("utf-16"))
+    assert read("posttrain", path).lora.lora_r == 4
