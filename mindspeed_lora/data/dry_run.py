@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mindspeed_lora.config.config_file import CONFIG_FILE
 from mindspeed_lora.config.jobs import PreprocessJob
+from mindspeed_lora.data.merging import merge_groups
 from mindspeed_lora.data.preparation import prepare
 from mindspeed_lora.data.prepared_output import dataset_prefixes
 from mindspeed_lora.data.sources import input_paths, open_inputs
@@ -21,6 +22,10 @@ def dry_run(job: PreprocessJob) -> None:
     config, tokenizer = job.preprocess, job.tokenizer
     assert config.output_prefix is not None
     if config.merge_group_keys:
+        if Path(config.input or "").exists():
+            merge_groups(job)
+        else:
+            _notice(f"--input {config.input} is not there")
         print(
             "would write   "
             + "\n              ".join(f"{config.output_prefix}_{key}" for key in config.merge_group_keys)

@@ -7,7 +7,10 @@ from pathlib import Path
 from mindspeed_lora.config.jobs import PreprocessJob
 from mindspeed_lora.data.atomic_output import prepare_folder, publish
 from mindspeed_lora.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from mindspeed_lora.data.sft_dataset import WEIGHTS_KEY, packed_prefix
 from mindspeed_lora.errors import Refused
+
+_LABELS, _WEIGHTS = packed_prefix("", "labels"), packed_prefix("", WEIGHTS_KEY)
 
 
 def merge(job: PreprocessJob) -> None:
@@ -17,13 +20,8 @@ def merge(job: PreprocessJob) -> None:
         Refused: there is no such pair, one lacks its other half, or their numbers are of different kinds.
     """
     config = job.preprocess
-    assert config.input is not None and config.output_prefix is not None
-    folder = Path(config.input)
-    if not folder.is_dir():
-        raise Refused(
-            f"--input {folder}: not a folder; --merge-group-keys merges the indexed data sets in one"
-        )
-    groups = {key: _pairs(folder, key) for key in config.merge_group_keys or ()}
+    assert config.output_prefix is not None
+    groups = merge_groups(job)
     prepare_folder(Path(config.output_prefix).parent)
     builders: list[IndexedDatasetBuilder] = []
     try:
@@ -39,9 +37,48 @@ def merge(job: PreprocessJob) -> None:
         print(f"written       {config.output_prefix}_{key} from {len(prefixes)}: {names}")
 
 
-def _pairs(folder: Path, key: str) -> list[Path]:
-    """The prefixes of the data sets whose names hold the key, by name."""
+def merge_groups(job: PreprocessJob) -> dict[str, list[Path]]:
+    """The prefixes of the data sets that each key merges; what an earlier run merged is none of them.
+
+    Raises:
+        Refused: ``--input`` is no folder, has none for a key, one that lacks its other half, or one with weights of
+            the loss, which would be lost.
+    """
+    config = job.preprocess
+    folder = Path(config.input or "")
+    if not folder.is_dir():
+        raise Refused(
+            f"--input {folder}: not a folder; --merge-group-keys merges the indexed data sets in one"
+        )
+    keys = config.merge_group_keys or ()
+    made = {Path(f"{config.output_prefix}_{key}").resolve() for key in keys}
     found = sorted({file.with_suffix("") for file in folder.iterdir() if file.suffix in (".bin", ".idx")})
+    found = [prefix for prefix in found if prefix.resolve() not in made]
+    groups = {key: _pairs(folder, found, key) for key in keys}
+    _check_weights(found, {prefix for prefixes in groups.values() for prefix in prefixes})
+    return groups
+
+
+def _check_weights(found: list[Path], merged: set[Path]) -> None:
+    """Labels of which some are weighed go together with the weights of all of them, or not at all."""
+    labels = {str(prefix).removesuffix(_LABELS) for prefix in merged if prefix.name.endswith(_LABELS)}
+    weights = {prefix for prefix in found if prefix.name.endswith(_WEIGHTS)}
+    weighed = {str(prefix).removesuffix(_WEIGHTS): prefix for prefix in weights}
+    for name in sorted(labels & weighed.keys()):
+        if weighed[name] not in merged:
+            raise Refused(
+                f"--merge-group-keys: {weighed[name].name} weighs labels that are merged, and would be left behind; "
+                f"name packed_{WEIGHTS_KEY} too"
+            )
+    if labels & weighed.keys() and labels - weighed.keys():
+        raise Refused(
+            f"--merge-group-keys: {sorted(labels - weighed.keys())[0]} has no weights of its labels, and others have; "
+            "prepare them together"
+        )
+
+
+def _pairs(folder: Path, found: list[Path], key: str) -> list[Path]:
+    """The prefixes of the data sets whose names hold the key, by name."""
     prefixes = [prefix for prefix in found if key in prefix.name and not prefix.name.startswith(".")]
     if not prefixes:
         names = ", ".join(prefix.name for prefix in found) or "no .bin and .idx files"

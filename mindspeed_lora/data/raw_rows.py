@@ -26,6 +26,7 @@ from mindspeed_lora.data.added_tokens import job_tokenizer
 from mindspeed_lora.data.indexed_dataset import idx_path
 from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, read_info, text_info_path
 from mindspeed_lora.data.preprocess import SAME_BYTES, preprocess
+from mindspeed_lora.data.readers import input_files
 from mindspeed_lora.data.sft_dataset import packed_prefix
 from mindspeed_lora.data.tokenizer import tokenizer_fingerprint, tokenizer_folder
 from mindspeed_lora.errors import Refused
@@ -127,7 +128,7 @@ def source_key(job: PreprocessJob) -> str:
     named = getattr(job.tokenizer, "prompt_type_path", None)
     content = {
         "version": __version__,
-        "rows": [(path.name, _digest(path)) for path in _files(Path(job.preprocess.input or ""))],
+        "rows": [(path.name, _digest(path)) for path in input_files(job.preprocess.input or "")],
         "settings": settings,
         "tokenizer": [tokenizer, lazy.files_digest or tokenizer_fingerprint(lazy.loaded)],
         "chat_template": _digest(tokenizer_folder(folder) / "chat_template.jinja"),
@@ -137,13 +138,6 @@ def source_key(job: PreprocessJob) -> str:
         "own_templates": None if named is None else _digest(Path(named)),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _files(path: Path) -> list[Path]:
-    """A file, or the files of a folder that are not hidden."""
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    return [path]
 
 
 def _digest(path: Path) -> str | None:

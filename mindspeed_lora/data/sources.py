@@ -145,6 +145,11 @@ def _probabilities(config: PreprocessConfig, num_sources: int) -> tuple[float, .
         raise Refused(
             f"--interleave-probs {given}: {len(probabilities)} numbers for {num_sources} inputs; give one for each"
         )
+    if config.mix_strategy == "interleave_over" and min(probabilities) == 0:
+        raise Refused(
+            f"--interleave-probs {given}: an input that is never drawn never ends; leave it out, or take "
+            "interleave_under"
+        )
     if abs(sum(probabilities) - 1) > 1e-6:
         raise Refused(f"--interleave-probs {given}: the sum is {sum(probabilities):g}; expected 1")
     return probabilities

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mindspeed_lora.data.conversation import Message, UnusableRow
 from mindspeed_lora.data.handlers.fields import Columns, checked_text, list_of, message, text_of
+from mindspeed_lora.data.handlers.tool_fields import with_tools
 from mindspeed_lora.data.prompt_template import CONTENT
 from mindspeed_lora.data.readers import Row, describe
 from mindspeed_lora.data.template_files import prompt_template
@@ -18,6 +19,7 @@ ALPACA_COLUMNS: Columns = {
     "response": "output",
     "history": "history",
     "system": "system",
+    "tools": None,
     "chosen": "chosen",
     "rejected": "rejected",
 }
@@ -39,14 +41,19 @@ class AlpacaHandler:
 
     def prompt(self, row: Row) -> list[Message]:
         """The messages before the answer."""
-        instruction = text_of(row, self.columns["prompt"])
         query = text_of(row, self.columns["query"], optional=True)
+        instruction = self._instruction(row, bool(query))
         system = text_of(row, self.columns["system"], optional=True)
         question = "\n".join(part for part in (instruction, query) if part)
         messages = [message("system", system)] if system else []
         for old_question, old_answer in self._history(row):
             messages += [message("user", old_question), message("assistant", old_answer)]
-        return [*messages, message("user", question)]
+        return with_tools(row, self.columns["tools"], [*messages, message("user", question)])
+
+    def _instruction(self, row: Row, has_query: bool) -> str:
+        """What may be left empty where the query says everything."""
+        column = self.columns["prompt"]
+        return text_of(row, column, optional=column is None or (has_query and column in row.values))
 
     def _history(self, row: Row) -> Iterable[tuple[str, str]]:
         column = self.columns["history"]
@@ -121,7 +128,7 @@ def alpaca_text(messages: Iterable[Message]) -> str:
     question = ""
     for given in messages:
         if given["role"] == "system":
-            system = given["content"]
+            system = given["content"] or system
         elif given["role"] == "user":
             question = "".join(template.user).replace(CONTENT, given["content"], 1)
         elif given["role"] == "assistant" and not given.get("tool_calls"):

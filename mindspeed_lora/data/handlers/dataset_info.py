@@ -23,8 +23,14 @@ FILE_NAME = "dataset_info.json"
 _REMOTE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _KEYS = (
     *("file_name", "formatting", "ranking", "columns", "tags", "num_samples", "split", "subset", "folder"),
+    "file_sha1",
     *_REMOTE,
 )
+OPENAI_PAIRS = "OpenAI pairs"
+_OPENAI_TAGS = {
+    **{"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+    **{"observation_tag": "tool", "function_tag": "function_call", "system_tag": "system"},
+}
 _NOT_TEXT = ("images", "videos", "audios", "kto_tag")
 
 
@@ -88,8 +94,13 @@ def _described(path: Path, name: str, entry: Mapping[str, Any]) -> DescribedSet:
     if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
         raise Refused(f"{where}: num_samples is {num_samples!r}; expected an integer of at least 1")
     map_keys = {key: column for key, column in columns.items() if key not in _NOT_TEXT}
+    name = _handler_name(where, entry)
+    if name in (OPENAI, OPENAI_PAIRS):
+        name, tags = _by_openai_tags(name, tags)
+        map_keys = {"messages": "messages", **map_keys}
+    tagged = {"tags": tags} if tags and name in (SHAREGPT, SHAREGPT_PAIRS) else {}
     try:
-        handler = make_handler(_handler_name(where, entry), {**map_keys, **({"tags": tags} if tags else {})})
+        handler = make_handler(name, {**map_keys, **tagged})
     except Refused as error:
         raise Refused(f"{where}: {str(error).removeprefix('--map-keys: ')}") from error
     return DescribedSet(path.parent / entry["file_name"], handler, num_samples)
@@ -103,10 +114,19 @@ def _handler_name(where: str, entry: Mapping[str, Any]) -> str:
         ("sharegpt", False): SHAREGPT,
         ("sharegpt", True): SHAREGPT_PAIRS,
         ("openai", False): OPENAI,
+        ("openai", True): OPENAI_PAIRS,
     }
     if not isinstance(ranking, bool) or (formatting, ranking) not in handlers:
         raise Refused(
-            f"{where}: formatting {formatting} with ranking {ranking} is unknown; expected alpaca or sharegpt, "
-            "with or without ranking, or openai"
+            f"{where}: formatting {formatting} with ranking {ranking} is unknown; expected alpaca, sharegpt or "
+            "openai, with or without ranking"
         )
     return handlers[formatting, ranking]
+
+
+def _by_openai_tags(name: str, tags: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Messages of OpenAI with tags of their own, or in pairs, are ShareGPT's with other tags."""
+    named = {**_OPENAI_TAGS, **tags}
+    if name == OPENAI_PAIRS:
+        return SHAREGPT_PAIRS, named
+    return (OPENAI, {}) if named == _OPENAI_TAGS else (SHAREGPT, named)

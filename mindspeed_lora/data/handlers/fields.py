@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,12 +26,18 @@ def text_of(row: Row, column: str | None, optional: bool = False) -> str:
     Raises:
         Refused: it is missing, no text, or not valid Unicode.
     """
-    value = row.values.get(column) if column is not None else None
+    value = _value(row, column)
     if value is None and optional:
         return ""
     if column not in row.values:
         raise Refused(f"{row.where}: {column} is missing; found {names(row.values)}")
     return checked_text(f"{row.where}: {column}", value)
+
+
+def _value(row: Row, column: str | None) -> Any:
+    """What a row has in a column; None where that is null, or what tables have in its place, not a number."""
+    value = row.values.get(column) if column is not None else None
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def checked_text(where: str, value: Any) -> str:
@@ -49,7 +56,7 @@ def checked_text(where: str, value: Any) -> str:
 
 def list_of(row: Row, column: str | None) -> Any:
     """A column that holds a list or an object; in CSV files, JSON text of one."""
-    value = row.values.get(column) if column is not None else None
+    value = _value(row, column)
     if not isinstance(value, str):
         return value
     if not value.strip():

@@ -6,6 +6,7 @@ Files are read piece by piece, whatever their size.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,11 @@ _READERS: dict[str, Callable[[Path], Iterator[Row | BadRow]]] = {
     ".arrow": read_arrow,
     ".txt": read_text,
 }
+_NO_ROWS = (
+    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
+    *("*_packed_info.json", "*_document_info.json"),
+)
+"""Files beside rows that describe them: of ``datasets``, of LLaMA-Factory, and of sets prepared here."""
 _PACKABLE = (".json", ".jsonl", ".csv", ".txt")
 
 
@@ -47,14 +53,13 @@ def input_files(
         return [given]
     if not given.is_dir():
         raise Refused(f"{flag} {path}: no such file or folder")
-    saved = _saved_by_datasets(given)
+    in_parts = (given / "dataset_dict.json").is_file() and (given / "train").is_dir()
+    saved = _saved_by_datasets(given / "train" if in_parts else given)
     if saved:
         return saved
-    known = [
-        file
-        for file in sorted(given.iterdir())
-        if file.is_file() and _is_known(file) and not file.name.startswith(".")
-    ]
+    known = _files_of_rows(given)
+    if not known and (given / "data").is_dir():
+        known = _training_part(_files_of_rows(given / "data"))
     if not known:
         raise Refused(f"{flag} {path}: the folder has no {', '.join(_READERS)} file")
     kind, _ = Counter(map(kind_of, known)).most_common(1)[0]
@@ -62,6 +67,22 @@ def input_files(
     if others:
         notice(f"{flag} {path}: the {kind} files are read; left out: {', '.join(others)}")
     return [file for file in known if kind_of(file) == kind]
+
+
+def _files_of_rows(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.is_file()
+        and _is_known(file)
+        and not file.name.startswith(".")
+        and not any(file.match(pattern) for pattern in _NO_ROWS)
+    ]
+
+
+def _training_part(files: list[Path]) -> list[Path]:
+    """Data sets of a hub lie in a folder ``data``, with the part that a file is of before its number."""
+    return [file for file in files if re.match(r"train\b", file.name)] or files
 
 
 def _is_known(file: Path) -> bool:

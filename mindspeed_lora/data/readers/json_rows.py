@@ -23,18 +23,27 @@ def read_json(file: Path) -> Iterator[Row | BadRow]:
     """A list of objects; or, as many data sets have it, one object a line."""
     with opened(file) as (stream, fraction):
         encoding = encoding_of(stream)
-        start = stream.peek(_BYTES_LOOKED_AT)
-        text = start[: len(start) & ~1].decode(encoding, "replace").lstrip("\ufeff" + _SPACE)
-        if text.startswith("["):
+        if _begins(stream, encoding, "["):
             yield from _ListReader(file, stream, encoding, fraction).rows()
         else:
             yield from _lines(file, stream, encoding, fraction)
 
 
 def read_json_lines(file: Path) -> Iterator[Row | BadRow]:
-    """One object a line."""
+    """One object a line; or, under the wrong name, a list of objects."""
     with opened(file) as (stream, fraction):
-        yield from _lines(file, stream, encoding_of(stream), fraction)
+        encoding = encoding_of(stream)
+        if _begins(stream, encoding, "[{"):
+            yield from _ListReader(file, stream, encoding, fraction).rows()
+        else:
+            yield from _lines(file, stream, encoding, fraction)
+
+
+def _begins(stream: io.BufferedReader, encoding: str, mark: str) -> bool:
+    """Whether that stands at the beginning, perhaps with space before and between."""
+    start = stream.peek(_BYTES_LOOKED_AT)
+    text = start[: len(start) & ~1].decode(encoding, "replace").lstrip("\ufeff")
+    return "".join(text.split()).startswith(mark)
 
 
 def _lines(

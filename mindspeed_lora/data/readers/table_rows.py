@@ -71,9 +71,11 @@ def read_csv(file: Path) -> Iterator[Row | BadRow]:
         text = io.TextIOWrapper(stream, encoding=encoding_of(stream), newline="")
         reader = csv.reader(text, strict=True)
         try:
-            names = next(reader, [])
-            if len(set(names)) != len(names) or not all(names):
-                raise Refused(f"{file}, line 1: expected column names, found {shorten(','.join(names))}")
+            given = next(reader, [])
+            # An index that was written along has no name; pandas gives it this one.
+            names = [name or f"Unnamed: {number}" for number, name in enumerate(given)]
+            if len(set(names)) != len(names) or not any(given):
+                raise Refused(f"{file}, line 1: expected column names, found {shorten(','.join(given))}")
             for number, fields in enumerate(reader, 1):
                 where = f"{file}, row {number} (line {reader.line_num})"
                 if not fields:

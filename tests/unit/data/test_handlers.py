@@ -48,6 +48,11 @@ def texts(name: str, values: dict[str, Any], **options: Any) -> tuple[str, ...]:
         ({"instruction": "I", "input": "", "output": "O"}, [("user", "I"), ("assistant", "O")]),
         ({"instruction": "I", "input": None, "output": ""}, [("user", "I"), ("assistant", "")]),
         ({"instruction": "", "input": "J", "output": "O"}, [("user", "J"), ("assistant", "O")]),
+        ({"instruction": None, "input": "J", "output": "O"}, [("user", "J"), ("assistant", "O")]),
+        (
+            {"instruction": "I", "input": float("nan"), "output": "O"},
+            [("user", "I"), ("assistant", "O")],
+        ),
         (
             {"instruction": "I", "output": "O", "system": "S", "history": [["a", "b"], ["c", "d"]]},
             [
@@ -77,9 +82,15 @@ def test_alpaca_by_other_names() -> None:
     assert messages(ALPACA, values, keys) == expected
 
 
+def test_an_alpaca_row_whose_query_says_everything() -> None:
+    values = {"input": "J", "output": "O", "instruction": "not read"}
+    assert messages(ALPACA, values, {"prompt": None}) == [("user", "J"), ("assistant", "O")]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"instruction": None, "output": "O"}, "instruction is null; expected text"),
         ({"input": "J", "output": "O"}, "instruction is missing; found input, output"),
         ({"instruction": "I"}, "output is missing; found instruction"),
         ({"instruction": 3, "output": "O"}, "instruction is the number 3; expected text"),

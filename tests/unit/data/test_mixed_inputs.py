@@ -282,3 +282,38 @@ def test_merging(tmp_path: Path, tokenizer: Path, inputs: list[Path]) -> None:
     (parts / "b_packed_labels_document.idx").unlink()
     with pytest.raises(Refused, match=r"b_packed_labels_document\.idx is missing"):
         merge(parse("preprocess", words))
+
+
+def test_merging_again_does_not_take_in_what_was_merged(
+    tmp_path: Path, inputs: list[Path], tokenizer: Path
+) -> None:
+    run(inputs[1], tokenizer, tmp_path / "parts" / "a")
+    run(inputs[1], tokenizer, tmp_path / "parts" / "b")
+    key = "packed_input_ids_document"
+    words = ["--input", str(tmp_path / "parts"), "--output-prefix", str(tmp_path / "parts" / "all")]
+    for _ in range(2):
+        merge(parse("preprocess", [*words, "--merge-group-keys", key]))
+        assert len(IndexedDataset(tmp_path / "parts" / f"all_{key}")) == 2 * len(SHAREGPT_ROWS)
+
+
+def test_merging_does_not_lose_weights(tmp_path: Path, inputs: list[Path], tokenizer: Path) -> None:
+    weighted = tmp_path / "weighted.jsonl"
+    rows = [{**row, "weight": 0.5} for row in SHAREGPT_ROWS[:3]]
+    weighted.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = tmp_path / "parts"
+    run(weighted, tokenizer, parts / "a")
+    keys = [f"packed_{key}_document" for key in ("input_ids", "attention_mask", "labels")]
+    words = ["--input", str(parts), "--output-prefix", str(tmp_path / "all"), "--merge-group-keys", *keys]
+    with pytest.raises(Refused, match="a_packed_loss_weights_document weighs labels .*left behind"):
+        merge(parse("preprocess", words))
+    words.append("packed_loss_weights")
+    merge(parse("preprocess", words))
+    run(inputs[1], tokenizer, parts / "b")
+    with pytest.raises(Refused, match="parts/b has no weights of its labels"):
+        merge(parse("preprocess", words))
+
+
+def test_an_input_that_is_never_drawn_never_ends(tmp_path: Path, inputs: list[Path], tokenizer: Path) -> None:
+    flags = ["--mix-strategy", "interleave_over", "--interleave-probs", "1,0"]
+    with pytest.raises(Refused, match="--interleave-probs 1,0: an input that is never drawn never ends"):
+        run(",".join(map(str, inputs)), tokenizer, tmp_path / "mixed", *flags)

@@ -240,3 +240,11 @@ def test_without_a_first_process_another_one_prepares(
     monkeypatch.setattr(raw_rows, "_SECONDS_FOR_THE_FIRST", 0.3)
     raw(rows, tokenizer).prepared({"LOCAL_RANK": "3"})
     assert len(count) == 1
+
+
+def test_a_place_of_the_users_inside_of_the_folder_of_rows(
+    rows: Path, tokenizer: Path, count: list[str]
+) -> None:
+    for _ in range(2):
+        raw(rows.parent, tokenizer, prefix=rows.parent / "made").prepared()
+    assert len(count) == 1, "what was made is none of the rows"

@@ -223,3 +223,44 @@ def test_inputs_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(Refused, match="the folder has no"):
         input_files(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset_info.json", "dataset_infos.json", "state.json", "made_packed_info.json"]
+)
+def test_files_that_describe_rows_are_none(tmp_path: Path, name: str) -> None:
+    for file in (name, "train.jsonl"):
+        write(tmp_path / file, "{}")
+    notices: list[str] = []
+    assert [file.name for file in input_files(tmp_path, notices.append)] == ["train.jsonl"]
+    assert not notices
+
+
+def test_a_snapshot_of_a_hub(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "README.md", "")
+    for name in ("test-0-of-1.parquet", "train-0-of-2.parquet", "train-1-of-2.parquet"):
+        write(tmp_path / "data" / name, "")
+    names = [file.name for file in input_files(tmp_path)]
+    assert names == ["train-0-of-2.parquet", "train-1-of-2.parquet"]
+
+
+def test_parts_that_datasets_saved(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    write(tmp_path / "dataset_dict.json", '{"splits": ["train"]}')
+    write(tmp_path / "train" / "data-00000-of-00001.arrow", "")
+    write(tmp_path / "train" / "state.json", '{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    assert [file.name for file in input_files(tmp_path)] == ["data-00000-of-00001.arrow"]
+
+
+def test_a_csv_with_an_index(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", ",a,b\n0,x,\n1,y,z\n")
+    assert values(path) == [
+        {"Unnamed: 0": "0", "a": "x", "b": ""},
+        {"Unnamed: 0": "1", "a": "y", "b": "z"},
+    ]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_list_under_the_name_of_lines(tmp_path: Path, indent: int | None) -> None:
+    assert values(write(tmp_path / "rows.jsonl", " " + json.dumps(ROWS, indent=indent))) == ROWS

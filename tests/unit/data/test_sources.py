@@ -107,6 +107,21 @@ INFO = {
     "unknown": {"file_name": "plain.json", "columns": {"promt": "x"}},
     "new": {"file_name": "plain.json", "formatting": "new"},
     "missing": {"file_name": "nowhere.json"},
+    # What has no effect there has none here.
+    "old": {"file_name": "plain.json", "file_sha1": "0123", "tags": {"role_tag": "role"}},
+    "called": {"file_name": "called.json", "columns": {"tools": "t"}},
+    "openai": {"file_name": "chat.json", "formatting": "openai", "columns": {"messages": "m"}},
+    "openai_by_tags": {
+        "file_name": "tagged.json",
+        "formatting": "openai",
+        "tags": {"role_tag": "who", "user_tag": "me"},
+    },
+    "openai_pairs": {
+        "file_name": "chosen.json",
+        "formatting": "openai",
+        "ranking": True,
+        "columns": {"chosen": "good", "rejected": "bad"},
+    },
 }
 
 
@@ -116,6 +131,11 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path / "plain.json", ALPACA_ROWS)
     said = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     write(tmp_path / "chat.json", [{"m": said, "t": ""}])
+    write(tmp_path / "called.json", [{"instruction": "I", "output": "O", "t": '[{"name": "f"}]'}])
+    tagged = [{"who": "me", "content": "Q"}, {"who": "assistant", "content": "A"}]
+    write(tmp_path / "tagged.json", [{"messages": tagged}])
+    answers = {"good": said[1], "bad": {"role": "assistant", "content": "B"}}
+    write(tmp_path / "chosen.json", [{"messages": said[:1], **answers}])
     write(tmp_path / "pairs.json", [{"instruction": "I", "good": "g", "bad": "b"}] * 2)
     return tmp_path
 
@@ -141,6 +161,22 @@ def test_dataset_info(folder: Path) -> None:
     # The folder may stand before the name.
     inputs = open_inputs(config(input=folder / "plain", handler_name=LLAMA_FACTORY))
     assert inputs.files == [folder / "plain.json"]
+
+
+def test_entries_of_other_kinds(folder: Path) -> None:
+    handler, rows = described(folder, "old")
+    assert [message["content"] for message in handler.messages(rows[0])] == ["i0", "o0"]
+    handler, rows = described(folder, "called")
+    assert handler.messages(rows[0])[0]["tools"] == [{"name": "f"}]
+    for name in ("openai", "openai_by_tags"):
+        handler, rows = described(folder, name)
+        said = [(message["role"], message["content"]) for message in handler.messages(rows[0])]
+        assert said == [("user", "Q"), ("assistant", "A")]
+    handler, rows = described(folder, "openai_pairs")
+    assert [[message["content"] for message in one] for one in handler.pair(rows[0])] == [
+        ["Q", "A"],
+        ["Q", "B"],
+    ]
 
 
 @pytest.mark.parametrize(
