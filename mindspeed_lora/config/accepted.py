@@ -39,6 +39,7 @@ _TRUE_HERE_ANYWAY = """
 """
 
 _LAUNCHER = """
+    world-size=1 nnodes=1 nproc_per_node=1 nproc-per-node=1
     node_rank=1 node-rank=1 master_addr=1 master-addr=1 master_port=1 master-port=1 local_rank=1 local-rank=1
 """
 

@@ -120,7 +120,7 @@ def _per_split(path: str) -> Mapping[str, tuple[str, ...] | None]:
 
 def _read(path: str, flag: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise Refused(f"{flag} {path}: cannot be read ({reason}); name a text file") from error

@@ -209,23 +209,32 @@ def _contradiction(field: str, given: Any, found: Any) -> str:
     return f"{name} (checkpoint: {told})" if given is True else f"{name} {given} (checkpoint: {told})"
 
 
+def _least_shape(model: ModelConfig, vocab_size: int | None = None) -> dict[str, int | None]:
+    """What a model's shape needs at least, by flag; ``vocab_size`` where no flag tells it."""
+    return {
+        "--num-layers": model.num_layers,
+        "--hidden-size": model.hidden_size,
+        "--num-attention-heads": model.num_attention_heads,
+        "--max-position-embeddings": model.max_position_embeddings,
+        "--vocab-size": model.vocab_size or model.padded_vocab_size or vocab_size,
+    }
+
+
+def missing_shape_flags(model: ModelConfig, vocab_size: int | None = None) -> list[str]:
+    """The flags without which there is no shape; ``vocab_size`` where none tells the vocabulary."""
+    return [name for name, value in _least_shape(model, vocab_size).items() if value is None]
+
+
 def shape_from_flags(model: ModelConfig, num_noops: int = 0) -> ModelShape:
     """The shape of a model with random weights, from the flags alone, with Megatron's defaults.
 
     ``--num-layers`` counts the no-op layers too.
     """
-    vocab_size = model.vocab_size or model.padded_vocab_size
-    needed = {
-        "--num-layers": model.num_layers,
-        "--hidden-size": model.hidden_size,
-        "--num-attention-heads": model.num_attention_heads,
-        "--max-position-embeddings": model.max_position_embeddings,
-        "--vocab-size": vocab_size,
-    }
-    missing = [name for name, value in needed.items() if value is None]
+    missing = missing_shape_flags(model)
     if missing:
         raise Refused(f"without --load the shape must be given: {', '.join(missing)} missing")
-    layers, hidden, heads, positions, vocabulary = (value for value in needed.values() if value is not None)
+    needed = _least_shape(model).values()
+    layers, hidden, heads, positions, vocabulary = (value for value in needed if value is not None)
     mla = _mla(model)
     if layers <= num_noops:
         raise Refused(f"--num-layers {layers}: --noop-layers leaves none of them; raise it")

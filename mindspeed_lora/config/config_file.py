@@ -92,8 +92,9 @@ def flag_words(key: Any, value: Any, grammar: Grammar, where: str = "") -> list[
 
 def _shown(item: Any) -> str:
     """What an item of a list is, as YAML calls it."""
-    kinds = {list: "a list", tuple: "a list", dict: "keys of its own"}
-    return kinds.get(type(item)) or json.dumps(item)
+    if isinstance(item, dict):
+        return "keys of its own"
+    return "a list" if isinstance(item, (list, tuple)) else json.dumps(item)
 
 
 def write_config(file: Path, job: Job, script: str, world_size: int = 1) -> None:

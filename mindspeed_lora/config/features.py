@@ -107,10 +107,6 @@ NOT_BUILT: dict[str, Feature] = {
     ),
     **_features("training reads rows from --data-path, prepared or raw", "input=1"),
     **_features(
-        "this command runs in one process, which needs no torchrun",
-        "world-size=1 nnodes=1 nproc_per_node=1 nproc-per-node=1",
-    ),
-    **_features(
         "this command only reads: there is nothing to try without doing it",
         "dry-run",
     ),

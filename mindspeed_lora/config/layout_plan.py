@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from mindspeed_lora.config.conversion import parse_size
 from mindspeed_lora.config.flags import AT_LEAST_ONE, POSITIVE, Check, Section, flag
 
-_SIZE = Check("a size such as 80GB or 79GiB", lambda text: parse_size(text) > 0)
+_SIZE = Check(
+    "a size with its unit, such as 80GB or 79GiB", lambda text: text[-1:].isalpha() and parse_size(text) > 0
+)
 _SHARE = Check("a number above 0, up to 1", lambda value: 0 < value <= 1)
 
 
@@ -17,7 +19,11 @@ class LayoutPlanConfig(Section):
 
     model: str | None = flag("Hugging Face folder; its config.json is enough", metavar="DIR")
     seq_length: int = flag("tokens of a row", 4096, check=AT_LEAST_ONE)
-    global_batch_size: int = flag("rows of one optimizer step over all GPUs", 128, check=AT_LEAST_ONE)
+    global_batch_size: int = flag(
+        "rows of one optimizer step over all GPUs; left out: the next multiple of --gpus from 128 on",
+        128,
+        check=AT_LEAST_ONE,
+    )
     full: bool = flag("train all parameters in place of an adapter", False)
     data_path: str = flag("for the printed command: prefix of the prepared data", "DATA", metavar="PREFIX")
     save: str = flag("for the printed command: folder of the run", "RUN", metavar="DIR")

@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
+from mindspeed_lora.config.checks import missing_shape_flags
 from mindspeed_lora.config.jobs import EvaluationJob, InferenceJob, TrainJob
 from mindspeed_lora.config.resolve_training import DEFAULT_LORA_R, LORA_TARGETS
+from mindspeed_lora.errors import Refused
 
 ASSUMED_VOCABULARY = 32_000
 """Words of a model of which no flag tells how many it has; published scripts take them from the checkpoint."""
@@ -16,10 +18,20 @@ AnyJob = TypeVar("AnyJob", TrainJob, InferenceJob, EvaluationJob)
 
 
 def without_missing_inputs(job: AnyJob) -> tuple[AnyJob, list[str]]:
-    """The job without the paths at which nothing is, and a notice for each."""
+    """The job without the paths at which nothing is, and a notice for each.
+
+    Raises:
+        Refused: one is the model, and the flags do not tell its shape.
+    """
     notices: list[str] = []
     checkpoint, lora, tokenizer, model = job.checkpoint, job.lora, job.tokenizer, job.model
     if checkpoint.load is not None and not Path(checkpoint.load).exists():
+        missing = missing_shape_flags(model, ASSUMED_VOCABULARY)
+        if missing:
+            raise Refused(
+                f"--load {checkpoint.load} is not there, and a dry run without it needs the shape: "
+                f"{', '.join(missing)} missing"
+            )
         notices.append(f"--load {checkpoint.load} is not there: the model's shape is taken from the flags")
         checkpoint = dataclasses.replace(checkpoint, load=None)
         if model.num_layers is not None and model.vocab_size is None and model.padded_vocab_size is None:

@@ -94,6 +94,11 @@ def resolve_layout_plan(job: LayoutPlanJob) -> LayoutPlanJob:
         raise Refused(
             f"--gpus {gpus} is no multiple of --gpus-per-node {per_node}; plan for whole nodes, or change it"
         )
+    if "global_batch_size" not in job.given and plan.global_batch_size % gpus:
+        rows = -(-plan.global_batch_size // gpus) * gpus
+        told = f"default taken: --global-batch-size {rows}, of which {gpus} GPUs get as many each"
+        plan = dataclasses.replace(plan, global_batch_size=rows)
+        job = dataclasses.replace(job, plan=plan, notices=(*job.notices, told))
     if plan.full or job.lora.lora_load is not None:
         return job
     filled, taken = _new_adapter(job.lora)

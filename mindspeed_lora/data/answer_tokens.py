@@ -37,7 +37,8 @@ class AnswerTokens:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         self._ids = {token.content: number for number, token in added.items() if token.content}
-        self._is_added = np.zeros(max([len(tokenizer), *(number + 1 for number in added)]), dtype=bool)
+        # Numbers of tokens may have holes, so that there are more of them than tokens.
+        self._is_added = np.zeros(max([*tokenizer.get_vocab().values(), *added]) + 1, dtype=bool)
         self._is_added[list(self._ids.values())] = True
         # Tokens that take in the blanks beside them do not end where their text does.
         exact = not any(token.lstrip or token.rstrip or token.single_word for token in added.values())

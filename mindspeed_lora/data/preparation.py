@@ -119,6 +119,9 @@ def _prepare_text(
         raise Refused(f"{flag}: training cuts plain text into full windows by itself; leave it out")
     if job.preprocess.seq_length is not None:
         notice("--seq-length has no effect on plain text, which training cuts into windows")
+    if job.tokenizer.prompt_type is not None or job.tokenizer.hf_chat_template:
+        flag = "--hf-chat-template" if job.tokenizer.hf_chat_template else "--prompt-type"
+        notice(f"{flag} has no effect on plain text, which has no turns")
     work = TextWork(
         handler=handler,
         tokenizer=tokenizer,

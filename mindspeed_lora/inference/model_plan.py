@@ -114,7 +114,8 @@ def _with_factors_inside(job: ModelJob, source: Source, notices: list[str]) -> L
             f"--load {load}: holds LoRA factors in the torch_dist format, from which they are not read; save it with "
             "--ckpt-format torch, or write its base alone with convert_ckpt.py"
         )
-    if lora.enabled and load is not None:
+    # A dry run has taken out an adapter that is not there, and assumes one.
+    if lora.enabled and load is not None and "lora_load" not in job.given:
         raise Refused(
             f"LoRA flags are given without --lora-load, and --load {load} holds no LoRA factors; name the adapter, or "
             "leave them out"

@@ -68,6 +68,8 @@ def test_words_in_files(tmp_path: Path) -> None:
     words, parts = tmp_path / "words", tmp_path / "parts.json"
     words.write_text("0.3 A\n0.7 B\n")
     assert data("--data-args-path", words).data_path == ("0.3", "A", "0.7", "B")
+    words.write_text("0.3 A\n0.7 B\n", encoding="utf-8-sig")
+    assert data("--data-args-path", words).data_path == ("0.3", "A", "0.7", "B")
     parts.write_text(json.dumps({"train": [0.3, "A", 0.7, "B"], "valid": ["C"], "test": None}))
     found = data("--per-split-data-args-path", parts, "--eval-iters", 1)
     assert found.train_data_path == ("0.3", "A", "0.7", "B")

@@ -125,6 +125,8 @@ def test_a_flag_is_not_both_without_effect_and_refused() -> None:
         "--seed",
         "--workers",
         "--make-vocab-size-divisible-by",
+        # Without effect on the commands that work in one process.
+        *("--world-size", "--nnodes", "--nproc_per_node", "--nproc-per-node"),
     }
 
 
@@ -159,3 +161,15 @@ def test_folders_of_inspect_and_verify(command: str, line: str, message: str) ->
         return
     with pytest.raises(Refused, match=message):
         parse(command, line.split(), {})
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("convert", "--load-model-type hf --save-model-type mg --load-dir a --save-dir b"),
+        ("preprocess", "--input a --tokenizer-name-or-path b --output-prefix c"),
+    ],
+)
+def test_a_world_size_is_taken_where_one_process_works(command: str, line: str) -> None:
+    job = parse(command, [*line.split(), "--dry-run", "--world-size", "512"], {})
+    assert "no effect here: --world-size" in job.notices

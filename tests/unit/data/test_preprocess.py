@@ -191,6 +191,15 @@ def test_rows_that_cannot_be_packed(tmp_path: Path, tokenizer: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.json", "text.json"]
 
 
+def test_a_template_has_no_effect_on_plain_text(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_rows(tmp_path, [{"text": "one two"}])
+    flags = ("--handler-name", "GeneralPretrainHandler", "--prompt-type", "qwen")
+    run(text, tokenizer, tmp_path / "data", *flags)
+    assert "notice: --prompt-type has no effect on plain text" in capsys.readouterr().err
+
+
 def test_messages_by_the_tokenizers_own_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"

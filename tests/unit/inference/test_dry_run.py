@@ -48,6 +48,14 @@ def test_nothing_that_the_flags_name_has_to_be_there(capsys: pytest.CaptureFixtu
     assert rows["adapter"].startswith("r 16, alpha 32")
 
 
+def test_an_adapter_that_is_not_there_is_assumed(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, err = told(["--load", str(model_folder), "--prompt", "a", "--lora-load", "/none"], capsys)
+    assert "--lora-load /none is not there: an adapter of rank 16 is assumed" in err
+    assert rows["adapter"].startswith("r 16")
+
+
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2)])
 def test_memory_is_told_by_part(capsys: pytest.CaptureFixture[str], tp: int, pp: int) -> None:
     """Llama 2 7B in float32; the keys and values of 4,096 positions, as no prompt is known."""

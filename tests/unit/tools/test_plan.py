@@ -174,6 +174,7 @@ def test_what_time_goes_to(tmp_path: Path) -> None:
         (["--model", "/none", "--gpus", "12"], "--gpus 12 is no multiple of --gpus-per-node 8"),
         (["--model", "/none", "--gpus", "8", "--full", "--qlora"], "--full trains all"),
         (["--model", "/none", "--gpus", "8", "--gpu-memory", "much"], "--gpu-memory much: expected a size"),
+        (["--model", "/none", "--gpus", "8", "--gpu-memory", "80"], "--gpu-memory 80: expected a size with"),
     ],
 )
 def test_what_is_refused(flags: list[str], message: str) -> None:
@@ -184,3 +185,11 @@ def test_what_is_refused(flags: list[str], message: str) -> None:
 def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no config.json there"):
         Chooser(parse("plan", ["--model", str(tmp_path), "--gpus", "8"], {}))
+
+
+@pytest.mark.parametrize(("gpus", "rows"), [(7, 133), (16, 128), (512, 512)])
+def test_the_batch_that_is_left_out_fits_the_gpus(tmp_path: Path, gpus: int, rows: int) -> None:
+    job = job_of(tmp_path, LLAMA2_7B, gpus)
+    assert job.plan.global_batch_size == rows
+    assert any(f"--global-batch-size {rows}" in text for text in job.notices) == (rows != 128)
+    assert job_of(tmp_path, LLAMA2_7B, gpus, "--global-batch-size", "128").plan.global_batch_size == 128

@@ -96,7 +96,7 @@ def test_paged_state_is_told_beside_the_total(capsys: pytest.CaptureFixture[str]
 
 
 def test_without_weights_or_shape_it_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(Refused, match="--num-layers, --hidden-size"):
+    with pytest.raises(Refused, match="--load /nowhere is not there.*--num-layers, --hidden-size"):
         dry_run(parse("posttrain", [*tiny.words(load="/nowhere"), "--dry-run"], {}), {})
 
 
