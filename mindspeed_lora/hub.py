@@ -52,6 +52,7 @@ _FIELDS = (
     ("conversion", "lora_load", "--lora-load", "adapter"),
     ("tokenizer", "tokenizer_name_or_path", "--tokenizer-name-or-path", "tokenizer"),
     ("preprocess", "input", "--input", "dataset"),
+    ("preprocess", "datasets", "--datasets", "dataset"),
 )
 """Section and field of a job, its flag, and what lies there."""
 
@@ -102,8 +103,15 @@ def with_local_folders(job: Any) -> tuple[Any, list[str]]:
     trusted = bool(getattr(getattr(job, "tokenizer", None), "trust_remote_code", False))
     dry = bool(getattr(job.runtime, "dry_run", False))
 
+    # There the inputs are names in dataset_info.json.
+    named = (
+        getattr(getattr(job, "preprocess", None), "handler_name", None) == "LlamaFactoryInstructionHandler"
+    )
+
     def local(value: str, flag: str, kind: str) -> str:
-        found = hub_id(value)
+        if kind == "dataset" and "," in value and not Path(value).exists():
+            return ",".join(local(part.strip(), flag, kind) for part in value.split(","))
+        found = None if kind == "dataset" and named else hub_id(value)
         if found is None:
             return value
         folder = _snapshot(found, flag, kind, trusted, dry)

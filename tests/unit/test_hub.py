@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_lora.hub import HubId, hub_id
+from mindspeed_lora import hub as hub_module
+from mindspeed_lora.config.commands import parse
+from mindspeed_lora.hub import HubId, hub_id, with_local_folders
 from tests.support.hub import Hub, serve_hub
 
 SAYS = """
@@ -131,10 +133,29 @@ def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_rows_and_tokenizer(hub: Hub, tmp_path: Path) -> None:
-    words = ("--input", "org/rows", "--output-prefix", "out", "--tokenizer-name-or-path", "org/small")
+    words = (
+        "--input",
+        "org/rows, here.jsonl",
+        "--output-prefix",
+        "out",
+        "--tokenizer-name-or-path",
+        "org/small",
+    )
     process = start(hub, tmp_path / "home", "preprocess", *words)
     out, error = process.communicate()
-    rows, tokenizer, notices = json.loads(out)
+    given, tokenizer, notices = json.loads(out)
+    rows, _, local = given.partition(",")
+    assert local == "here.jsonl", "each of several inputs may be an id"
     assert [path.name for path in Path(rows).iterdir()] == ["train.jsonl"]
     assert {path.name for path in Path(tokenizer).iterdir()} == {"config.json", "tokenizer.json"}, error
     assert len(notices) == 2 and "of the hub" in notices[0]
+
+
+def test_names_in_dataset_info_are_no_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("a hub is asked")
+
+    monkeypatch.setattr(hub_module, "_snapshot", never)
+    words = ["--input", "data/alpaca,other/rows", "--tokenizer-name-or-path", "/tok", "--output-prefix", "o"]
+    job = parse("preprocess", [*words, "--handler-name", "LlamaFactoryInstructionHandler"])
+    assert with_local_folders(job)[0].preprocess.input == "data/alpaca,other/rows"
