@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -12,13 +13,16 @@ import pytest
 
 from mindspeed_lora.evaluation.sandbox import run_program
 
+QUEUE = {"x86_64": 129, "aarch64": 138}.get(platform.machine(), -1)
+"""Number of the system call rt_sigqueueinfo."""
 GOOD = """
-import collections, functools, itertools, math, re, typing, heapq, string, json, random, datetime, hashlib
+import collections, fcntl, functools, itertools, math, re, typing, heapq, string, json, random, datetime, hashlib
 
 def add(a, b):
     print("adding")
     return a + b
 
+assert fcntl.fcntl(1, fcntl.F_GETFL) >= 0
 assert add(2, 3) == 5 and math.isclose(math.sqrt(2) ** 2, 2)
 """
 HOSTILE = {
@@ -35,6 +39,14 @@ HOSTILE = {
     "much memory": "x = bytearray(1 << 40)",
     "writes here": "open('file', 'w').write('x')",
     "sends a signal": "import os\nos.kill(os.getppid(), 0)",
+    "queues a signal": f"import ctypes, os\nlibc, me = ctypes.CDLL(None), os.getpid()\n"
+    f"information = (ctypes.c_int * 32)(0, 0, -1)\nassert libc.syscall({QUEUE}, me, 0, information) == 0",
+    "lets a pipe send a signal": "import fcntl, os\nfcntl.fcntl(1, fcntl.F_SETOWN, os.getpid())",
+    "slows others down": "import os\nos.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))",
+    "crowds others": "import os\nos.sched_setaffinity(0, os.sched_getaffinity(0))",
+    # Apart from that of reading files, where no other user can read the interpreter's.
+    "keeps a right of root": "status = open('/proc/self/status').read()\n"
+    "assert int(status.partition('CapEff:')[2].split()[0], 16) & ~4",
     "mounts": "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0",
     "raises its limits": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))",
 }
