@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mindspeed_lora.inference.beam_search import BeamSearch, BeamSettings
-from mindspeed_lora.inference.generator import Answer, Generator, Request
+from mindspeed_lora.inference.generator import Answer, Request
 from mindspeed_lora.inference.sampling import TokenChoice
 from mindspeed_lora.inference.scoring import Score, Scorer, ScoreRequest
 from mindspeed_lora.inference.stopping import StopRule, StopWords
@@ -72,7 +72,6 @@ class Engine:
         self._batch_size = batch_size
         stop = StopRule(ends)
         self._scorer = Scorer(model, groups, batch_size)
-        self._generator = Generator(model, groups, stop)
         self._beams = BeamSearch(model, groups, stop)
         self._patience = min(_LONGEST_SILENCE, groups.timeout.total_seconds() / 4)
         self._spoken = time.monotonic()
@@ -147,11 +146,8 @@ class Engine:
         own: dict[int, Answer] = {}
         for batch in self._turns(order.requests):
             requests = [order.requests[i] for i in batch]
-            if order.num_beams > 1:
-                settings = BeamSettings(num_beams=order.num_beams)
-                answers = [told[0] for told in self._beams.answer(requests, order.choice, settings, stop)]
-            else:
-                answers = self._generator.generate(requests, order.choice, stop)
+            settings = BeamSettings(num_beams=order.num_beams)
+            answers = [told[0] for told in self._beams.answer(requests, order.choice, settings, stop)]
             own.update(zip(batch, answers, strict=True))
         gathered = gather_objects(own, self.groups)
         if gathered is None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from mindspeed_lora.device import current_device
-from mindspeed_lora.inference.generator import STAND_IN, Answer, Request
+from mindspeed_lora.inference.generator import STAND_IN, Answer, Generator, Request
 from mindspeed_lora.inference.kv_cache import KeyValueCache
 from mindspeed_lora.inference.sampling import TokenChoice, filter_logits, penalise_repetition
 from mindspeed_lora.inference.stages import StagedModel
@@ -131,6 +131,7 @@ class BeamSearch:
     def __init__(self, model: GPTModel, groups: ParallelGroups, stop: StopRule) -> None:
         self.staged = StagedModel(model, groups)
         self.stop = stop
+        self._one_beam = Generator(model, groups, stop)
 
     @torch.inference_mode()
     def answer(
@@ -140,7 +141,12 @@ class BeamSearch:
         settings: BeamSettings,
         stop: StopRule | None = None,
     ) -> list[list[Answer]]:
-        """To each request the best answers, best first; a replica may have no requests."""
+        """To each request the best answers, best first; a replica may have no requests.
+
+        One beam is no search, as in transformers: it ends at the first end token, whatever could still overtake it.
+        """
+        if settings.num_beams == 1:
+            return [[answer] for answer in self._one_beam.generate(requests, choice, stop or self.stop)]
         answers = []
         for number in range(self.staged.most(len(requests))):
             request = requests[number] if number < len(requests) else STAND_IN

@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "short": {"num_beams": 5, "length_penalty": -1.5, "num_return_sequences": 4},
     "sums": {"num_beams": 2, "length_penalty": 0.0, "early_stopping": "never"},
-    "one beam": {"num_beams": 1},
+    "one beam": {"num_beams": 1, "early_stopping": "never", "length_penalty": 3.0},
 }
 EARLY = {"true": True, "false": False, "never": "never"}
 NAMES = ("llama", "mistral-window", "qwen2", "deepseek-v3", "mixtral", "phi3-longrope")
