@@ -125,10 +125,11 @@ def _say(session: InferenceSession, request: Request) -> str:
     stream = AnswerStream(plan.tokenizer, plan.stop)
     ended = StopFilter(plan.stop.words.words if plan.stop.words is not None else ())
     prompt = str(plan.tokenizer.decode(list(request.tokens[-_TAIL:])))
-    thinking = ThinkFilter(plan.job.inference.hide_thinking, inside=prompt.rstrip().endswith(OPEN))
+    inside = prompt.rstrip().endswith(OPEN)
+    thinking = ThinkFilter(plan.job.inference.hide_thinking, inside)
     for answers in session.generator.stream([request], plan.choice(CHAT)):
         done = answers[0].done
         shown = thinking.more(ended.more(stream.more(answers[0]), done), done)
         print(shown, end="", flush=True)
     print("\n", flush=True)
-    return without_thinking(session.text(answers[0]))
+    return without_thinking(session.text(answers[0]), inside)

@@ -19,13 +19,16 @@ def held_back(text: str, words: Iterable[str]) -> int:
     return max(lengths, default=0)
 
 
-def without_thinking(text: str) -> str:
+def without_thinking(text: str, inside: bool = False) -> str:
     """A text without what stands between ``<think>`` and ``</think>``, as later turns are told it.
 
-    A template may have opened the thinking in the prompt: then everything up to ``</think>`` is thinking.
+    Args:
+        text: the whole answer.
+        inside: the prompt has opened the thinking; a text whose first tag closes it shows that by itself.
     """
-    text = re.sub(f"{OPEN}.*?{CLOSE}", "", text, flags=re.DOTALL).rpartition(CLOSE)[2]
-    return re.sub(f"{OPEN}.*", "", text, flags=re.DOTALL).strip()
+    first = re.search(f"{OPEN}|{CLOSE}", text)
+    inside = inside or (first is not None and first.group() == CLOSE)
+    return ThinkFilter(hide=True, inside=inside).more(text, done=True).strip()
 
 
 class StopFilter:
@@ -53,6 +56,8 @@ class StopFilter:
 class ThinkFilter:
     """Text without the tags of thinking, and on request without the thinking.
 
+    Thinking that opens its tag once more ends with the outer ``</think>``, or with the last one if that never comes.
+
     Args:
         hide: do not show what stands between the tags.
         inside: the prompt has opened the thinking.
@@ -60,19 +65,29 @@ class ThinkFilter:
 
     def __init__(self, hide: bool, inside: bool = False) -> None:
         self._hide = hide
-        self._inside = inside
+        self._depth = int(inside)
         self._rest = ""
+        self._after_close = ""
+        """What stands behind the last ``</think>`` within thinking: the answer, if no other one comes."""
+        self._has_closed = False
 
     def more(self, piece: str, done: bool) -> str:
         """What can be shown after one more piece; ``done``: it is the last one."""
         text, shown = self._rest + piece, ""
         while (match := re.search(f"{OPEN}|{CLOSE}", text)) is not None:
             shown += self._visible(text[: match.start()])
-            self._inside = match.group() == OPEN
+            self._depth = self._depth + 1 if match.group() == OPEN else max(0, self._depth - 1)
+            self._has_closed = match.group() == CLOSE
+            self._after_close = ""
             text = text[match.end() :]
         kept = 0 if done else held_back(text, (OPEN, CLOSE))
         self._rest = text[len(text) - kept :]
-        return shown + self._visible(text[: len(text) - kept])
+        shown += self._visible(text[: len(text) - kept])
+        return shown + self._after_close if done else shown
 
     def _visible(self, text: str) -> str:
-        return "" if self._hide and self._inside else text
+        if not (self._hide and self._depth):
+            return text
+        if self._has_closed:
+            self._after_close += text
+        return ""

@@ -38,6 +38,11 @@ def test_tags_of_thinking_are_not_shown(seed: int) -> None:
     assert filtered(ThinkFilter(hide=True), text, seed) == "yes <b>"
     assert filtered(ThinkFilter(hide=True, inside=True), "well</think>no", seed) == "no"
     assert filtered(ThinkFilter(hide=True), "<think>never ends", seed) == ""
+    assert filtered(ThinkFilter(hide=True), "<think>a<think>b</think>c</think>d", seed) == "d"
+    assert filtered(ThinkFilter(hide=True), "<think>the tag <think> opens</think>d", seed) == "d"
+    assert (
+        filtered(ThinkFilter(hide=True), "<think>a</think>the tag </think> closes", seed) == "the tag  closes"
+    )
 
 
 def test_later_turns_do_not_hear_the_thinking() -> None:
@@ -47,3 +52,7 @@ def test_later_turns_do_not_hear_the_thinking() -> None:
     assert without_thinking("yes") == "yes"
     assert without_thinking("one<think>a</think> two<think>b</think> three") == "one two three"
     assert without_thinking("hm</think> one<think>a</think> two<think>b") == "one two"
+    assert without_thinking("hm, never ends", inside=True) == ""
+    assert without_thinking("hm</think> yes", inside=True) == "yes"
+    assert without_thinking("<think>a<think>b</think>c</think> d") == "d"
+    assert without_thinking("<think>a</think>the tag </think> closes") == "the tag  closes"
