@@ -25,6 +25,12 @@ def resolve_evaluation(job: EvaluationJob, environ: Mapping[str, str]) -> Evalua
                 f"--task is missing: name benchmarks, of {', '.join(BENCHMARKS)} or of lm-evaluation-harness"
             )
         _check_paths(evaluation.task, evaluation.task_data_path or ())
+        twice = [task for task in evaluation.task if evaluation.task.count(task) > 1]
+        if twice and evaluation.output_dir is not None:
+            raise Refused(
+                f"--task names {twice[0]} twice, whose results would take each other's place in --output-dir "
+                f"{evaluation.output_dir}; judge it once, or in two commands"
+            )
         if not job.runtime.dry_run:
             _refuse_placeholders("--task", evaluation.task)
             _refuse_placeholders("--task-data-path", evaluation.task_data_path or ())

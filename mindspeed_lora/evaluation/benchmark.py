@@ -44,10 +44,6 @@ class Question:
     data: Any = None
     """What judging an answer needs besides."""
 
-    def is_generated(self, origin_postprocess: bool) -> bool:
-        """Whether an answer is written, in place of choices being compared (``--origin-postprocess``: always)."""
-        return origin_postprocess or not self.labels
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -85,7 +81,8 @@ class TaskSettings:
 
 
 EXAMPLES = frozenset({"num_fewshot", "fewshot_path"})
-CHOICES = frozenset({"origin_postprocess", "choice_score"})
+ORIGIN, SCORE = "origin_postprocess", "choice_score"
+CHOICES = frozenset({ORIGIN, SCORE})
 SPECIFIC = (
     *sorted(EXAMPLES),
     "fewshot_as_multiturn",
@@ -115,7 +112,7 @@ class Benchmark(ABC):
     max_new_tokens = 32
     """Of a generated answer."""
     stop_words: tuple[str, ...] = ("\n\n",)
-    """What ends a generated answer."""
+    """What ends an answer to plain text; in a conversation the model ends its turn itself."""
     num_beams = 1
     choice_score = "sum"
 
@@ -126,6 +123,10 @@ class Benchmark(ABC):
         Raises:
             Refused: a file, a subject or a column is missing, or a row cannot be read.
         """
+
+    def generates(self, question: Question, origin_postprocess: bool) -> bool:
+        """Whether an answer is written, in place of choices being compared (``--origin-postprocess``: always)."""
+        return not question.labels or (origin_postprocess and ORIGIN in self.takes)
 
     @abstractmethod
     def judge(self, question: Question, text: str) -> Verdict:

@@ -97,7 +97,11 @@ def _work(
     )
     works = []
     for generated in (False, True):
-        kind = [one for one in task.questions if one.is_generated(evaluation.origin_postprocess) is generated]
+        kind = [
+            one
+            for one in task.questions
+            if task.benchmark.generates(one, evaluation.origin_postprocess) is generated
+        ]
         if not kind:
             continue
         question = max(kind, key=_characters)

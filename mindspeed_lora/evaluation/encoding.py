@@ -80,6 +80,10 @@ class QuestionEncoder:
                 tuple(self.encoder.tokenizer(choice, add_special_tokens=False)["input_ids"])
                 for choice in question.choices
             )
+            if not all(continuations):
+                raise Refused(
+                    f"{question.subject}, question {question.index}: a choice is empty; give each a text"
+                )
         # The last token of a continuation is predicted, not read.
         room = self.longest + 1 - max(map(len, continuations))
         return self._asked(question, prompt, context, continuations, room)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ _LISTS_OF_TEXTS = ("derivations", "endings", "options")
 def files_in(path: Path, pattern: str, flag: str = "--task-data-path") -> list[Path]:
     """The files of a folder that match a pattern, sorted by name; a file stands for itself.
 
+    Hidden files are none of them: a Mac's archives hold one (``._name``) beside each file.
+
     Raises:
         Refused: there are none.
     """
@@ -29,7 +32,7 @@ def files_in(path: Path, pattern: str, flag: str = "--task-data-path") -> list[P
         return [path]
     if not path.is_dir():
         raise Refused(f"{flag} {path}: is not there; name the folder of the benchmark's files")
-    found = sorted(file for file in path.glob(pattern) if file.is_file())
+    found = sorted(file for file in path.glob(pattern) if file.is_file() and not file.name.startswith("."))
     if not found:
         raise Refused(f"{flag} {path}: holds no file {pattern}; name the folder of the benchmark's files")
     return found
@@ -45,35 +48,53 @@ def read_text(path: Path) -> str:
         raise Refused(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
 
 
-def read_csv(path: Path, columns: Sequence[str], header: bool) -> list[Row]:
-    """The rows of a CSV file with at least these columns.
+def read_csv(path: Path, columns: Sequence[str], header: bool) -> list[tuple[int, Row]]:
+    """The rows of a CSV file with at least these columns, and their numbers in it, from 1.
 
     Args:
         path: the file.
         columns: names that the header must have; without a header the names of all columns, in order.
         header: the first row holds the names.
     """
-    rows = [row for row in csv.reader(read_text(path).splitlines(keepends=True)) if row]
+    rows = _csv_rows(path)
     if not rows:
         raise Refused(f"{path}: holds no row; expected the columns {', '.join(columns)}")
-    names = [name.strip() for name in rows[0]] if header else list(columns)
+    names = [name.strip() for name in rows[0][1]] if header else list(columns)
     missing = [name for name in columns if name not in names]
     if missing:
         raise Refused(f"{path}: there is no column {', '.join(missing)}; its columns are {', '.join(names)}")
+    twice = [name for name in columns if names.count(name) > 1]
+    if twice:
+        raise Refused(f"{path}: there are two columns {', '.join(twice)}; leave one of them")
     found = []
-    for number, row in enumerate(rows[1:] if header else rows, 2 if header else 1):
+    for number, row in rows[1:] if header else rows:
         if len(row) != len(names):
             raise Refused(
                 f"{path}, row {number}: has {len(row)} columns; expected {len(names)}: {', '.join(names)}"
             )
-        found.append(dict(zip(names, row, strict=True)))
+        found.append((number, dict(zip(names, row, strict=True))))
     if not found:
         raise Refused(f"{path}: holds no question")
     return found
 
 
-def read_jsonl(path: Path, keys: Sequence[str]) -> list[Row]:
-    """The objects of a JSONL file, each with at least these keys."""
+def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """All rows that are not blank, with their numbers from 1."""
+    # Only line ends end a row: a text may hold the other characters that str.splitlines() splits at.
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    found: list[tuple[int, list[str]]] = []
+    number = 0
+    try:
+        for number, row in enumerate(reader, 1):
+            if len(row) > 1 or any(cell.strip() for cell in row):
+                found.append((number, row))
+    except csv.Error as error:
+        raise Refused(f"{path}, row {number + 1}: not CSV ({error})") from error
+    return found
+
+
+def read_jsonl(path: Path, keys: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+    """The objects of a JSONL file, each with at least these keys, and maybe optional ones, which may be null."""
     rows = []
     # Only line feeds end a line: a text may hold the other characters that str.splitlines() splits at.
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -83,7 +104,7 @@ def read_jsonl(path: Path, keys: Sequence[str]) -> list[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise Refused(f"{path}, row {number}: not JSON ({error})") from error
-        rows.append(_with_keys(row, keys, f"{path}, row {number}"))
+        rows.append(_with_keys(row, keys, f"{path}, row {number}", optional))
     if not rows:
         raise Refused(f"{path}: holds no row; expected JSONL with the keys {', '.join(keys)}")
     return rows
@@ -112,14 +133,14 @@ def read_list(path: Path, keys: Sequence[str]) -> list[Row]:
     return [_with_keys(row, keys, f"{path}, question {number}") for number, row in enumerate(rows)]
 
 
-def _with_keys(row: Any, keys: Sequence[str], place: str) -> Row:
+def _with_keys(row: Any, keys: Sequence[str], place: str, optional: Sequence[str] = ()) -> Row:
     """The row, if it has the keys and texts where texts are expected; what no tokenizer takes is replaced in them."""
     if not isinstance(row, dict):
         raise Refused(f"{place}: expected an object with the keys {', '.join(keys)}")
     missing = [key for key in keys if key not in row]
     if missing:
         raise Refused(f"{place}: there is no key {', '.join(missing)}; its keys are {', '.join(row)}")
-    for key in keys:
+    for key in (*keys, *(key for key in optional if row.get(key) is not None)):
         if key in _TEXTS and not isinstance(row[key], str):
             raise Refused(f"{place}: {key} is {_short(row[key])}; expected a text")
     for key in _LISTS_OF_TEXTS:

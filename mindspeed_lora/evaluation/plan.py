@@ -149,7 +149,7 @@ def plan_task(
     check_instruction_template(evaluation.instruction_template)
     questions = tuple(made.questions(settings))
     most = evaluation.max_new_tokens or made.max_new_tokens
-    generates = any(question.is_generated(evaluation.origin_postprocess) for question in questions)
+    generates = any(made.generates(question, evaluation.origin_postprocess) for question in questions)
     if generates and most >= longest:
         raise Refused(
             f"{name} generates {most} tokens, but the model reads {longest} tokens of prompt and answer; lower "

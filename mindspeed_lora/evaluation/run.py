@@ -37,7 +37,7 @@ class BenchmarkRun:
     def _subject(self, questions: list[Question]) -> list[Record]:
         """A subject may hold questions with and without choices; its records are in the order of the questions."""
         always = self.plan.evaluation.origin_postprocess
-        generated = [question.is_generated(always) for question in questions]
+        generated = [self.task.benchmark.generates(question, always) for question in questions]
         encoder = self.plan.question_encoder
         parts = {
             kind: iter(
@@ -55,16 +55,17 @@ class BenchmarkRun:
 
     def _generated(self, questions: list[Question], encoder: QuestionEncoder) -> list[Record]:
         benchmark, most = self.task.benchmark, self.task.max_new_tokens
+        words = benchmark.stop_words if encoder.encoder.is_raw else ()
         asked = [self._counted(encoder.to_generate(question, most)) for question in questions]
         order = Generation(
             tuple(one.to_generate(most) for one in asked),
             self.plan.choice,
-            benchmark.stop_words,
+            words,
             benchmark.num_beams,
         )
         records = []
         for one, answer in zip(asked, self.engine.generate(order), strict=True):
-            text = self.engine.text(answer, benchmark.stop_words)
+            text = self.engine.text(answer, words)
             records.append(_generated(one, text, benchmark.judge(one.question, text)))
         return records
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl
 from mindspeed_lora.evaluation.patterns import all_letters, first_letter, normalised, stated
 
 _KEYS = ("question",)
-_LETTERS = ("A", "B", "C", "D", "E", "F", "G")
+_OPTIONAL = ("passage",)
+_LETTERS = tuple(string.ascii_uppercase)
 _CHINESE = ("gaokao", "jec-qa", "logiqa-zh")
 """Beginnings of the names of subjects in Chinese."""
 
@@ -45,7 +47,7 @@ class AgiEval(Benchmark):
             language = settings.language or ("zh" if file.stem.startswith(_CHINESE) else "en")
             ask = _text_to_end if settings.alternative_prompt else _text
             shots = self._shots(settings, file, language, ask)
-            rows = read_jsonl(file, _KEYS)
+            rows = read_jsonl(file, _KEYS, _OPTIONAL)
             several = any(
                 len(_right(row, file, index)) != 1 for index, row in enumerate(rows) if row.get("options")
             )
@@ -88,20 +90,25 @@ class AgiEval(Benchmark):
         examples = settings.fewshot_path / file.name
         if not examples.is_file():
             raise Refused(f"{examples}: is not there; it holds the solved examples of {file.stem}")
-        rows = read_jsonl(examples, _KEYS)
+        rows = read_jsonl(examples, _KEYS, _OPTIONAL)
         shots = [Shot(ask(row, language), _right(row, examples, index)) for index, row in enumerate(rows)]
         return taken_shots(settings, self.shots, shots, examples)
 
 
 def _right(row: Row, file: Path, index: int) -> str:
     """The right letters, sorted, or the answer of a question without options."""
-    label = row.get("label") if row.get("options") else row.get("answer")
-    if isinstance(label, list):
-        label = "".join(sorted(map(str, label)))
-    if label in (None, ""):
-        key = "label" if row.get("options") else "answer"
+    key = "label" if row.get("options") else "answer"
+    said = row.get(key)
+    if said in (None, "", []):
         raise Refused(f"{file}, question {index}: has no {key}")
-    return str(label).strip()
+    if key == "answer":
+        return str(said).strip()
+    letters = _LETTERS[: len(row["options"])]
+    given = "".join(map(str, said)) if isinstance(said, list) else str(said)
+    found = sorted({letter for letter in given.upper() if letter not in " ,()"})
+    if not found or not set(found) <= set(letters):
+        raise Refused(f"{file}, question {index}: the label is {said!r}; expected {', '.join(letters)}")
+    return "".join(found)
 
 
 def _text(row: Row, language: str) -> str:

@@ -15,7 +15,7 @@ from mindspeed_lora.evaluation.benchmark import (
     limited,
     taken_shots,
 )
-from mindspeed_lora.evaluation.files import files_in, read_examples, read_text
+from mindspeed_lora.evaluation.files import Row, files_in, read_examples, read_text
 from mindspeed_lora.evaluation.patterns import normalised, stated
 
 _KEYS = ("input", "target")
@@ -46,7 +46,7 @@ class BigBenchHard(Benchmark):
                         subject=file.stem,
                         index=index,
                         text=f"Q: {row['input'].strip()}\nA:" + (f" {ask}" if ask and not shots else ""),
-                        answer=str(row["target"]).strip(),
+                        answer=_target(row, file, index),
                         instruction=instruction,
                         shots=shots,
                         data=settings.chain_of_thought,
@@ -88,10 +88,18 @@ class BigBenchHard(Benchmark):
         if not examples.is_file():
             raise Refused(f"{examples}: is not there; it holds the solved examples of {file.stem}")
         shots = [
-            Shot(f"Q: {row['input'].strip()}\nA:", str(row["target"]).strip())
-            for row in read_examples(examples, _KEYS)
+            Shot(f"Q: {row['input'].strip()}\nA:", _target(row, examples, index))
+            for index, row in enumerate(read_examples(examples, _KEYS))
         ]
         return "", taken_shots(settings, self.shots, shots, examples)
+
+
+def _target(row: Row, file: Path, index: int) -> str:
+    """What is right."""
+    target = row["target"]
+    if not isinstance(target, (str, int, float)) or not str(target).strip():
+        raise Refused(f"{file}, example {index}: the target is {target!r}; expected a text")
+    return str(target).strip()
 
 
 def _published(file: Path, settings: TaskSettings) -> tuple[str, tuple[Shot, ...]]:

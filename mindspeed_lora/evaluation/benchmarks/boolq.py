@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import (
     CHOICES,
@@ -36,17 +38,12 @@ class BoolQ(Benchmark):
         found = []
         for file in files_in(settings.path, "*dev*.jsonl"):
             for index, row in enumerate(limited(settings, read_jsonl(file, _KEYS))):
-                answer = row["answer"]
-                if not isinstance(answer, bool):
-                    raise Refused(
-                        f"{file}, question {index}: the answer is {answer!r}; expected true or false"
-                    )
                 found.append(
                     Question(
                         subject=file.stem,
                         index=index,
                         text=_text(row, labels),
-                        answer=labels[0 if answer else 1],
+                        answer=_answer(row, labels, file, index),
                         labels=labels,
                         choices=labels,
                         shots=shots,
@@ -72,9 +69,18 @@ class BoolQ(Benchmark):
             return ()
         (file, *_) = files_in(settings.fewshot_path, "*.jsonl", "--fewshot-path")
         shots = [
-            Shot(_text(row, labels), labels[0 if row["answer"] else 1]) for row in read_jsonl(file, _KEYS)
+            Shot(_text(row, labels), _answer(row, labels, file, index))
+            for index, row in enumerate(read_jsonl(file, _KEYS))
         ]
         return taken_shots(settings, 5, shots, file)
+
+
+def _answer(row: Row, labels: tuple[str, ...], file: Path, index: int) -> str:
+    """The label of what is right."""
+    answer = row["answer"]
+    if not isinstance(answer, bool):
+        raise Refused(f"{file}, question {index}: the answer is {answer!r}; expected true or false")
+    return labels[0 if answer else 1]
 
 
 def _text(row: Row, labels: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from mindspeed_lora.errors import Refused
@@ -56,7 +57,7 @@ class Gsm8k(Benchmark):
     def judge(self, question: Question, text: str) -> Verdict:
         """The number that the text ends with."""
         number = last_number(text)
-        return Verdict(number, number is not None and _value(number) == _value(question.answer or ""))
+        return Verdict(number, number is not None and float(number) == float(question.answer or "nan"))
 
     def _shots(self, settings: TaskSettings) -> tuple[Shot, ...]:
         if settings.fewshot_path is None:
@@ -77,13 +78,14 @@ class Gsm8k(Benchmark):
 def _solution(row: Row, file: Path, index: int) -> tuple[str, str]:
     """Steps and number of an answer."""
     steps, mark, number = str(row["answer"]).rpartition("####")
-    if not mark:
+    number = plain_number(number.strip())
+    if not mark or not _is_number(number):
         raise Refused(f"{file}, question {index}: the answer does not end with #### and a number")
-    return steps.strip(), plain_number(number.strip())
+    return steps.strip(), number
 
 
-def _value(number: str) -> float | str:
+def _is_number(text: str) -> bool:
     try:
-        return float(number)
+        return math.isfinite(float(text))
     except ValueError:
-        return number
+        return False

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.evaluation.benchmark import CHOICES, Benchmark, Question, TaskSettings, Verdict, limited
+from mindspeed_lora.evaluation.benchmark import SCORE, Benchmark, Question, TaskSettings, Verdict, limited
 from mindspeed_lora.evaluation.files import files_in, read_jsonl
-from mindspeed_lora.evaluation.patterns import first_letter
 
 _KEYS = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
 
@@ -16,14 +15,18 @@ class HellaSwag(Benchmark):
     """JSONL files whose names hold ``val``, with activity_label, ctx_a, ctx_b, endings and label."""
 
     name = "hellaswag"
-    takes = CHOICES
+    takes = frozenset({SCORE})
+    """Endings have no letters in the question that a model could write."""
 
     def questions(self, settings: TaskSettings) -> list[Question]:
         """All questions; see the base class."""
         found = []
         for file in files_in(settings.path, "*val*.jsonl"):
             for index, row in enumerate(limited(settings, read_jsonl(file, _KEYS))):
-                labels = tuple(str(number) for number in range(len(row["endings"])))
+                endings = tuple(_clean(ending) for ending in row["endings"] or ())
+                if not endings:
+                    raise Refused(f"{file}, question {index}: has no endings")
+                labels = tuple(str(number) for number in range(len(endings)))
                 answer = str(row["label"])
                 if answer not in labels:
                     raise Refused(
@@ -37,15 +40,14 @@ class HellaSwag(Benchmark):
                         text=_clean(context),
                         answer=answer,
                         labels=labels,
-                        choices=tuple(_clean(ending) for ending in row["endings"]),
+                        choices=endings,
                     )
                 )
         return found
 
     def judge(self, question: Question, text: str) -> Verdict:
-        """The number of the ending, where the model is asked to say it."""
-        prediction = first_letter(text, question.labels)
-        return Verdict(prediction, prediction == question.answer)
+        """Endings are compared; none is generated."""
+        raise AssertionError("hellaswag does not take --origin-postprocess")
 
 
 def _clean(text: str) -> str:

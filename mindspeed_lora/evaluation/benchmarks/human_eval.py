@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from mindspeed_lora.evaluation.benchmark import Benchmark, Question, TaskSettings, Verdict, limited
 from mindspeed_lora.evaluation.files import files_in, read_jsonl
 from mindspeed_lora.evaluation.sandbox import run_program
@@ -45,16 +47,25 @@ class HumanEval(Benchmark):
 
     def judge(self, question: Question, text: str) -> Verdict:
         """Runs prompt, completion and test; the prediction is the completion."""
-        row = question.data
-        body = _code(text, row["entry_point"])
-        program = body if f"def {row['entry_point']}" in body else row["prompt"] + body
-        program = f"{program}\n\n{row['test']}\n\ncheck({row['entry_point']})\n"
+        row, name = question.data, question.data["entry_point"]
+        program = f"{_program(row['prompt'], text, name)}\n\n{row['test']}\n\ncheck({name})\n"
         return Verdict(text, run_program(program, self._timeout).passed)
 
 
-def _code(text: str, entry_point: str) -> str:
-    """What a chat model writes around its code is left out."""
-    fence = text.find("```")
-    if fence < 0 or f"def {entry_point}" not in text[fence:]:
-        return text
-    return text[fence:].partition("\n")[2].partition("```")[0]
+def _program(prompt: str, text: str, entry_point: str) -> str:
+    """The function that was asked for: the prompt completed, or where the answer defines it anew, what the prompt has
+    in front of it (imports, functions that it calls) and the answer."""
+    head = re.compile(rf"^def {re.escape(entry_point)}\b", flags=re.MULTILINE)
+    code = _code(text, head)
+    if head.search(code) is None:
+        return prompt + code
+    asked = head.search(prompt)
+    return (prompt if asked is None else prompt[: asked.start()]) + code
+
+
+def _code(text: str, head: re.Pattern[str]) -> str:
+    """What a chat model writes around its code is left out: the first block that has the function, else the first."""
+    blocks = [block.partition("\n")[2] for block in text.split("```")[1::2]]
+    if not blocks or head.search(text.partition("```")[0]) is not None:
+        return text.partition("```")[0] if blocks else text
+    return next((block for block in blocks if head.search(block) is not None), blocks[0])

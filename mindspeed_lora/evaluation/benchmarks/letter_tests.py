@@ -108,7 +108,7 @@ class LetterTest(Benchmark):
 
     def _rows(self, file: Path, answered: bool = True) -> list[tuple[int, Row]]:
         columns = [self.layout.question, *LETTERS, *([self.layout.answer] if answered else [])]
-        return list(enumerate(read_csv(file, columns, self.layout.header), 2 if self.layout.header else 1))
+        return read_csv(file, columns, self.layout.header)
 
     def _examples(self, settings: TaskSettings, folder: Path) -> Path | None:
         """The folder of the examples; None: there are none, and none are asked for."""

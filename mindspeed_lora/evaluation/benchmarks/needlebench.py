@@ -126,7 +126,7 @@ def _hunts(settings: TaskSettings, language: str) -> list[_Hunt]:
         raise Refused(f"{file}: holds no needle whose language is {wanted}")
     if settings.needle_task == "single":
         return [
-            _Hunt((row["needle"],), row["retrieval_question"], (str(row["arg2"]),))
+            _Hunt((row["needle"],), row["retrieval_question"], (_keyword(row, "arg2", file),))
             for row in limited(settings, rows)
         ]
     count = len(settings.needle_depths)
@@ -141,10 +141,18 @@ def _hunts(settings: TaskSettings, language: str) -> list[_Hunt]:
         _Hunt(
             tuple(row["needle"] for row in group),
             "\n".join(f"{number}. {row['retrieval_question']}" for number, row in enumerate(group, 1)),
-            tuple(str(row["arg2"]) for row in group),
+            tuple(_keyword(row, "arg2", file) for row in group),
         )
         for group in limited(settings, groups)
     ]
+
+
+def _keyword(row: Row, key: str, file: Path) -> str:
+    """What a right answer names: an empty one would be found in every answer."""
+    value = row[key]
+    if not isinstance(value, (str, int, float)) or not str(value).strip():
+        raise Refused(f"{file}: the {key} of a question is {value!r}; expected a keyword")
+    return str(value).strip()
 
 
 def _different(rows: Sequence[Row]) -> list[Row]:
@@ -164,7 +172,7 @@ def _to_combine(settings: TaskSettings, file: Path) -> list[_Hunt]:
     rows = read_list(file, _REASONING_KEYS)
     counts = sorted({len(row["derivations"]) for row in rows})
     found = [
-        _Hunt(tuple(row["derivations"]), row["question"], tuple(str(row["answer"]).split()))
+        _Hunt(tuple(row["derivations"]), row["question"], tuple(_keyword(row, "answer", file).split()))
         for row in rows
         if len(row["derivations"]) == settings.num_needles
     ]

@@ -202,12 +202,58 @@ def test_boolq_asks_yes_or_no_or_letters(tmp_path: Path) -> None:
             '{"question": "q", "options": [1], "label": "A"}',
             "options is [1]; expected a list of texts",
         ),
+        ("agieval", '{"question": "q", "passage": 5, "answer": "1"}', "passage is 5; expected a text"),
+        (
+            "agieval",
+            '{"question": "q", "options": ["(A)x", "(B)y"], "label": "C"}',
+            "the label is 'C'; expected A, B",
+        ),
         ("gsm8k", "[1]", "row 1: expected an object"),
+        ("gsm8k", '{"question": "q", "answer": "#### "}', "does not end with #### and a number"),
+        ("gsm8k", '{"question": "q", "answer": "#### 3/4"}', "does not end with #### and a number"),
+        (
+            "hellaswag",
+            '{"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": null, "label": 0}',
+            "question 0: has no endings",
+        ),
     ],
 )
 def test_rows_of_other_kinds_are_refused(tmp_path: Path, name: str, row: str, message: str) -> None:
-    (tmp_path / "dev.jsonl").write_text(row + "\n")
+    (tmp_path / "dev_val.jsonl").write_text(row + "\n")
     assert message in refusal(name, tmp_path)
+
+
+def test_what_would_be_judged_wrongly_for_ever_is_refused(tmp_path: Path) -> None:
+    """Answers that no text matches, or every text."""
+    examples = tmp_path / "examples.jsonl"
+    write_jsonl(examples, [{"question": "q", "passage": "p", "answer": "false"}])
+    refused = refusal("boolq", write_boolq(tmp_path / "boolq"), fewshot_path=examples)
+    assert "examples.jsonl, question 0: the answer is 'false'; expected true or false" in refused
+    (tmp_path / "bbh").mkdir()
+    for target in (None, "", ["a"]):
+        (tmp_path / "bbh/a.json").write_text(json.dumps({"examples": [{"input": "x", "target": target}]}))
+        assert f"example 0: the target is {target!r}; expected a text" in refusal("bbh", tmp_path / "bbh")
+    needle = {"needle": "n", "retrieval_question": "q", "arg2": "", "language": "English"}
+    write_jsonl(tmp_path / "needles/needles.jsonl", [needle])
+    assert "the arg2 of a question is ''; expected a keyword" in refusal("needlebench", tmp_path / "needles")
+
+
+def test_csv_files_as_people_have_them(tmp_path: Path) -> None:
+    """Marks and line ends of other systems, other separators within a text, and what a Mac's archive adds."""
+    test = tmp_path / "test"
+    test.mkdir()
+    row = "one\u2028two\x0b\x85?,a,b,c\x1c,d,B\r\n"
+    (test / "x_test.csv").write_text("\ufeff" + row + "\r\n  \r\n" + row, encoding="utf-8", newline="")
+    (test / "._x_test.csv").write_bytes(b"\0\5\x16\7\xff")
+    found = questions("mmlu", test)
+    assert [(one.subject, one.answer) for one in found] == [("x", "B")] * 2
+    assert found[0].text.startswith("one\u2028two") and "C. c\x1c\n" in found[0].text
+    (test / "x_test.csv").write_text(row + "\n\nq,a,b\n")
+    assert "x_test.csv, row 4: has 3 columns" in refusal("mmlu", test)
+    (test / "x_test.csv").write_text(row + "q" * 200_000 + ",a,b,c,d,A\n")
+    assert "x_test.csv, row 2: not CSV (field larger" in refusal("mmlu", test)
+    (test / "x.csv").write_text("Question,A,B,C,D,D,Answer\nq,a,b,c,d,e,A\n")
+    assert "x.csv: there are two columns D" in refusal("cmmlu", test / "x.csv")
 
 
 def test_texts_that_no_tokenizer_takes_are_mended(tmp_path: Path) -> None:
@@ -285,6 +331,8 @@ def test_agieval(tmp_path: Path) -> None:
     judge = benchmark("agieval").judge
     assert judge(by_subject["math"], " 2\nbecause").correct and not judge(by_subject["math"], "12").correct
     assert judge(chinese, "C").correct and not judge(chinese, "AC").correct
+    write_jsonl(tmp_path / "sat-math.jsonl", [{"question": "q", "options": options, "label": "(b)"}])
+    assert {one.subject: one for one in questions("agieval", tmp_path)}["sat-math"].answer == "B"
     write_jsonl(tmp_path / "sat-math.jsonl", [{"question": "q", "options": options}])
     assert "question 0: has no label" in refusal("agieval", tmp_path)
 
@@ -292,7 +340,8 @@ def test_agieval(tmp_path: Path) -> None:
 def test_human_eval_runs_what_was_written(tmp_path: Path) -> None:
     row = {
         "task_id": "made/0",
-        "prompt": 'def twice(x):\n    """Twice x."""\n',
+        "prompt": "from typing import Any\n\ndef helped(x):\n    return x + x\n\n"
+        'def twice(x):\n    """Twice x."""\n',
         "entry_point": "twice",
         "test": "def check(candidate):\n    assert candidate(4) == 8\n",
     }
@@ -302,6 +351,9 @@ def test_human_eval_runs_what_was_written(tmp_path: Path) -> None:
     assert made.num_beams == 4 and question.separator == ""
     assert made.judge(question, "    return 2 * x\n").correct
     assert made.judge(question, "Sure:\n```python\ndef twice(x):\n    return x + x\n```").correct
+    assert made.judge(question, "```python\n    return helped(x)\n```").correct
+    assert made.judge(question, "def twice(x: Any):\n    return helped(x)\n```\nAs asked.").correct
+    assert made.judge(question, "```sh\nls\n```\n```\ndef twice(x):\n    return helped(x)\n```").correct
     assert not made.judge(question, "    return x\n").correct
     assert not made.judge(question, "    import os; os._exit(0)\n").correct
     greedy = benchmark("human_eval")

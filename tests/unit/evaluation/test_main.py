@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mindspeed_lora.config.commands import parse
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.evaluation.plan import plan_evaluation
+from mindspeed_lora.evaluation.engine import Engine, Generation
+from mindspeed_lora.evaluation.plan import BenchmarkPlan, plan_evaluation
+from mindspeed_lora.evaluation.run import BenchmarkRun
+from mindspeed_lora.inference.generator import Answer
 from tests.support.benchmark_files import SUBJECTS, write_boolq, write_hellaswag, write_jsonl, write_mmlu
 from tests.support.generation import evaluate_on_rank
 from tests.support.pool import WorkerPool
@@ -149,6 +153,7 @@ def test_unanswered_questions_give_a_submission(
         ("--task mmlu boolq --task-data-path x", "names 1 path for the 2 benchmarks"),
         ("--task mmlu --task-data-path nowhere", "--task-data-path nowhere: is not there"),
         ("--task human_eval --task-data-path x", "give --allow-code-execution"),
+        ("--task mmlu mmlu --task-data-path {mmlu} {mmlu} --output-dir x", "--task names mmlu twice"),
         ("--task mmlu --task-data-path x --no-chat-template --hf-chat-template", "--no-chat-template and"),
         ("--task mmlu --task-data-path {mmlu} --instruction-template x", "has no {question} in it"),
         ("--task mmlu --task-data-path {mmlu} --num-fewshot 9", "--num-fewshot 9: "),
@@ -185,8 +190,45 @@ def test_flags_without_effect_are_told_once_or_refused(
     hellaswag = write_hellaswag(tmp_path / "hellaswag")
     line = ["--load", str(judged_model), "--task", "hellaswag", "--task-data-path", str(hellaswag)]
     plan_evaluation(parse("evaluation", [*line, "--num-fewshot", "0"], {}))
+    plan = plan_evaluation(parse("evaluation", [*line, "--origin-postprocess"], {}))
+    assert "no effect on hellaswag: --origin-postprocess" in plan.notices
+    (task,) = plan.tasks
+    assert isinstance(task, BenchmarkPlan) and not task.benchmark.generates(task.questions[0], True)
     with pytest.raises(Refused, match="hellaswag is asked without examples; leave out --num-fewshot"):
         plan_evaluation(parse("evaluation", [*line, "--num-fewshot", "5"], {}))
+
+
+class _Recorded:
+    """An engine that writes the same answer to everything and keeps its orders."""
+
+    def __init__(self) -> None:
+        self.orders: list[Generation] = []
+
+    def score(self, requests: Sequence[object]) -> list[Any]:
+        assert not requests
+        return []
+
+    def generate(self, order: Generation) -> list[Answer]:
+        self.orders.append(order)
+        return [Answer(request) for request in order.requests]
+
+    def text(self, answer: Answer, stop_words: Sequence[str]) -> str:
+        assert tuple(stop_words) == self.orders[-1].stop_words
+        return "Let me see.\n\nSo the answer is x."
+
+
+def test_in_a_conversation_the_model_ends_its_turn(judged_model: Path, tmp_path: Path) -> None:
+    """A chat model's reasoning has paragraphs; words that end a continuation of plain text would cut them off."""
+    (tmp_path / "bbh").mkdir()
+    (tmp_path / "bbh/a.json").write_text(json.dumps({"examples": [{"input": "q", "target": "x"}]}))
+    line = ["--load", str(judged_model), "--task", "bbh", "--task-data-path", str(tmp_path / "bbh")]
+    for words, stops in (([], ("\nQ:", "\n\n")), (["--hf-chat-template"], ())):
+        plan, engine = plan_evaluation(parse("evaluation", [*line, *words], {})), _Recorded()
+        (task,) = plan.tasks
+        assert isinstance(task, BenchmarkPlan)
+        ((_, (record,)),) = BenchmarkRun(cast(Engine, engine), plan, task).records()
+        assert engine.orders[0].stop_words == stops and record.correct
+        assert plan.ends
 
 
 def test_a_template_of_ones_own(judged_model: Path, mmlu: Path) -> None:
