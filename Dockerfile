@@ -1,8 +1,9 @@
 # The project for CUDA devices.
 #
 #   docker build -t mindspeed-lora:cuda .
-#   docker run --gpus all --read-only --tmpfs /scratch:mode=1777 -v "$PWD/data:/data" mindspeed-lora:cuda posttrain_gpt.py --help
+#   docker run --gpus all --read-only --tmpfs /scratch:exec,mode=1777 -v "$PWD/data:/data" mindspeed-lora:cuda posttrain_gpt.py --help
 #
+# exec: Triton loads from /scratch what it has compiled, which Docker's own default forbids.
 # Not root; nothing is written outside of /scratch (HOME, caches, temporary files) and the folders that flags name.
 # Data come without worker processes, so that 64 MB of /dev/shm are enough: it is NCCL's alone, which takes about 10 MB for
 # each pair of ranks of a node that reach each other by no faster way; where that is too much, NCCL_SHM_DISABLE=1.

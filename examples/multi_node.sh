@@ -13,7 +13,7 @@
 # Arguments are given to posttrain_gpt.py, as --tensor-model-parallel-size 2.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program() { if [[ -x $root/.venv/bin/$1 ]]; then echo "$root/.venv/bin/$1"; else echo "$1"; fi; }
 python=${PYTHON:-$(program python)}
 : "${MODEL:?name a Hugging Face folder: MODEL=DIR}" "${DATA:?name prepared rows: DATA=PREFIX}"

@@ -13,7 +13,7 @@
 # Minutes on two cores. What a line is called in transformers, PEFT and TRL stands beside it.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program() { if [[ -x $root/.venv/bin/$1 ]]; then echo "$root/.venv/bin/$1"; else echo "$1"; fi; }
 python=${PYTHON:-$(program python)}
 torchrun=${TORCHRUN:-$(program torchrun)}

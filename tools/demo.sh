@@ -14,7 +14,7 @@
 # The last SPLIT rows of the file are held out; the loss on them is told before and after.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 scripts=$root/examples/mcore/llama2
 python=$root/.venv/bin/python
 

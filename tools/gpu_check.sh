@@ -15,7 +15,7 @@
 #
 # Exit status: 0 all well, 1 a test failed or the comparison disagreed, 2 it could not begin.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 refuse() { printf 'error: %s\n' "$*" >&2; exit 2; }
 

@@ -8,7 +8,7 @@
 # interrupted run is taken up where it was. A torch that suits is kept: one in .venv, or one that the interpreter
 # itself brings (a vendor's container), in which case .venv sees the interpreter's packages.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 extras=$(IFS=,; echo "${*:-dev}")
 stamp=.venv/.complete-$extras

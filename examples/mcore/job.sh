@@ -17,7 +17,7 @@
 
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+ROOT=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 ARGUMENTS=()
 LAUNCHER=()
 
@@ -79,7 +79,9 @@ run_alone() {
 # Where neither is set, there are as many processes as one copy of the model needs.
 run_distributed() {
     source_vendor_environment
-    local nnodes=${NNODES:-1} model_parallel=$((${TP:-1} * ${PP:-1}))
+    local nnodes=${NNODES:-1} model_parallel=$((${TP:-1} * ${CP:-1} * ${PP:-1}))
+    local expert_parallel=$((${EP:-1} * ${ETP:-1} * ${PP:-1}))
+    ((expert_parallel <= model_parallel)) || model_parallel=$expert_parallel
     local nproc=${NPROC:-${NPUS_PER_NODE:-$(((model_parallel + nnodes - 1) / nnodes))}}
     LAUNCHER=(
         --nproc_per_node "$nproc"

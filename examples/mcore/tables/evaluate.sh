@@ -8,6 +8,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
 
 evaluation_table() {
+    # One token is a letter; a text is as long as its benchmark needs, unless the variable says how long.
+    [[ ! " ${TASK-} " =~ \ (gsm8k|bbh|agieval|human_eval|needlebench)\  ]] || own MAX_NEW_TOKENS ""
     words  --task                             TASK                          mmlu
     flag   --task-data-path                   DATA_PATH                     "your data path/mmlu/test/"
     flag   --output-dir                       OUTPUT_DIR                    ""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[3] / "examples" / "mcore" / "llama2"
+ROOT = Path(__file__).parents[3]
+SCRIPTS = ROOT / "examples" / "mcore" / "llama2"
 TARGETS = "linear_qkv linear_proj linear_fc1 linear_fc2"
 LAUNCH = "--nproc_per_node 8 --nnodes 1 --node_rank 0 --master_addr localhost --master_port"
 
@@ -136,6 +137,18 @@ def test_processes_follow_from_the_layout_unless_named(arguments_of) -> None:
     assert launched(TP="2", NPROC="6") == "6"
     assert launched(TP="2", NPUS_PER_NODE="4") == "4"
     assert launched(TP="8", PP="2", NNODES="2") == "8"
+    assert launched(TP="2", PP="2", CP="2") == "8"
+    assert launched(TP="1", PP="2", EP="4") == "8"
+
+
+def test_answers_that_are_generated_have_their_own_length(arguments_of) -> None:
+    def given(**variables: str) -> str | None:
+        words = arguments_of("evaluate_llama2_7B_lora_mmlu_ptd.sh", **variables)
+        return words[words.index("--max-new-tokens") + 1] if "--max-new-tokens" in words else None
+
+    assert given() == given(TASK="mmlu boolq") == "1"
+    assert given(TASK="gsm8k") is given(TASK="mmlu bbh") is None
+    assert given(TASK="gsm8k", MAX_NEW_TOKENS="9") == "9"
 
 
 def test_values_with_blanks_stay_whole_and_own_arguments_come_last(arguments_of) -> None:
@@ -163,6 +176,19 @@ def test_vendor_environment_is_sourced_only_where_it_is(arguments_of, tmp_path: 
     file.write_text('export LR="3e-3$NO_SUCH_VARIABLE"\nfalse\necho sourced\n')
     words = arguments_of("ckpt_convert_llama2_lora2hf.sh", ASCEND_ENVIRONMENT=str(file))
     assert words[:2] == ["sourced", "convert_ckpt.py"]
+
+
+def test_the_callers_search_path_for_folders_is_not_asked(tmp_path: Path) -> None:
+    """With CDPATH set, cd may lead elsewhere, and says where it has gone."""
+    stub = tmp_path / "stub"
+    stub.write_text('#!/bin/sh\necho "$1"\n')
+    stub.chmod(0o755)
+    script = (SCRIPTS / "ckpt_convert_llama2_lora2hf.sh").relative_to(ROOT)
+    environment = {"PATH": os.environ["PATH"], "CDPATH": f"{ROOT}:.", "PYTHON": str(stub)}
+    done = subprocess.run(
+        ["bash", str(script)], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == f"{ROOT / 'convert_ckpt.py'}\n"
 
 
 def test_failure_is_passed_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -127,6 +128,34 @@ def test_slurm(path: Path) -> None:
     assert text.rindex("#SBATCH") < first_command, "directives after a command are not read"
     grace = re.search(r"--signal=TERM@(\d+)", text)
     assert grace is not None and f"--sigterm-grace-seconds {grace.group(1)}" in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "slurm").glob("*.sbatch")), ids=lambda p: p.name)
+def test_slurm_starts_tasks_with_their_cores(path: Path, tmp_path: Path) -> None:
+    """With many nodes, whose names scontrol goes on to write when the first is known, and blanks in paths."""
+    stubs = tmp_path / "bin"
+    stubs.mkdir()
+    (stubs / "scontrol").write_text("#!/bin/bash\nseq -f node%.0f 1 50000\n")
+    (stubs / "srun").write_text('#!/bin/bash\necho "cores ${SRUN_CPUS_PER_TASK-none}"\nprintf "%s\\n" "$@"\n')
+    for stub in stubs.iterdir():
+        stub.chmod(0o755)
+    environment = {
+        "PATH": f"{stubs}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": "/a b",
+        "SLURM_JOB_NODELIST": "node[1-50000]",
+        "SLURM_JOB_NUM_NODES": "50000",
+        "SLURM_JOB_ID": "7",
+    }
+    for cores in ({"SLURM_CPUS_PER_TASK": "48"}, {}):
+        done = subprocess.run(
+            ["bash", str(path), "--save", "c d"], env={**environment, **cores}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        told, *words = done.stdout.splitlines()
+        assert told == f"cores {cores.get('SLURM_CPUS_PER_TASK', 'none')}"
+        assert "/a b/posttrain_gpt.py" in words and words[-2:] == ["--save", "c d"]
+        if path.name == "torchrun.sbatch":
+            assert words[words.index("--rdzv-endpoint") + 1] == "node1:29500"
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cpu"])
