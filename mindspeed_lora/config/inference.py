@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspeed_lora.config.flags import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Check, Section, flag
+from mindspeed_lora.config.flags import AT_LEAST_ONE, NOT_NEGATIVE, Check, Section, flag
 
 BEAM_SEARCH = ("beam_search", "beam_search_with_sampling")
 ALL_TASKS = ("greedy", "do_sample", *BEAM_SEARCH, "chat")
@@ -26,6 +26,11 @@ USED_BY: tuple[tuple[set[str], tuple[str, ...]], ...] = (
 """Tasks, and the fields that these alone heed."""
 
 _UP_TO_ONE = Check("a number above 0, at most 1", lambda value: 0 < value <= 1)
+_TEMPERATURE = Check(
+    "a number from 1e-20 to 1e20 (--task greedy takes the likeliest tokens)",
+    lambda value: 1e-20 <= value <= 1e20,
+)
+_EXPONENT = Check("a number from -50 to 50", lambda value: -50 <= value <= 50)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,7 @@ class InferenceConfig(ComputeFlags):
     top_p: float = flag(
         "sampling, chat: choose among the likeliest tokens of this mass", 0.95, check=_UP_TO_ONE
     )
-    temperature: float = flag("sampling, chat: divides the logits", 0.7, check=POSITIVE)
+    temperature: float = flag("sampling, chat: divides the logits", 0.7, check=_TEMPERATURE)
     num_beams: int = flag("beam search: answers that are followed at once", 4, check=AT_LEAST_ONE)
     num_return_sequences: int = flag(
         "beam search: best answers to a prompt that are told, at most --num-beams", 1, check=AT_LEAST_ONE
@@ -76,6 +81,7 @@ class InferenceConfig(ComputeFlags):
     length_penalty: float = flag(
         "beam search: a finished answer's score is its log-probability / length ^ this; above 0 favours long ones",
         1.0,
+        check=_EXPONENT,
     )
     early_stopping: str = flag(
         "beam search ends: when --num-beams answers are finished (true), when the others look worse (false), or when "

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
+from mindspeed_lora.errors import Failed, Refused
 from mindspeed_lora.inference.beam_search import BeamSearch, BeamSettings
 from mindspeed_lora.inference.generator import Answer, Request
+from mindspeed_lora.inference.prompts import check_tokens
 from mindspeed_lora.inference.sampling import TokenChoice
 from mindspeed_lora.inference.scoring import Score, Scorer, ScoreRequest
 from mindspeed_lora.inference.stopping import StopRule, StopWords
@@ -70,6 +73,7 @@ class Engine:
         self.tokenizer = tokenizer
         self._ends = ends
         self._batch_size = batch_size
+        self._vocab_size = model.shape.vocab_size
         stop = StopRule(ends)
         self._scorer = Scorer(model, groups, batch_size)
         self._beams = BeamSearch(model, groups, stop)
@@ -94,10 +98,16 @@ class Engine:
         self._say(_END)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score]]:
-        """On rank 0: the scores of each request's continuations."""
+        """On rank 0: the scores of each request's continuations.
+
+        Raises:
+            Failed: a token that the model does not have.
+        """
         if not requests:
             return []
         order = _Scoring(tuple(requests))
+        for request in requests:
+            self._check(chain(request.context, *request.continuations))
         with self._working:
             self._say(order)
             scores = self._scorer.score(order.requests)
@@ -108,6 +118,8 @@ class Engine:
         """On rank 0: the answer to each request, without its stop words in :meth:`text`."""
         if not order.requests:
             return []
+        for request in order.requests:
+            self._check(request.tokens)
         with self._working:
             self._say(order)
             answers = self._generate(order)
@@ -127,6 +139,13 @@ class Engine:
                 self._scorer.score(order.requests)
             elif isinstance(order, Generation):
                 self._generate(order)
+
+    def _check(self, tokens: Iterable[int]) -> None:
+        """The first question of a benchmark is checked beforehand; a later one may have a rarer character."""
+        try:
+            check_tokens(tokens, self.tokenizer, self._vocab_size)
+        except Refused as error:
+            raise Failed(str(error)) from error
 
     def _beat(self, ended: threading.Event) -> None:
         while not ended.wait(self._patience / 4):

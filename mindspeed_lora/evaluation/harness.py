@@ -47,9 +47,7 @@ def plan_harness(name: str, include_path: Path | None) -> HarnessPlan:
             "lm-evaluation-harness, which is not installed: pip install 'mindspeed_lora[eval]'"
         )
     if include_path is not None and not include_path.is_dir():
-        raise Refused(
-            f"--task-data-path {include_path}: is not there; name the folder of the task's YAML files"
-        )
+        raise Refused(f"--task-data-path {include_path}: is no folder; name that of the task's YAML files")
     plan = HarnessPlan(name, include_path)
     manager = _task_manager(plan)
     if not manager.match_tasks([name]):

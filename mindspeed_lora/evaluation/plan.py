@@ -18,7 +18,7 @@ from mindspeed_lora.evaluation.harness import HarnessPlan, plan_harness
 from mindspeed_lora.evaluation.heeded import without_effect
 from mindspeed_lora.inference.generation_config import GenerationDefaults, read_generation_defaults
 from mindspeed_lora.inference.model_plan import ModelPlan, plan_model, plan_tokenizer
-from mindspeed_lora.inference.prompts import PromptEncoder, end_sequences
+from mindspeed_lora.inference.prompts import PromptEncoder, check_tokens, end_sequences
 from mindspeed_lora.inference.sampling import TokenChoice
 
 if TYPE_CHECKING:
@@ -179,8 +179,4 @@ def _check_vocabulary(plan: EvaluationPlan) -> None:
     for task in plan.tasks:
         if isinstance(task, BenchmarkPlan) and task.questions:
             tokens = plan.encoder.encode(task.questions[0].text)
-            if max(tokens) >= plan.shape.vocab_size:
-                raise Refused(
-                    f"the tokenizer {plan.tokenizer.name_or_path} gives token {max(tokens)}, but the model has "
-                    f"{plan.shape.vocab_size} words; give the model's own tokenizer"
-                )
+            check_tokens(tokens, plan.tokenizer, plan.shape.vocab_size)

@@ -8,6 +8,7 @@ from mindspeed_lora.data.conversation import Message
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.inference.generator import Request
 from mindspeed_lora.inference.plan import CHAT, InferencePlan
+from mindspeed_lora.inference.prompts import check_tokens
 from mindspeed_lora.inference.session import InferenceSession
 from mindspeed_lora.inference.standard_input import StandardInput
 from mindspeed_lora.inference.streaming import AnswerStream
@@ -37,7 +38,7 @@ class Conversation:
         """The request for the answer to a question; turns for which there is no room are forgotten.
 
         Raises:
-            Refused: the question alone is too long.
+            Refused: the question alone is too long, or has a token that the model does not have.
         """
         limit = self.plan.limit
         while True:
@@ -46,6 +47,7 @@ class Conversation:
             if fits or not self.turns:
                 break
             self.turns.pop(0)
+        check_tokens(tokens, self.plan.tokenizer, self.plan.shape.vocab_size)
         if limit.room(len(tokens)) < 1:
             raise Refused(
                 f"your message has {len(tokens)} tokens, but {limit.reason} leaves no room for an answer; "

@@ -20,7 +20,7 @@ from mindspeed_lora.inference.generation_config import GenerationDefaults, read_
 from mindspeed_lora.inference.generator import Request
 from mindspeed_lora.inference.lengths import LengthLimit
 from mindspeed_lora.inference.model_plan import ModelPlan, plan_model, plan_tokenizer
-from mindspeed_lora.inference.prompts import PromptEncoder, end_sequences, read_prompts
+from mindspeed_lora.inference.prompts import PromptEncoder, check_tokens, end_sequences, read_prompts
 from mindspeed_lora.inference.sampling import TokenChoice
 from mindspeed_lora.inference.stopping import StopRule, StopWords
 
@@ -170,11 +170,7 @@ def plan_prompts(
     prompts = []
     for number, text in enumerate(texts, 1):
         tokens = encoder.encode(text)
-        if max(tokens) >= vocab_size:
-            raise Refused(
-                f"the tokenizer {encoder.tokenizer.name_or_path} gives token {max(tokens)}, but the model has "
-                f"{vocab_size} words; give the model's own tokenizer"
-            )
+        check_tokens(tokens, encoder.tokenizer, vocab_size)
         room = limit.checked_room(len(tokens), f"prompt {number}")
         prompts.append(Prompt(text, Request(tuple(tokens), room, stream=number - 1)))
     return tuple(prompts)
@@ -193,6 +189,12 @@ def check_output_file(inference: InferenceConfig) -> None:
     path = Path(inference.output_file)
     if path.is_dir():
         raise Refused(f"--output-file {path}: is a folder; name a file")
+    if path.exists() and (not path.is_file() or path.absolute().is_relative_to("/dev")):
+        raise Refused(
+            f"--output-file {path}: is a device or a pipe, which a file cannot replace; name a file"
+        )
+    if inference.prompt_file is not None and path.resolve() == Path(inference.prompt_file).resolve():
+        raise Refused(f"--output-file {path}: holds the prompts (--prompt-file); name another file")
     if not path.parent.is_dir():
         raise Refused(f"--output-file {path}: there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):

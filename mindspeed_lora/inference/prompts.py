@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,8 @@ def _read_file(path: Path) -> list[str]:
         raise Refused(
             f"--prompt-file {path}: holds no prompt; expected one a line, or JSONL with a key prompt"
         )
+    if path.suffix == ".json" and rows[0][1].lstrip().startswith("["):
+        raise Refused(f"--prompt-file {path}: is one JSON list; write its objects as JSONL, one a line")
     if path.suffix == ".jsonl" or _is_json_prompt(rows[0][1]):
         return [_json_prompt(path, number, row) for number, row in rows]
     return [row for _, row in rows]
@@ -177,6 +179,20 @@ class PromptEncoder:
                 raise Refused("the prompt has no tokens, and the tokenizer no start token; give a prompt")
             tokens = [int(start)]
         return [*tokens, int(self.tokenizer.eos_token_id)] if self.add_eos_token else tokens
+
+
+def check_tokens(tokens: Iterable[int], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Refuses tokens that the model does not have: one process would end in an index, several in numbers.
+
+    Raises:
+        Refused: with the token.
+    """
+    largest = max(tokens, default=0)
+    if largest >= vocab_size:
+        raise Refused(
+            f"the tokenizer {tokenizer.name_or_path} gives token {largest}, but the model has {vocab_size} words; give "
+            "the model's own tokenizer"
+        )
 
 
 def end_sequences(eos_token_ids: Sequence[int], *encoders: PromptEncoder) -> tuple[tuple[int, ...], ...]:

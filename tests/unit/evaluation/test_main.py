@@ -15,11 +15,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mindspeed_lora.config.commands import parse
-from mindspeed_lora.errors import Refused
+from mindspeed_lora.errors import Failed, Refused
 from mindspeed_lora.evaluation.engine import Engine, Generation
 from mindspeed_lora.evaluation.plan import BenchmarkPlan, plan_evaluation
 from mindspeed_lora.evaluation.run import BenchmarkRun
-from mindspeed_lora.inference.generator import Answer
+from mindspeed_lora.inference.generator import Answer, Request
+from mindspeed_lora.inference.sampling import TokenChoice
+from mindspeed_lora.inference.scoring import ScoreRequest
 from tests.support.benchmark_files import SUBJECTS, write_boolq, write_hellaswag, write_jsonl, write_mmlu
 from tests.support.generation import evaluate_on_rank
 from tests.support.pool import WorkerPool
@@ -229,6 +231,21 @@ def test_in_a_conversation_the_model_ends_its_turn(judged_model: Path, tmp_path:
         ((_, (record,)),) = BenchmarkRun(cast(Engine, engine), plan, task).records()
         assert engine.orders[0].stop_words == stops and record.correct
         assert plan.ends
+
+
+def test_a_token_that_the_model_does_not_have_is_no_number(judged_model: Path) -> None:
+    """A later question has it. Ranks of a cut vocabulary would take it for zeros."""
+    engine = Engine.__new__(Engine)
+    engine.tokenizer = AutoTokenizer.from_pretrained(judged_model)
+    engine._vocab_size = 10
+    choice = TokenChoice(do_sample=False)
+    for ask in (
+        lambda: engine.score([ScoreRequest((1,), ((2,),)), ScoreRequest((1,), ((2,), (3, 10)))]),
+        lambda: engine.score([ScoreRequest((10,), ((2,),))]),
+        lambda: engine.generate(Generation((Request((1, 10), 4),), choice)),
+    ):
+        with pytest.raises(Failed, match="gives token 10, but the model has 10 words"):
+            ask()
 
 
 def test_a_template_of_ones_own(judged_model: Path, mmlu: Path) -> None:

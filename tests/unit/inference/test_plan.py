@@ -75,6 +75,9 @@ def test_virtual_stages_have_no_effect(model_folder: Path) -> None:
         (["--task", "chat", "--output-file", "a"], "--output-file holds answers to prompts"),
         (["--output-file", "/nowhere/at/all"], "there is no folder /nowhere/at"),
         (["--output-file", "/"], "is a folder"),
+        (["--output-file", "/dev/null"], "/dev/null: is a device or a pipe"),
+        (["--length-penalty", "nan"], "--length-penalty nan: expected a number from -50 to 50"),
+        (["--temperature", "0"], "--temperature 0.0: expected a number from 1e-20 to 1e20 (--task greedy"),
         (["--hidden-size", "64"], "--hidden-size 64 (checkpoint: 32)"),
         (["--tensor-model-parallel-size", "4"], "4 does not divide the model's 2 query groups"),
         (["--lora-load", "/nowhere"], "/nowhere: no such adapter folder"),
@@ -85,6 +88,14 @@ def test_impossible_jobs_are_refused(model_folder: Path, words: list[str], sente
     with pytest.raises(Refused) as error:
         plan_inference(parse("inference", ["--load", str(model_folder), *words], {"WORLD_SIZE": "4"}))
     assert sentence in str(error.value)
+
+
+def test_the_prompts_are_not_replaced_by_the_answers(model_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n')
+    (tmp_path / "link.jsonl").symlink_to(file)
+    with pytest.raises(Refused, match="link.jsonl: holds the prompts"):
+        plan(model_folder, "--prompt-file", str(file), "--output-file", str(tmp_path / "link.jsonl"))
 
 
 def test_random_weights_are_refused() -> None:

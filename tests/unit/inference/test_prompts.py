@@ -58,6 +58,11 @@ def test_json_lines(tmp_path: Path, name: str) -> None:
     assert from_file(tmp_path / name, "\n".join(rows)) == ["two\nlines", "ü"]
 
 
+def test_a_list_of_prompts_is_no_lines(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"p\.json: is one JSON list; write its objects as JSONL"):
+        from_file(tmp_path / "p.json", '[\n{"prompt": "a"}\n]')
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
