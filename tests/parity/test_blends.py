@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mindspeed_lora.training.reporting.metrics import read_metrics
 from tests.support.differences import LOSS_BETWEEN_LAYOUTS, Differences
 from tests.support.layouts import Layout
 from tests.support.models import VOCAB_SIZE
@@ -15,6 +16,7 @@ from tests.support.parity import SEQ_LENGTH, Outcome, ParityBench
 from tests.support.prepared import PreparedRun
 from tests.support.reference import Recipe, Reference, ReferenceRecord
 from tests.support.rows import Row, random_rows, write_rows
+from tests.support.training import train
 
 RECIPE = Recipe()
 SIZES = (5, 9)
@@ -104,3 +106,22 @@ def test_evaluation_and_test_loss(blend: Blend) -> None:
     both, second = (reference.loss(rows) for rows in ([*blend.parts[0], *blend.parts[1]], blend.parts[1]))
     assert whole.ranks[0].eval_losses[0] == pytest.approx(both, rel=LOSS_BETWEEN_LAYOUTS)
     assert whole.ranks[0].eval_losses[-1] == pytest.approx(second, rel=LOSS_BETWEEN_LAYOUTS), "the test rows"
+
+
+def test_the_third_share_of_the_split_is_logged(blend: Blend, tmp_path: Path) -> None:
+    """At a learning rate of zero the losses at the end are those of the start, each over its own rows."""
+    layout = Layout(dp=2)
+    flags = ["--split", "5,2,2", "--eval-iters", "-1", "--lr", "0", "--min-lr", "0", "--train-iters", "1"]
+    flags += ["--lr-warmup-iters", "0"]
+    flags += ["--save", str(tmp_path / "run")]
+    argv = blend.run.argv([str(blend.prefixes[1])], RECIPE, layout, flags)
+    assert blend.run.bench.workers.run(layout.world_size, train, argv) == [0, 0]
+    reference = Reference(blend.run.bench.model("llama"))
+    reference.load_adapter(blend.run.start)
+    logged = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    for part, rows in (("eval", blend.parts[1][5:7]), ("test", blend.parts[1][7:])):
+        (*_, record) = [one for one in logged if f"{part}_loss" in one]
+        assert record["iteration"] == 1
+        assert record[f"{part}_tokens"] == sum(row.num_loss_tokens for row in rows)
+        assert record[f"{part}_loss"] == pytest.approx(reference.loss(rows), rel=LOSS_BETWEEN_LAYOUTS)
+    assert sum("test_loss" in record for record in logged) == 1

@@ -37,7 +37,13 @@ class PreparedRun:
         self, data: Sequence[str], recipe: Recipe, layout: Layout, extra: Sequence[str] = ()
     ) -> Outcome:
         """Ours with the words ``data`` behind ``--data-path``."""
-        argv = [
+        return self.bench.run(self.argv(data, recipe, layout, extra), layout, self.bench.probe())
+
+    def argv(
+        self, data: Sequence[str], recipe: Recipe, layout: Layout, extra: Sequence[str] = ()
+    ) -> list[str]:
+        """The command line of that."""
+        return [
             *("--stage", "sft", "--load", str(self.bench.model("llama")), "--lora-load", str(self.start)),
             *(
                 "--data-path",
@@ -53,7 +59,6 @@ class PreparedRun:
             *layout.flags,
             *extra,
         ]
-        return self.bench.run(argv, layout, self.bench.probe())
 
     def differences(self, outcome: Outcome, record: ReferenceRecord) -> Differences:
         """Ours against the reference."""
