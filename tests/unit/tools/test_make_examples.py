@@ -36,7 +36,7 @@ KINDS = {
     "data": "llama2/data_convert_llama2_instruction.sh",
     "convert": "mixtral/ckpt_convert_mixtral_hf2mcore_qlora.sh",
 }
-NUMBERS = ("TP", "PP", "HF_TP", "HF_PP", "OUTPUT_PREFIX")
+NUMBERS = ("TP", "PP", "CP", "EP", "ETP", "HF_TP", "HF_PP", "OUTPUT_PREFIX")
 COMMAND_OF = {command.script: name for name, command in COMMANDS.items()}
 WANTED = (
     "llama2 llama3 llama31 llama32 llama33 qwen15 qwen2 qwen25 qwen3 qwen2_moe qwen3_moe mixtral mistral codellama "
@@ -157,7 +157,7 @@ def test_every_line_of_the_tables_is_a_known_flag(script_arguments: Arguments, k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_line_of_the_tables_is_overridable(script_arguments: Arguments, kind: str) -> None:
-    # TP and PP are reckoned with, and flags of a conversion to Hugging Face share their names; a path is made.
+    # Degrees are reckoned with, and flags of a conversion to Hugging Face share their names; a path is made.
     table = [row for row in rows_of(kind) if row[2] not in NUMBERS]
     usual = options(script_arguments(KINDS[kind], LORA_LOAD="some/adapter"))
     own = {variable: f"value-{number}" for number, (_, _, variable) in enumerate(table)}
