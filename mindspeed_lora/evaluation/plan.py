@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_MUCH_SHORTER = 8
+"""Answers that are allowed less than this part of what their benchmark needs are told: a script's one token is meant
+for letters."""
+
+
 @dataclass(frozen=True)
 class BenchmarkPlan:
     """One of our benchmarks with its questions."""
@@ -154,6 +159,11 @@ def plan_task(
         raise Refused(
             f"{name} generates {most} tokens, but the model reads {longest} tokens of prompt and answer; lower "
             "--max-new-tokens, or raise --seq-length"
+        )
+    if generates and most < made.max_new_tokens // _MUCH_SHORTER:
+        notices.append(
+            f"{name} writes its answers: --max-new-tokens {most} cuts them off; left out, they have "
+            f"{made.max_new_tokens} tokens"
         )
     return BenchmarkPlan(name, made, questions, most)
 

@@ -200,6 +200,21 @@ def test_flags_without_effect_are_told_once_or_refused(
         plan_evaluation(parse("evaluation", [*line, "--num-fewshot", "5"], {}))
 
 
+def test_answers_of_one_token_are_told_where_texts_are_judged(
+    judged_model: Path, mmlu: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "gsm8k/a.jsonl", [{"question": "How many?", "answer": "#### 5"}])
+    line = ["--load", str(judged_model), "--task", "mmlu", "gsm8k"]
+    line += ["--task-data-path", str(mmlu), str(tmp_path / "gsm8k")]
+    for words, told in ((["--max-new-tokens", "1"], 1), (["--max-new-tokens", "64"], 0), ([], 0)):
+        plan = plan_evaluation(parse("evaluation", [*line, *words], {}))
+        sentence = (
+            "gsm8k writes its answers: --max-new-tokens 1 cuts them off; left out, they have 256 tokens"
+        )
+        assert sum("writes its answers" in notice for notice in plan.notices) == told
+        assert plan.notices.count(sentence) == told
+
+
 class _Recorded:
     """An engine that writes the same answer to everything and keeps its orders."""
 
