@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
-from mindspeed_lora.config.checks import missing_shape_flags
 from mindspeed_lora.config.jobs import EvaluationJob, InferenceJob, TrainJob
 from mindspeed_lora.config.resolve_training import DEFAULT_LORA_R, LORA_TARGETS
+from mindspeed_lora.config.shape_flags import missing_shape_flags
 from mindspeed_lora.errors import Refused
 
 ASSUMED_VOCABULARY = 32_000

@@ -17,12 +17,13 @@ from mindspeed_lora.checkpoint.loading.quantization import QuantPlan, plan_quant
 from mindspeed_lora.checkpoint.loading.random_weights import RandomSource, shape_alone
 from mindspeed_lora.checkpoint.peft.plan import plan_adapter
 from mindspeed_lora.checkpoint.source import Source, open_source
-from mindspeed_lora.config.checks import check_layout, reconcile, shape_from_flags
+from mindspeed_lora.config.checks import check_layout, reconcile
 from mindspeed_lora.config.jobs import ModelJob
 from mindspeed_lora.config.lora import LoraConfig
 from mindspeed_lora.config.moe import experts_from_flags, reconcile_experts
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.shape_flags import shape_from_flags
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.data.added_tokens import job_tokenizer
 from mindspeed_lora.errors import Refused

@@ -27,13 +27,13 @@ from mindspeed_lora.config.checks import (
     check_layout,
     check_recompute,
     reconcile,
-    shape_from_flags,
 )
 from mindspeed_lora.config.context import check_context, check_fixed_length, variable_multiple
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.config.moe import experts_from_flags, reconcile_experts
 from mindspeed_lora.config.quantization import QuantSettings
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.shape_flags import shape_from_flags
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.data.added_tokens import job_tokenizer, token_numbers
 from mindspeed_lora.data.tokenizer import LazyTokenizer

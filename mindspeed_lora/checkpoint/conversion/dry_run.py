@@ -36,11 +36,11 @@ from mindspeed_lora.checkpoint.source import CheckpointSource, Source
 from mindspeed_lora.checkpoint.storage.manifest import manifest_text
 from mindspeed_lora.checkpoint.storage.safetensors_writer import SafetensorsLayout
 from mindspeed_lora.checkpoint.storage.tensor_writer import FileRecord, TensorRecord, spec_bytes
-from mindspeed_lora.config.checks import shape_from_flags
 from mindspeed_lora.config.config_file import to_yaml
 from mindspeed_lora.config.jobs import ConversionJob
 from mindspeed_lora.config.moe import experts_from_flags
 from mindspeed_lora.config.shape import ModelShape
+from mindspeed_lora.config.shape_flags import shape_from_flags
 from mindspeed_lora.errors import Refused
 
 _TIMED_BYTES = 256 << 20

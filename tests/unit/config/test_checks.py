@@ -5,16 +5,11 @@ from typing import Any
 
 import pytest
 
-from mindspeed_lora.config.checks import (
-    check_interleaving,
-    check_layout,
-    check_recompute,
-    reconcile,
-    shape_from_flags,
-)
+from mindspeed_lora.config.checks import check_interleaving, check_layout, check_recompute, reconcile
 from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import MLAShape, ModelShape, RopeScaling
+from mindspeed_lora.config.shape_flags import shape_from_flags
 from mindspeed_lora.config.stages import LayerPlacement
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.errors import Refused

@@ -56,7 +56,7 @@ def test_flags_of_other_tasks_are_told() -> None:
         ("--tensor-model-parallel-size 2", "world size 1 is not divisible"),
         ("--exit-on-missing-checkpoint", "without --load"),
         ("--load your model directory path", "--load is still the placeholder"),
-        ("--temperature 0", "--temperature 0.0: expected a number above 0"),
+        ("--temperature 0", "--temperature 0.0: expected a number from 1e-20 to 1e20 (--task greedy"),
         ("--dry-run --tensor-model-parallel-size 2 --world-size 3", "world size 3 is not divisible"),
     ],
 )

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from mindspeed_lora.config.checks import check_layout, reconcile, shape_from_flags
+from mindspeed_lora.config.checks import check_layout, reconcile
 from mindspeed_lora.config.commands import parse
 from mindspeed_lora.config.model import ModelConfig
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.config.shape import RopeScaling
+from mindspeed_lora.config.shape_flags import shape_from_flags
 from mindspeed_lora.errors import Refused
 
 SHAPE = (

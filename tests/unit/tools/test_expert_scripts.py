@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mindspeed_lora.checkpoint.canonical import canonical_tensors
-from mindspeed_lora.config.checks import shape_from_flags
 from mindspeed_lora.config.commands import COMMANDS, parse
 from mindspeed_lora.config.moe import experts_from_flags
+from mindspeed_lora.config.shape_flags import shape_from_flags
 
 Arguments = Callable[..., list[str]]
 TARGETS = "linear_qkv linear_proj linear_fc1 linear_fc2"

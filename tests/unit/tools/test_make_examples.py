@@ -16,9 +16,9 @@ import pytest
 
 from mindspeed_lora.checkpoint.canonical import canonical_tensors
 from mindspeed_lora.config.accepted import NO_EFFECT
-from mindspeed_lora.config.checks import shape_from_flags
 from mindspeed_lora.config.commands import COMMANDS, grammar, parse
 from mindspeed_lora.config.moe import experts_from_flags
+from mindspeed_lora.config.shape_flags import shape_from_flags
 from tests.unit.tools.test_expert_scripts import options
 
 Arguments = Callable[..., list[str]]
