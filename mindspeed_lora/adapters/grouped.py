@@ -229,6 +229,7 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         offsets, x, *inner = ctx.saved_tensors
+        again, call.again = call.again, None
         grad = grad_outputs[0].contiguous()
         grads = [grad[:, rows.start : rows.stop] for rows in call.rows]
         outer = [_rows(part, call.factors[2 * i + 1], offsets) for i, part in enumerate(grads)]
@@ -239,7 +240,7 @@ class _Products(torch.autograd.Function):
                 _add_input_gradient(grad_x, u, call, i)
 
         def factor_gradients() -> list[Tensor]:
-            tokens = call.again() if call.again is not None else x
+            tokens = again() if again is not None else x
             found = []
             for i, (u, v) in enumerate(zip(outer, inner, strict=True)):
                 lora_a = call.factors[2 * i]

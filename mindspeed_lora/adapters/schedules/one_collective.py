@@ -41,6 +41,18 @@ class _Call:
         assert gather is not None
         return gather
 
+    def take_sum(self) -> TokenSum:
+        """The sum of the output, in the same way: nothing else needs it until the backward pass is over."""
+        total, self.sum = self.sum, None
+        assert total is not None
+        return total
+
+    def take_input_gradient(self) -> Callable[[], Tensor]:
+        """What ends the sum of the input's gradient, in the same way."""
+        finish, self.finish_input_gradient = self.finish_input_gradient, None
+        assert finish is not None
+        return finish
+
     def branch(self, factors: tuple[Tensor, ...], masks: tuple[Tensor, ...] | None) -> SideBranch:
         return SideBranch(self.parts, factors, masks)
 
@@ -81,6 +93,8 @@ def begin_row(
     call = _Call(axis, branch.parts, merge)
     masks = None if branch.masks is None else tuple(branch.masks)
     partial: Tensor = _RowProducts.apply(x, weight, call, masks, *branch.factors)
+    if axis.size == 1:
+        call.take_sum()
 
     def finish() -> Tensor:
         output: Tensor = partial if axis.size == 1 else _FinishSum.apply(partial, call)
@@ -102,8 +116,7 @@ class _StartGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        finish, ctx.call.finish_input_gradient = ctx.call.finish_input_gradient, None
-        return finish().view_as(grad_outputs[0]), None
+        return ctx.call.take_input_gradient()().view_as(grad_outputs[0]), None
 
 
 class _FinishSum(torch.autograd.Function):
@@ -114,9 +127,7 @@ class _FinishSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, partial: Tensor, call: _Call) -> Tensor:
         ctx.call = call
-        assert call.sum is not None
-        result, call.sum = call.sum.wait(), None
-        return result.view_as(partial)
+        return call.take_sum().wait().view_as(partial)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
@@ -184,7 +195,7 @@ class _ColumnProducts(torch.autograd.Function):
             return None, None, None, None, *gradients
         call.finish_input_gradient = _finish(dx, branch, local if cut and not call.merge else None)
         if call.axis.size == 1:
-            call.finish_input_gradient()
+            call.take_input_gradient()()
         return dx.result.view(x.shape), None, None, None, *gradients
 
 

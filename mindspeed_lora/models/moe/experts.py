@@ -80,11 +80,12 @@ class _GroupedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         offsets, x = ctx.saved_tensors
+        again, ctx.again = ctx.again, None
         grad = grad_outputs[0].contiguous()
         grad_x = expert_input_products(grad, ctx.weight, offsets) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = grouped_outer(grad, ctx.again() if x is None else x, offsets)
+            grad_weight = grouped_outer(grad, again() if x is None else x, offsets)
         return grad_x, grad_weight, None, None
 
 
