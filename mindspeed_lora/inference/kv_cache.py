@@ -8,6 +8,7 @@ the padding follows it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -108,10 +109,18 @@ class LayerCache:
     """
 
     def __init__(self, batch: KeyValueCache, sliding_window: int | None) -> None:
-        self.batch = batch
+        # Were it held from here too, the memory of a batch would wait for the collector of cycles.
+        self._batch = weakref.ref(batch)
         self.sliding_window = sliding_window
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+
+    @property
+    def batch(self) -> KeyValueCache:
+        """What this is a layer of."""
+        batch = self._batch()
+        assert batch is not None, "a layer is used while its cache is there"
+        return batch
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Adds keys and values; see :class:`mindspeed_lora.models.attention.KeyValueCache`.

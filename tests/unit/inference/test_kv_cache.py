@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 
 from mindspeed_lora.inference.kv_cache import KeyValueCache, LayerCache
@@ -78,3 +81,18 @@ def test_several_tokens_behind_others_see_what_is_before_them() -> None:
     assert cache.advance(2).tolist() == [2, 3]
     _, _, mask = layer.extend(keys(2, 2), keys(2, 2))
     assert mask is not None and mask[0, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_a_cache_is_gone_with_its_last_reader() -> None:
+    """Without the collector of cycles, which may come batches later."""
+    cache = KeyValueCache(torch.zeros(2, dtype=torch.int64), capacity=3)
+    cache.layers = [LayerCache(cache, None)]
+    cache.advance(3)
+    cache.layers[0].extend(keys(0, 3), keys(0, 3))
+    gone = weakref.ref(cache)
+    gc.disable()
+    try:
+        del cache
+        assert gone() is None
+    finally:
+        gc.enable()
