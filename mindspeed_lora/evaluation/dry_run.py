@@ -110,12 +110,11 @@ def _work(
             more = max(map(len, asked.continuations))
             rows = batch * (len(asked.continuations) if more > 1 else 1)
             size = batch * len(asked.tokens)
-            works.append(Work(rows, len(asked.tokens) + more, size, rows * more, batch * (more > 1)))
+            works.append(Work(rows, len(asked.tokens) + more, size, rows * more))
         else:
-            tokens = len(encoder.to_generate(question, task.max_new_tokens).tokens)
-            rows = batch * task.benchmark.num_beams
-            before = batch if rows > batch else 0
-            works.append(Work(rows, tokens + task.max_new_tokens, batch * tokens, rows, before))
+            asked = encoder.to_generate(question, task.max_new_tokens)
+            requests, beams = [asked.to_generate(task.max_new_tokens)] * batch, task.benchmark.num_beams
+            works.append(Work.of_searches(requests, beams) if beams > 1 else Work.of_prompts(requests, batch))
     return Work.most(works)
 
 

@@ -89,8 +89,10 @@ def _work(job: InferenceJob, plan: ModelPlan) -> Work:
     inference, works = job.inference, []
     if isinstance(plan, InferencePlan) and plan.prompts:
         requests = [prompt.request for prompt in plan.prompts]
-        beams = inference.num_beams if set(inference.task) & set(BEAM_SEARCH) else 1
-        works.append(Work.of_prompts(requests, inference.micro_batch_size, beams))
+        if set(inference.task) & set(BEAM_SEARCH):
+            works.append(Work.of_searches(requests, inference.num_beams))
+        if set(inference.task) - {*BEAM_SEARCH, CHAT}:
+            works.append(Work.of_prompts(requests, inference.micro_batch_size))
     if not works or CHAT in inference.task:
         limit = LengthLimit.of(inference, plan.shape.max_position_embeddings, job.given)
         works.append(Work(1, limit.longest, max(1, limit.longest - limit.max_new_tokens), 1))

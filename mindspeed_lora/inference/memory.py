@@ -32,28 +32,30 @@ class Work:
     """What goes through the model together, at the most."""
 
     rows: int
-    """Of the cache: prompts, times beams; or continuations that are scored."""
+    """Of the cache: prompts, or the beams of one; or continuations that are scored."""
     capacity: int
     """Slots of a row of the cache."""
     tokens: int
     """b · s of the longest pass."""
     scored: int
     """Rows of logits at once."""
-    spread_from: int = 0
-    """Rows of the pass over prompts where each becomes several, whose keys and values give way layer by layer."""
 
     @classmethod
-    def of_prompts(cls, requests: Sequence[Request], batch: int, beams: int = 1) -> Work:
-        """Answers to these prompts, so many at once, each by so many beams."""
+    def of_prompts(cls, requests: Sequence[Request], batch: int) -> Work:
+        """Answers to these prompts, so many at once."""
         works = []
         for first in range(0, len(requests), batch):
             taken = requests[first : first + batch]
             longest = max(len(request.tokens) for request in taken)
             room = max(request.max_new_tokens for request in taken)
-            rows = len(taken) * beams
-            before = len(taken) if beams > 1 else 0
-            works.append(cls(rows, longest + room - 1, longest * len(taken), rows, before))
+            works.append(cls(len(taken), longest + room - 1, longest * len(taken), len(taken)))
         return cls.most(works)
+
+    @classmethod
+    def of_searches(cls, requests: Sequence[Request], beams: int) -> Work:
+        """Answers to these prompts by so many beams, one prompt after the other."""
+        found = cls.of_prompts(requests, 1)
+        return dataclasses.replace(found, rows=beams, scored=beams)
 
     @classmethod
     def most(cls, works: Iterable[Work]) -> Work:
@@ -146,9 +148,7 @@ def _question(plan: ModelPlan, work: Work, world_size: int, itemsize: int, on_cp
 def _of_stage(plan: ModelPlan, question: MemoryQuestion, work: Work, stage: int) -> InferenceMemory:
     held = rank_parameters(question, stage)
     layers = [layer for chunk in plan.placement.rank_chunks(stage) for layer in chunk.layers]
-    cache = (
-        (work.rows + work.spread_from) * work.capacity * len(layers) * _cached(question) * question.itemsize
-    )
+    cache = work.rows * work.capacity * len(layers) * _cached(question) * question.itemsize
     activations = work.tokens * _widest(question) * question.itemsize + held.quantized.tile
     logits = _logits(question, work) if stage == plan.placement.pp_size - 1 else 0
     return InferenceMemory(
