@@ -15,7 +15,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -81,6 +81,20 @@ def atomic_link(target: Path, destination: str) -> None:
     sync_directory(target.parent)
 
 
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder with those above it; returns those that were not there, the innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders, the innermost first, in which there is nothing."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 class StagedDirectory:
     """A folder that is being written beside its final place.
 
@@ -94,8 +108,9 @@ class StagedDirectory:
         # A link is followed, so that the folder behind it is replaced and not the link.
         target = target.resolve() if target.is_symlink() else target
         self.target = target
+        self._made: list[Path] = []
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self._made = make_folder(target.parent)
             adopted = _adopt(target, adopt) if adopt is not None else None
             remove_stale(target)
             check_target(target, overwrite)
@@ -103,6 +118,7 @@ class StagedDirectory:
             if adopted is None:
                 self.path.mkdir()
         except OSError as error:
+            remove_empty(self._made)
             raise Refused(f"{target}: cannot be written ({error.strerror}: {error.filename}).") from error
         self._lock: int | None = adopted[1] if adopted else _lock(self.path)
 
@@ -123,9 +139,10 @@ class StagedDirectory:
             self._lock = None
 
     def discard(self) -> None:
-        """Remove what is left of the temporary folder; harmless after a commit."""
+        """Remove what is left of the temporary folder, and the folders made for it; harmless after a commit."""
         if self._lock is not None:
             shutil.rmtree(self.path, ignore_errors=True)
+            remove_empty(self._made)
             os.close(self._lock)
             self._lock = None
 

@@ -7,10 +7,11 @@ interrupted run leaves the earlier set as it was.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from mindspeed_lora.atomic import sync_directory
+from mindspeed_lora.atomic import make_folder, remove_empty, sync_directory
 from mindspeed_lora.errors import Refused
 
 
@@ -25,14 +26,24 @@ def left_by_the_dead(target: Path) -> list[int]:
     return sorted(int(ending) for ending in endings if ending.isdigit() and not _is_alive(ending))
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make ``folder`` and see that files can be made in it."""
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and see that files can be made in it; one that was made is removed where the work fails.
+
+    Raises:
+        Refused: they cannot.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        made = make_folder(folder)
     except OSError as error:
         raise Refused(f"the output folder {folder} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise Refused(f"the output folder {folder} cannot be written to: permission denied")
+    try:
+        yield
+    except BaseException:
+        remove_empty(made)
+        raise
 
 
 def remove_stale(targets: Iterable[Path], kept: int | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindspeed_lora.config.jobs import PreprocessJob
-from mindspeed_lora.data.atomic_output import prepare_folder, publish
+from mindspeed_lora.data.atomic_output import output_folder, publish
 from mindspeed_lora.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from mindspeed_lora.data.sft_dataset import WEIGHTS_KEY, packed_prefix
 from mindspeed_lora.errors import Refused
@@ -22,16 +22,16 @@ def merge(job: PreprocessJob) -> None:
     config = job.preprocess
     assert config.output_prefix is not None
     groups = merge_groups(job)
-    prepare_folder(Path(config.output_prefix).parent)
     builders: list[IndexedDatasetBuilder] = []
-    try:
-        for key, prefixes in groups.items():
-            builders.append(_merged(prefixes, Path(f"{config.output_prefix}_{key}")))
-        publish([pair for builder in builders for pair in builder.finish()])
-    except BaseException:
-        for builder in builders:
-            builder.discard()
-        raise
+    with output_folder(Path(config.output_prefix).parent):
+        try:
+            for key, prefixes in groups.items():
+                builders.append(_merged(prefixes, Path(f"{config.output_prefix}_{key}")))
+            publish([pair for builder in builders for pair in builder.finish()])
+        except BaseException:
+            for builder in builders:
+                builder.discard()
+            raise
     for key, prefixes in groups.items():
         names = ", ".join(prefix.name for prefix in prefixes)
         print(f"written       {config.output_prefix}_{key} from {len(prefixes)}: {names}")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindspeed_lora.config.jobs import PreprocessJob
-from mindspeed_lora.data.atomic_output import prepare_folder
+from mindspeed_lora.data.atomic_output import output_folder
 from mindspeed_lora.data.bad_rows import BadRowLimit, CheckedWork, told
 from mindspeed_lora.data.preparation import Preparation, prepare
 from mindspeed_lora.data.prepared_output import PreparedOutput, job_key
@@ -41,10 +41,15 @@ def preprocess(job: PreprocessJob, source: str | None = None) -> Summary:
     inputs = open_inputs(job.preprocess, _notice)
     preparation = prepare(job, inputs, _notice)
     preparation = dataclasses.replace(preparation, info=dataclasses.replace(preparation.info, source=source))
-    prepare_folder(Path(job.preprocess.output_prefix).parent)
+    with output_folder(Path(job.preprocess.output_prefix).parent):
+        return _write(job, preparation, inputs, job.preprocess.output_prefix)
+
+
+def _write(job: PreprocessJob, preparation: Preparation, inputs: Inputs, prefix: str) -> Summary:
+    """All rows, and what they add up to."""
     settings = {k: v for k, v in dataclasses.asdict(job.preprocess).items() if k not in SAME_BYTES}
     key = job_key(preparation, settings, inputs.files)
-    output = PreparedOutput(job.preprocess.output_prefix, preparation, key)
+    output = PreparedOutput(prefix, preparation, key)
     if output.position.chunks:
         _notice(f"going on after row {output.position.summary.read:,}, where an interrupted run was")
     progress = Progress(job.preprocess.log_interval)

@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TextIO
 
 from mindspeed_lora import __version__
 from mindspeed_lora.config.jobs import PreprocessJob
 from mindspeed_lora.data.added_tokens import job_tokenizer
+from mindspeed_lora.data.atomic_output import output_folder
 from mindspeed_lora.data.indexed_dataset import idx_path
 from mindspeed_lora.data.prepared_info import PreparedInfo, info_path, read_info, text_info_path
 from mindspeed_lora.data.preprocess import SAME_BYTES, preprocess
@@ -65,13 +67,14 @@ class RawRows:
         prefix = self._prefix(source)
         if _is_complete(prefix, source):
             return prefix
-        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        if not _is_first_of_node(environ):
-            _leave_it_to_the_first(prefix, source)
-        with _locked(_lock_path(prefix)):
-            if not _is_complete(prefix, source):
-                self._refuse_strange_files(prefix)
-                _prepare(self.job, prefix, source)
+        lock = _lock_path(prefix)
+        with output_folder(lock.parent):
+            if not _is_first_of_node(environ):
+                _leave_it_to_the_first(prefix, source)
+            with _locked(lock):
+                if not _is_complete(prefix, source):
+                    self._refuse_strange_files(prefix)
+                    _prepare(self.job, prefix, source)
         return prefix
 
     def _prefix(self, source: str) -> str:
@@ -203,12 +206,24 @@ def _lock_path(prefix: str) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Alone in here, as far as the file system can tell; a dead owner's lock is free."""
-    with path.open("a") as stream:
+    """Alone in here, as far as the file system can tell; a dead owner's lock is free, one who is refused removes it."""
+    with _opened(path) as stream:
         # File systems without locks: then several may prepare the same bytes, each beside the target.
         with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        except Refused:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _opened(path: Path) -> TextIO:
+    """The file of a lock, in whose folder another process may just have left nothing."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return path.open("a")
 
 
 def _is_locked(path: Path) -> bool:

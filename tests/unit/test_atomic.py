@@ -214,3 +214,19 @@ def test_kill_at_every_step(tmp_path: Path, can_exchange: bool):
     assert content(target) == whole("new")
     assert outcomes[0] == "old" and outcomes[-1] == "new"
     assert outcomes == sorted(outcomes, key=["old", "new"].index)
+
+
+def test_folders_made_for_what_failed_are_gone(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target = tmp_path / "there" / "new" / "newer" / "target"
+    with pytest.raises(ValueError, match="halfway"), atomic_directory(target) as folder:
+        fill(folder, "one")
+        raise ValueError("halfway")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with pytest.raises(ValueError, match="halfway"), atomic_directory(target, keep_on_failure=True) as folder:
+        raise ValueError("halfway")
+    assert folder.is_dir(), "for a later start"
+    (target.parent / "others").touch()
+    with pytest.raises(ValueError, match="halfway"), atomic_directory(target):
+        raise ValueError("halfway")
+    assert [path.name for path in target.parent.iterdir()] == ["others"]

@@ -142,6 +142,18 @@ def test_a_folder_that_cannot_be_written_to(
     assert raw(rows, tokenizer).prepared().startswith(str(tmp_path / "cache" / "mindspeed_lora"))
 
 
+def test_what_is_refused_leaves_no_folder(tokenizer: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"other": "column"}) + "\n" for _ in range(3)))
+    with pytest.raises(Refused):
+        raw(rows, tokenizer).prepared()
+    with pytest.raises(Refused):
+        raw(rows, tokenizer, prefix=tmp_path / "new" / "newer" / "rows").prepared()
+    with pytest.raises(Refused):
+        by_hand(rows, tokenizer, tmp_path / "new" / "newer", "--max-bad-rows", "1.0")
+    assert list(tmp_path.iterdir()) == [rows]
+
+
 def test_plain_text_is_for_the_other_command(rows: Path, tokenizer: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"one two {i}"}) + "\n" for i in range(5)))
