@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -50,6 +50,13 @@ class _Scoring:
     requests: tuple[ScoreRequest, ...]
 
 
+@dataclass(frozen=True)
+class _Task:
+    """No work: the benchmark that all that follows is of."""
+
+    name: str
+
+
 class Engine:
     """A model that is asked on rank 0 and computes on all ranks.
 
@@ -59,6 +66,7 @@ class Engine:
         tokenizer: finds stop words.
         ends: sequences of tokens that end every answer.
         batch_size: questions that a replica takes at once.
+        mark: is told, on every rank, what begins.
     """
 
     def __init__(
@@ -68,7 +76,9 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         ends: tuple[tuple[int, ...], ...],
         batch_size: int,
+        mark: Callable[[str], None],
     ) -> None:
+        self._mark = mark
         self.groups = groups
         self.tokenizer = tokenizer
         self._ends = ends
@@ -96,6 +106,12 @@ class Engine:
             if thread.is_alive():
                 thread.join()
         self._say(_END)
+
+    def begin(self, task: str) -> None:
+        """On rank 0: what is asked from here on is of this benchmark."""
+        with self._working:
+            self._say(_Task(task))
+        self._mark(_phase(task))
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score]]:
         """On rank 0: the scores of each request's continuations.
@@ -139,6 +155,8 @@ class Engine:
                 self._scorer.score(order.requests)
             elif isinstance(order, Generation):
                 self._generate(order)
+            elif isinstance(order, _Task):
+                self._mark(_phase(order.name))
 
     def _check(self, tokens: Iterable[int]) -> None:
         """The first question of a benchmark is checked beforehand; a later one may have a rarer character."""
@@ -183,3 +201,7 @@ class Engine:
         for first in range(0, len(order), turn):
             start = first + self.groups.dp_rank * self._batch_size
             yield order[start : start + self._batch_size]
+
+
+def _phase(task: str) -> str:
+    return f"--task {task}"

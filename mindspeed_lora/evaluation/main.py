@@ -14,8 +14,9 @@ from mindspeed_lora.evaluation.plan import BenchmarkPlan, EvaluationPlan, plan_e
 from mindspeed_lora.evaluation.records import Record, Tally, table, write
 from mindspeed_lora.evaluation.run import BenchmarkRun
 from mindspeed_lora.inference.command import keep_config, run_command, say_notices
-from mindspeed_lora.inference.session import load_model
+from mindspeed_lora.inference.session import READING, load_model
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.parallel.heartbeat import Heartbeat
 
 
 def evaluate(job: EvaluationJob) -> int:
@@ -23,10 +24,11 @@ def evaluate(job: EvaluationJob) -> int:
     return run_command(job, dry_run, plan_evaluation, _run)
 
 
-def _run(plan: EvaluationPlan, groups: ParallelGroups, notices: list[str]) -> None:
+def _run(plan: EvaluationPlan, groups: ParallelGroups, notices: list[str], heartbeat: Heartbeat) -> None:
+    heartbeat.mark(READING)
     model, more = load_model(plan, groups)
     batch_size = plan.evaluation.evaluation_batch_size
-    engine = Engine(model, groups, plan.tokenizer, plan.ends, batch_size)
+    engine = Engine(model, groups, plan.tokenizer, plan.ends, batch_size, heartbeat.mark)
     if not groups.is_main:
         engine.follow()
         return
@@ -42,6 +44,7 @@ def _run(plan: EvaluationPlan, groups: ParallelGroups, notices: list[str]) -> No
         )
     with engine.asking():
         for task in plan.tasks:
+            engine.begin(task.name)
             if isinstance(task, HarnessPlan):
                 _tell(plan, task.name, run_harness(engine, plan, task), None)
             else:

@@ -12,6 +12,7 @@ from mindspeed_lora.config.config_file import CONFIG_FILE, write_config
 from mindspeed_lora.config.jobs import ModelJob
 from mindspeed_lora.inference.model_plan import ModelPlan
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from mindspeed_lora.parallel.heartbeat import Heartbeat, for_answers
 from mindspeed_lora.parallel.voice import speak_or_leave
 
 AnyJob = TypeVar("AnyJob", bound=ModelJob)
@@ -22,7 +23,7 @@ def run_command(
     job: AnyJob,
     dry_run: Callable[[AnyJob], None],
     plan_job: Callable[[AnyJob], AnyPlan],
-    work: Callable[[AnyPlan, ParallelGroups, list[str]], None],
+    work: Callable[[AnyPlan, ParallelGroups, list[str], Heartbeat], None],
 ) -> int:
     """Does what a job asks, on every rank; returns 0.
 
@@ -30,7 +31,7 @@ def run_command(
         job: checked and resolved.
         dry_run: what is done in place of it with ``--dry-run``.
         plan_job: resolves the job without peers.
-        work: is given the plan, the ranks, and notices for the user.
+        work: is given the plan, the ranks, notices for the user, and where to mark what begins.
 
     Raises:
         Refused: the job cannot be, found before any process group is made.
@@ -44,10 +45,11 @@ def run_command(
         return 0
     plan = plan_job(job)
     groups, notices = initialize_groups(plan.job.parallel, job.compute.seed)
-    try:
-        work(plan, groups, notices)
-    except Exception as error:
-        raise speak_or_leave(error, groups) from error
+    with for_answers(groups) as heartbeat:
+        try:
+            work(plan, groups, notices, heartbeat)
+        except Exception as error:
+            raise speak_or_leave(error, groups, heartbeat) from error
     destroy_groups()
     return 0
 

@@ -11,8 +11,9 @@ from mindspeed_lora.inference.chat import chat
 from mindspeed_lora.inference.command import keep_config, run_command, say_notices
 from mindspeed_lora.inference.dry_run import dry_run
 from mindspeed_lora.inference.plan import CHAT, InferencePlan, plan_inference
-from mindspeed_lora.inference.session import InferenceSession
+from mindspeed_lora.inference.session import READING, InferenceSession
 from mindspeed_lora.parallel.groups import ParallelGroups
+from mindspeed_lora.parallel.heartbeat import Heartbeat
 
 
 def infer(job: InferenceJob) -> int:
@@ -20,7 +21,8 @@ def infer(job: InferenceJob) -> int:
     return run_command(job, dry_run, plan_inference, _run)
 
 
-def _run(plan: InferencePlan, groups: ParallelGroups, notices: list[str]) -> None:
+def _run(plan: InferencePlan, groups: ParallelGroups, notices: list[str], heartbeat: Heartbeat) -> None:
+    heartbeat.mark(READING)
     session = InferenceSession(plan, groups)
     if groups.is_main:
         say_notices((*plan.notices, *notices, *session.notices))
@@ -29,6 +31,7 @@ def _run(plan: InferencePlan, groups: ParallelGroups, notices: list[str]) -> Non
             keep_config(file, plan.job, "inference.py", groups.world_size)
     with output_file(session) as output:
         for task in plan.job.inference.task:
+            heartbeat.mark(f"--task {task}")
             if task == CHAT:
                 chat(session)
             else:

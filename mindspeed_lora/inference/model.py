@@ -11,7 +11,8 @@ import torch
 
 from mindspeed_lora.config.jobs import InferenceJob
 from mindspeed_lora.inference.plan import plan_inference, plan_prompts
-from mindspeed_lora.inference.session import InferenceSession
+from mindspeed_lora.inference.session import READING, InferenceSession
+from mindspeed_lora.parallel.heartbeat import for_answers
 from mindspeed_lora.parallel.joining import joined_groups
 
 
@@ -31,8 +32,11 @@ class Model:
         """
         with ExitStack() as stack:
             self._plan = plan_inference(job)
-            groups, notices = stack.enter_context(joined_groups(job.parallel, job.inference.seed))
+            joined = stack.enter_context(joined_groups(job.parallel, job.inference.seed, for_answers))
+            groups, notices, heartbeat = joined
+            heartbeat.mark(READING)
             self._session = InferenceSession(self._plan, groups)
+            heartbeat.mark("what the program does with the model")
             if groups.is_main:
                 for text in (*job.notices, *self._plan.notices, *notices, *self._session.notices):
                     print(f"notice: {text}", file=sys.stderr, flush=True)

@@ -47,6 +47,10 @@ def load_model(plan: ModelPlan, groups: ParallelGroups) -> tuple[GPTModel, list[
     return model, [notice] if notice else []
 
 
+READING = "reading the weights"
+"""Phase in which a session is built."""
+
+
 class InferenceSession:
     """Built from a plan on every rank."""
 

@@ -29,6 +29,10 @@ from mindspeed_lora.parallel.whereabouts import our_line, ranks_text, waits_in
 
 T = TypeVar("T")
 
+AFTER_TRAINING = "the last checkpoint is whole, start again with --resume auto"
+AFTER_ANSWERS = "what is written is whole, start again"
+"""What a job that has failed leaves behind."""
+
 SPOKEN = "mindspeed_lora/spoken"
 """Counter of the ranks that wanted to speak; the first one does."""
 _TOLD = "mindspeed_lora/told"
@@ -67,9 +71,20 @@ def _place(step: int | None, phase: str) -> str:
 
 
 class Heartbeat:
-    """This rank's beats, from its creation until :meth:`close`; without peers there are none."""
+    """This rank's beats, from its creation until :meth:`close`; without peers there are none.
 
-    def __init__(self, groups: ParallelGroups) -> None:
+    Args:
+        groups: the ranks.
+        afterwards: what a job that has failed leaves behind, the end of its sentence.
+        watches: whether this rank is ended where a phase lasts longer than any collective may. Not for work whose
+            phases are long by themselves; the time-out of its collectives ends it.
+    """
+
+    def __init__(
+        self, groups: ParallelGroups, afterwards: str = AFTER_TRAINING, watches: bool = True
+    ) -> None:
+        self.afterwards = afterwards
+        self._watches = watches
         self._groups = groups
         self._timeout = groups.timeout.total_seconds()
         self._interval = min(max(self._timeout / 10, _SHORTEST), _LONGEST)
@@ -198,7 +213,7 @@ class Heartbeat:
                 over = self._store.add(SPOKEN, 0) > 0
             except (RuntimeError, ValueError):
                 over = True
-            if self._leaves:
+            if self._leaves or not self._watches:
                 continue
             if over and stands > self._timeout + self._interval:
                 # Another rank has spoken, and this one has no way to notice.
@@ -209,16 +224,21 @@ class Heartbeat:
     def _speak(self) -> None:
         """Where a collective has no time-out that works."""
         if self._store.add(SPOKEN, 1) == 1:
-            text = f"error: rank {self._groups.rank}: {hang_sentence(self.summary(), self._timeout)}"
+            text = f"error: rank {self._groups.rank}: {hang_sentence(self.summary(), self._timeout, self.afterwards)}"
             print(text, file=sys.stderr, flush=True)
         os._exit(1)
 
 
-def hang_sentence(summary: str, timeout_seconds: float) -> str:
+def for_answers(groups: ParallelGroups) -> Heartbeat:
+    """The beats of a rank that answers and judges: nothing that it does is marked often, or can be resumed."""
+    return Heartbeat(groups, AFTER_ANSWERS, watches=False)
+
+
+def hang_sentence(summary: str, timeout_seconds: float, afterwards: str = AFTER_TRAINING) -> str:
     """The whole sentence of a job that stands still."""
     minutes = f"no progress within --distributed-timeout-minutes {timeout_seconds / 60:g}"
     told = f": {summary}" if summary else ""
-    return f"{minutes}{told}; the last checkpoint is whole, start again with --resume auto"
+    return f"{minutes}{told}; {afterwards}"
 
 
 def summarise(beats: Mapping[int, Beat], silent: set[int]) -> str:

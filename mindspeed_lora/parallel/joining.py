@@ -7,7 +7,7 @@ the launcher's address serves a world only once.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
@@ -16,12 +16,15 @@ from megatron.core import parallel_state
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
+from mindspeed_lora.parallel.heartbeat import Heartbeat
 from mindspeed_lora.parallel.voice import speak_or_leave
 
 
 @contextmanager
-def joined_groups(parallel: ParallelConfig, seed: int) -> Iterator[tuple[ParallelGroups, list[str]]]:
-    """The groups of the layout, and notices for the user; all ranks open and close in the same order.
+def joined_groups(
+    parallel: ParallelConfig, seed: int, beats: Callable[[ParallelGroups], Heartbeat] = Heartbeat
+) -> Iterator[tuple[ParallelGroups, list[str], Heartbeat]]:
+    """The groups of the layout, notices for the user, and this rank's beats; all ranks open and close in one order.
 
     The first call joins the processes, which leave when the program ends. An error inside becomes that of a command:
     one rank raises it, the others raise :class:`~mindspeed_lora.errors.PeerFailure`.
@@ -39,12 +42,14 @@ def joined_groups(parallel: ParallelConfig, seed: int) -> Iterator[tuple[Paralle
     if joins:
         atexit.register(destroy_groups)
     try:
-        yield groups, notices
-    except Exception as error:
-        told = speak_or_leave(error, groups)
-        if told is error:
-            raise
-        raise told from error
+        with beats(groups) as heartbeat:
+            try:
+                yield groups, notices, heartbeat
+            except Exception as error:
+                told = speak_or_leave(error, groups, heartbeat)
+                if told is error:
+                    raise
+                raise told from error
     finally:
         parallel_state.destroy_model_parallel()
         for group in _known_groups():

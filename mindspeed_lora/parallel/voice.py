@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from mindspeed_lora.errors import Failed, PeerFailure, UserError
 from mindspeed_lora.parallel.groups import ParallelGroups
-from mindspeed_lora.parallel.heartbeat import SPOKEN, Heartbeat, bounded, hang_sentence
+from mindspeed_lora.parallel.heartbeat import AFTER_TRAINING, SPOKEN, Heartbeat, bounded, hang_sentence
 
 _LOST_PEER = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "nccl", "gloo")
 
@@ -42,14 +42,16 @@ def speak_or_leave(error: Exception, groups: ParallelGroups, heartbeat: Heartbea
 def _spoken(error: Exception, groups: ParallelGroups, heartbeat: Heartbeat | None) -> Exception:
     """What the rank that speaks ends with."""
     if isinstance(error, RuntimeError) and not isinstance(error, UserError) and _lost_peer(error):
-        if heartbeat is not None and any(sign in str(error).lower() for sign in _TIMED_OUT):
-            return Failed(hang_sentence(heartbeat.summary(), groups.timeout.total_seconds()))
-        lost = heartbeat.lost() if heartbeat is not None else ""
-        return Failed(lost_sentence(lost, str(error)))
+        if heartbeat is None:
+            return Failed(lost_sentence("", str(error)))
+        afterwards = heartbeat.afterwards
+        if any(sign in str(error).lower() for sign in _TIMED_OUT):
+            return Failed(hang_sentence(heartbeat.summary(), groups.timeout.total_seconds(), afterwards))
+        return Failed(lost_sentence(heartbeat.lost(), str(error), afterwards))
     return error
 
 
-def lost_sentence(lost: str, reason: str) -> str:
+def lost_sentence(lost: str, reason: str, afterwards: str = AFTER_TRAINING) -> str:
     """The whole sentence of a job that a rank has left without a word; ``lost`` names it, where it is known."""
     # gloo begins with the line of its own source that noticed.
     seen = re.sub(r"^\[\S+:\d+\] ", "", " ".join(reason.split())).partition(". ")[0]
@@ -58,7 +60,7 @@ def lost_sentence(lost: str, reason: str) -> str:
         if lost
         else f"lost contact with another process ({seen[:200]}); see which rank ended first and why"
     )
-    return f"{what}; the last checkpoint is whole, start again with --resume auto"
+    return f"{what}; {afterwards}"
 
 
 def _is_first(groups: ParallelGroups) -> bool:

@@ -15,7 +15,6 @@ import torch
 from mindspeed_lora.config.jobs import TrainJob
 from mindspeed_lora.device.limits import free_memory_bytes
 from mindspeed_lora.errors import Refused
-from mindspeed_lora.parallel.heartbeat import Heartbeat
 from mindspeed_lora.parallel.joining import joined_groups
 from mindspeed_lora.training.loop import TrainingLoop
 from mindspeed_lora.training.main import opened_loop, plan_run
@@ -92,8 +91,8 @@ class Trainer:
         with ExitStack() as stack:
             plan = plan_run(job)
             stop = stack.enter_context(StopRequest(job.training.exit_duration_in_mins))
-            groups, notices = stack.enter_context(joined_groups(job.parallel, job.training.seed))
-            heartbeat = stack.enter_context(Heartbeat(groups))
+            joined = stack.enter_context(joined_groups(job.parallel, job.training.seed))
+            groups, notices, heartbeat = joined
             self._told = partial(memory_errors_told, plan, groups, heartbeat, free_memory_bytes())
             told = [*job.notices, *notices]
             with self._told():

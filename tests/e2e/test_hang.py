@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.benchmark_files import write_mmlu, write_model
 from tests.support.launch import Ranks
 from tests.support.tiny import Tiny
 
@@ -63,3 +65,31 @@ def test_a_killed_rank_is_named(killed: int, tiny: Tiny, tmp_path: Path) -> None
         assert ": gone without a word (killed, " in sentence
     else:
         assert "lost contact with rank 0 or its launcher, which keeps the job's store: " in sentence
+
+
+@pytest.mark.parametrize("program", ["evaluation.py", pytest.param("inference.py", marks=pytest.mark.slow)])
+def test_a_rank_that_is_killed_while_others_are_answered_is_named(program: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--load", write_model(tmp_path / "model"), "--tensor-model-parallel-size", 2]
+    if program == "evaluation.py":
+        questions = write_mmlu(tmp_path / "mmlu", questions=300)
+        words += ["--task", "mmlu", "--task-data-path", questions, "--output-dir", out]
+        config, phase = out / "config.yaml", "--task mmlu"
+    else:
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text("".join(json.dumps({"prompt": "green river"}) + "\n" for _ in range(2000)))
+        words += ["--task", "greedy", "--prompt-file", prompts, "--output-file", out / "answers.jsonl"]
+        config, phase = out / "answers.config.yaml", "--task greedy"
+    with Ranks(program, 2, words) as ranks:
+        ranks.wait_until(config.exists)
+        time.sleep(0.5)
+        ranks.kill(1)
+        ended = ranks.wait()
+    assert ended.statuses[0] == 1
+    (sentence,) = ended.sentences
+    assert "Traceback" not in "".join(ended.errors)
+    assert sentence.startswith(
+        f"error: rank 0: lost contact with rank 1 in {phase}: gone without a word (killed, "
+    )
+    assert sentence.endswith("; what is written is whole, start again")
+    assert sorted(path.name for path in out.iterdir()) == [config.name]
