@@ -23,8 +23,9 @@ from mindspeed_lora.checkpoint.loading.local_parameters import is_of_experts
 from mindspeed_lora.config.training import TrainingConfig
 from mindspeed_lora.inference.generator import Request
 from mindspeed_lora.inference.model_plan import ModelPlan
+from mindspeed_lora.training.heap_memory import heap_bytes
 from mindspeed_lora.training.layer_memory import FP32, MemoryQuestion
-from mindspeed_lora.training.memory import heap_bytes, rank_parameters
+from mindspeed_lora.training.memory import rank_parameters
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _of_stage(plan: ModelPlan, question: MemoryQuestion, work: Work, stage: int)
         activations=activations,
         logits=logits,
         reading=max(0, _reading(plan, question, stage) - cache - activations - logits),
-        heap=heap_bytes(question, cache + activations + logits) if question.on_cpu else 0,
+        heap=heap_bytes(question, cache + activations + logits),
     )
 
 

@@ -19,14 +19,11 @@ from mindspeed_lora.checkpoint.canonical import (
 )
 from mindspeed_lora.checkpoint.loading.local_parameters import is_of_experts
 from mindspeed_lora.config.stages import ModelChunk
-from mindspeed_lora.device.heap import KEPT_BYTES
 from mindspeed_lora.models.vocab_loss import logits_bytes
+from mindspeed_lora.training.heap_memory import heap_bytes, stranded_bytes
 from mindspeed_lora.training.layer_memory import FP32, MemoryQuestion, layer_sizes
 from mindspeed_lora.training.optimizer_states import PORTION
 from mindspeed_lora.training.quantized_memory import QuantizedMemory, quantized_memory
-
-_LIBRARIES = 50 << 20
-"""What products take beside their outputs, measured; as much again for the connections of gloo."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +167,7 @@ def predict_memory(
         activations=activations,
         logits=logits,
         buffers=buffers,
-        heap=heap_bytes(question, activations + logits + buffers) if question.on_cpu else 0,
+        heap=heap_bytes(question, activations + logits + buffers) + stranded_bytes(question, pp_rank),
     )
 
 
@@ -262,17 +259,6 @@ def _buffers(question: MemoryQuestion, pp_rank: int) -> int:
     gathered = shape.hidden_size * tokens if question.sequence_parallel and question.tp > 1 else 0
     messages = 2 * shape.hidden_size * question.residual_tokens if question.placement.pp_size > 1 else 0
     return (mlp + residual + gathered + messages) * question.itemsize
-
-
-def heap_bytes(question: MemoryQuestion, passing: int) -> int:
-    """Measured, not derived: holes among tensors that come and go, and the libraries' own buffers.
-
-    Blocks of one micro-batch lie elsewhere than those of the one before, which stay resident up to a gibibyte
-    (``device/heap.py``).
-    """
-    holes = passing // (4 if passing <= KEPT_BYTES else 8)
-    ranks = question.tp * question.cp * question.dp * question.placement.pp_size
-    return holes + _LIBRARIES * (2 if ranks > 1 else 1)
 
 
 def _end_tensors(chunk: ModelChunk, question: MemoryQuestion) -> dict[str, tuple[int, ...]]:
