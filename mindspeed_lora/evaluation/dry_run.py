@@ -114,7 +114,7 @@ def _work(
         else:
             asked = encoder.to_generate(question, task.max_new_tokens)
             requests, beams = [asked.to_generate(task.max_new_tokens)] * batch, task.benchmark.num_beams
-            works.append(Work.of_searches(requests, beams) if beams > 1 else Work.of_prompts(requests, batch))
+            works.append(Work.of_beams(requests, batch, beams))
     return Work.most(works)
 
 

@@ -90,7 +90,7 @@ def _work(job: InferenceJob, plan: ModelPlan) -> Work:
     if isinstance(plan, InferencePlan) and plan.prompts:
         requests = [prompt.request for prompt in plan.prompts]
         if set(inference.task) & set(BEAM_SEARCH):
-            works.append(Work.of_searches(requests, inference.num_beams))
+            works.append(Work.of_beams(requests, inference.micro_batch_size, inference.num_beams))
         if set(inference.task) - {*BEAM_SEARCH, CHAT}:
             works.append(Work.of_prompts(requests, inference.micro_batch_size))
     if not works or CHAT in inference.task:

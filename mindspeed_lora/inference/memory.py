@@ -53,8 +53,10 @@ class Work:
         return cls.most(works)
 
     @classmethod
-    def of_searches(cls, requests: Sequence[Request], beams: int) -> Work:
-        """Answers to these prompts by so many beams, one prompt after the other."""
+    def of_beams(cls, requests: Sequence[Request], batch: int, beams: int) -> Work:
+        """Answers to these prompts by so many beams, one prompt after the other; one beam is no search."""
+        if beams == 1:
+            return cls.of_prompts(requests, batch)
         found = cls.of_prompts(requests, 1)
         return dataclasses.replace(found, rows=beams, scored=beams)
 
