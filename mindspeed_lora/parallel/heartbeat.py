@@ -35,7 +35,8 @@ AFTER_ANSWERS = "what is written is whole, start again"
 
 SPOKEN = "mindspeed_lora/spoken"
 """Counter of the ranks that wanted to speak; the first one does."""
-_TOLD = "mindspeed_lora/told"
+TOLD = "mindspeed_lora/told"
+"""Counter that is raised once the speaker has asked all that it wanted to know."""
 _KEY = "mindspeed_lora/beat"
 _SHORTEST, _LONGEST = 0.25, 5.0
 _LOOK = 0.05
@@ -184,7 +185,7 @@ class Heartbeat:
         """This rank speaks for all, and has asked all that it wanted to know."""
         if self._store is not None:
             with suppress(RuntimeError, ValueError, TimeoutError):
-                bounded(lambda: self._store.add(_TOLD, 1), _FAREWELL)
+                bounded(lambda: self._store.add(TOLD, 1), _FAREWELL)
 
     def wait_for_the_speaker(self) -> None:
         """Rank 0 keeps the job's store where no launcher does: it stays until the rank that speaks has asked it."""
@@ -192,7 +193,7 @@ class Heartbeat:
             return
         until = time.monotonic() + 2 * self._interval + _FAREWELL
         with suppress(RuntimeError, ValueError):
-            while self._store.add(_TOLD, 0) == 0 and time.monotonic() < until:
+            while self._store.add(TOLD, 0) == 0 and time.monotonic() < until:
                 time.sleep(_LOOK)
 
     def _publish(self) -> None:

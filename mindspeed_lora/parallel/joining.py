@@ -17,7 +17,7 @@ from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from mindspeed_lora.parallel.heartbeat import Heartbeat
-from mindspeed_lora.parallel.voice import speak_or_leave
+from mindspeed_lora.parallel.voice import forget_failure, speak_or_leave
 
 
 @contextmanager
@@ -41,6 +41,8 @@ def joined_groups(
     groups, notices = initialize_groups(parallel, seed)
     if joins:
         atexit.register(destroy_groups)
+    else:
+        forget_failure(groups)
     try:
         with beats(groups) as heartbeat:
             try:

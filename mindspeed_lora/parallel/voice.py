@@ -11,12 +11,18 @@ import re
 import torch.distributed as dist
 
 from mindspeed_lora.errors import Failed, PeerFailure, UserError
+from mindspeed_lora.parallel.collectives import barrier
 from mindspeed_lora.parallel.groups import ParallelGroups
-from mindspeed_lora.parallel.heartbeat import AFTER_TRAINING, SPOKEN, Heartbeat, bounded, hang_sentence
+from mindspeed_lora.parallel.heartbeat import (
+    AFTER_TRAINING,
+    SPOKEN,
+    TOLD,
+    Heartbeat,
+    bounded,
+    hang_sentence,
+)
 
 _LOST_PEER = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "nccl", "gloo")
-
-
 _TIMED_OUT = ("timed out", "timeout")
 
 
@@ -37,6 +43,18 @@ def speak_or_leave(error: Exception, groups: ParallelGroups, heartbeat: Heartbea
     if heartbeat is not None:
         heartbeat.told()
     return told
+
+
+def forget_failure(groups: ParallelGroups) -> None:
+    """Before another piece of work in processes that stay joined: what an earlier one ended with is over.
+
+    Every rank calls it.
+    """
+    if groups.rank == 0 and groups.world_size > 1:
+        store = dist.distributed_c10d._get_default_store()
+        for counter in (SPOKEN, TOLD):
+            store.set(counter, "0")
+    barrier(groups)
 
 
 def _spoken(error: Exception, groups: ParallelGroups, heartbeat: Heartbeat | None) -> Exception:

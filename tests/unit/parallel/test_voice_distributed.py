@@ -10,6 +10,7 @@ from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.errors import Failed, PeerFailure
 from mindspeed_lora.parallel.collectives import barrier
 from mindspeed_lora.parallel.groups import destroy_groups, initialize_groups
+from mindspeed_lora.parallel.joining import joined_groups
 from mindspeed_lora.parallel.voice import speak_or_leave
 from tests.support.pool import WorkerPool
 
@@ -46,6 +47,27 @@ def test_the_rank_that_failed_first_speaks(
     found = workers.run(3, end, first, kind)
     assert found[first] == expected
     assert [kind for rank, (kind, _) in enumerate(found) if rank != first] == ["PeerFailure"] * 2
+
+
+def ends_of_a_program(kinds: tuple[str, ...]) -> list[tuple[str, str]]:
+    """How each piece of work of a program that goes on after a failure ends; rank 1 fails first."""
+    found = []
+    for kind in kinds:
+        try:
+            with joined_groups(ParallelConfig(distributed_timeout_minutes=3), 1) as (groups, _, _):
+                if groups.rank != 1:
+                    time.sleep(0.3)
+                raise Failed(kind)
+        except (Failed, PeerFailure) as error:
+            found.append((type(error).__name__, str(error)))
+    destroy_groups()
+    return found
+
+
+def test_a_program_is_told_of_every_failure(workers: WorkerPool) -> None:
+    other, own = workers.run(2, ends_of_a_program, ("the first", "the second"))
+    assert own == [("Failed", "the first"), ("Failed", "the second")]
+    assert [kind for kind, _ in other] == ["PeerFailure"] * 2
 
 
 def test_a_lost_peer_is_one_sentence(workers: WorkerPool) -> None:
