@@ -173,12 +173,12 @@ def _convert_word(option: Option, word: str) -> Any:
         word = _without_quotes(word)
     try:
         value = option.item_type(word)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError
-        return value
     except ValueError:
         kind = "an integer" if option.item_type is int else "a number"
         raise Refused(f"{option.name} {word}: expected {kind}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused(f"{option.name} {word}: expected a finite number")
+    return value
 
 
 def _without_quotes(word: str) -> str:

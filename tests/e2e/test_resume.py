@@ -13,8 +13,8 @@ import pytest
 from tests.support.launch import Ranks, run_ranks
 from tests.support.tiny import Tiny
 
-STEPS = 10
-SAVE_INTERVAL = 5
+STEPS = 8
+SAVE_INTERVAL = 4
 EXACT = ("iteration", "lm_loss", "grad_norm", "learning_rate", "tokens", "loss_tokens")
 JOB: dict[str, Any] = {
     "train_iters": STEPS,

@@ -66,10 +66,16 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Case, lis
 def test_beam_search_is_transformers_beam_search(
     cases: dict[str, tuple[Case, list[Tokens]]], workers: WorkerPool, tp: int, pp: int
 ) -> None:
+    # On four ranks: every setting on one model, and one of them on the others.
+    some = {
+        name: case
+        for name, case in cases.items()
+        if tp * pp < 4 or name.startswith("llama,") or "early" in name
+    }
     for rank, answers in enumerate(
-        workers.run(tp * pp, answers_on_rank, tp, pp, [case for case, _ in cases.values()])
+        workers.run(tp * pp, answers_on_rank, tp, pp, [case for case, _ in some.values()])
     ):
-        for (name, (_, expected)), found in zip(cases.items(), answers, strict=True):
+        for (name, (_, expected)), found in zip(some.items(), answers, strict=True):
             assert found == expected, f"{name} on rank {rank}"
 
 

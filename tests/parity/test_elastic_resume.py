@@ -127,7 +127,7 @@ def test_all_parameters_go_on_in_another_layout(
 def test_in_the_same_layout_no_bit_differs(layout: Layout, bench: ParityBench, tmp_path: Path) -> None:
     extra = [*DROPOUT, "--hidden-dropout", "0.1", "--attention-dropout", "0.1"]
     # A bit that differs does so in the first steps.
-    case = Case(recipe=Recipe(steps=SAVED_AT + 4))
+    case = Case(recipe=Recipe(steps=SAVED_AT + 2))
     whole = bench.train(case, layout, [*extra, "--lr-decay-iters", str(case.recipe.steps)])
     before, after = stopped_and_taken_up(bench, case, layout, layout, tmp_path / "run", extra)
     assert [*before.losses, *after.losses] == whole.losses

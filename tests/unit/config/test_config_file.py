@@ -132,7 +132,7 @@ def test_what_a_file_repeats_of_the_defaults_is_not_given(tmp_path: Path) -> Non
         ("bf16: 3", "--bf16 is a switch and takes no value, but got '3'"),
         ("lora-r: [1, 2]", "--lora-r takes one value, not 2"),
         ("lr: true", "--lr needs a value"),
-        ("lr: .nan", "--lr nan: expected a number"),
+        ("lr: .nan", "--lr nan: expected a finite number"),
         ("lora-target-modules: [q_proj, null]", "--lora-target-modules holds null; expected texts"),
         ("lora-target-modules: [[q_proj]]", "--lora-target-modules holds a list; expected texts"),
         ("lora-target-modules: &a [*a]", "--lora-target-modules holds a list; expected texts"),

@@ -53,8 +53,8 @@ def test_negative_and_dashed_values() -> None:
         ("--lora-target-modules --bf16", "--lora-target-modules needs a value"),
         ("--lora-r x", "--lora-r x: expected an integer"),
         ("--lr 1e-4x", "--lr 1e-4x: expected a number"),
-        ("--clip-grad inf", "--clip-grad inf: expected a number"),
-        ("--weight-decay nan", "--weight-decay nan: expected a number"),
+        ("--clip-grad inf", "--clip-grad inf: expected a finite number"),
+        ("--weight-decay nan", "--weight-decay nan: expected a finite number"),
         ("--lora-r 0", "--lora-r 0: expected an integer of at least 1"),
         (
             "--lora-rank-pattern q_proj",

@@ -85,7 +85,7 @@ def losses_in(save: Path) -> list[float]:
     return [record["lm_loss"] for record in records if "lm_loss" in record]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama2", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_quantised_before_or_while_loading(
     family: str, script_arguments: Callable[..., list[str]], workers: WorkerPool, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ Convert = Callable[..., None]
 ROOT = Path(__file__).parents[4]
 
 
-@pytest.mark.parametrize("kills", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "more", [(), ("--resume",), ("--qlora-nf4", "--quant-double")], ids=["clean", "resume", "quantised"]
 )
