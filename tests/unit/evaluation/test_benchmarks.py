@@ -251,7 +251,9 @@ def test_csv_files_as_people_have_them(tmp_path: Path) -> None:
     (test / "x_test.csv").write_text(row + "\n\nq,a,b\n")
     assert "x_test.csv, row 4: has 3 columns" in refusal("mmlu", test)
     (test / "x_test.csv").write_text(row + "q" * 200_000 + ",a,b,c,d,A\n")
-    assert "x_test.csv, row 2: not CSV (field larger" in refusal("mmlu", test)
+    assert len(questions("mmlu", test)[1].text) > 200_000
+    (test / "x_test.csv").write_text(row + 'q,a,b,c,d,"A\n' + row)
+    assert "x_test.csv" in refusal("mmlu", test)
     (test / "x.csv").write_text("Question,A,B,C,D,D,Answer\nq,a,b,c,d,e,A\n")
     assert "x.csv: there are two columns D" in refusal("cmmlu", test / "x.csv")
 
