@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mindspeed_lora.data.readers.opening import PACKED, encoding_of, opened
 from mindspeed_lora.errors import Refused
 
 Row = dict[str, Any]
@@ -23,7 +24,8 @@ _LISTS_OF_TEXTS = ("derivations", "endings", "options")
 def files_in(path: Path, pattern: str, flag: str = "--task-data-path") -> list[Path]:
     """The files of a folder that match a pattern, sorted by name; a file stands for itself.
 
-    Hidden files are none of them: a Mac's archives hold one (``._name``) beside each file.
+    Packed JSON files (``a.jsonl.gz``) are among them, unless they lie beside what was unpacked from them. Hidden files
+    are not: a Mac's archives hold one (``._name``) beside each file.
 
     Raises:
         Refused: there are none.
@@ -32,16 +34,25 @@ def files_in(path: Path, pattern: str, flag: str = "--task-data-path") -> list[P
         return [path]
     if not path.is_dir():
         raise Refused(f"{flag} {path}: is not there; name the folder of the benchmark's files")
-    found = sorted(file for file in path.glob(pattern) if file.is_file() and not file.name.startswith("."))
+    suffixes = ("", *PACKED) if ".json" in pattern else ("",)
+    matching = [file for suffix in suffixes for file in path.glob(pattern + suffix) if file.is_file()]
+    found = [file for file in matching if not file.name.startswith(".")]
     if not found:
         raise Refused(f"{flag} {path}: holds no file {pattern}; name the folder of the benchmark's files")
-    return found
+    return sorted(file for file in found if file.suffix not in PACKED or file.with_suffix("") not in found)
+
+
+def subject_of(file: Path) -> str:
+    """The name of a file without its suffixes, ``a.b`` of ``a.b.jsonl.gz``."""
+    return Path(file.stem).stem if file.suffix in PACKED else file.stem
 
 
 def read_text(path: Path) -> str:
-    """A file as text; a byte-order mark is left out."""
+    """A file as text, unpacked; a byte-order mark is left out."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with opened(path) as (stream, _):
+            encoding = encoding_of(stream)
+            return stream.read().decode(encoding)
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -18,7 +18,7 @@ from mindspeed_lora.evaluation.benchmark import (
     limited,
     taken_shots,
 )
-from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl
+from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl, subject_of
 from mindspeed_lora.evaluation.patterns import all_letters, first_letter, normalised, stated
 
 _KEYS = ("question",)
@@ -44,19 +44,23 @@ class AgiEval(Benchmark):
         """All questions; see the base class."""
         found = []
         for file in files_in(settings.path, "*.jsonl"):
-            language = settings.language or ("zh" if file.stem.startswith(_CHINESE) else "en")
+            language = settings.language or ("zh" if subject_of(file).startswith(_CHINESE) else "en")
             ask = _text_to_end if settings.alternative_prompt else _text
             shots = self._shots(settings, file, language, ask)
             rows = read_jsonl(file, _KEYS, _OPTIONAL)
-            several = any(
-                len(_right(row, file, index)) != 1 for index, row in enumerate(rows) if row.get("options")
-            )
+            several = any(len(_right(row, file, index)) > 1 for index, row in enumerate(rows) if row.get("options"))
+            unanswered = [str(index) for index, row in enumerate(rows) if not _right(row, file, index)]
+            if unanswered:
+                settings.notices.append(
+                    f"{file}: names no right option of question {', '.join(unanswered)}; whatever is answered counts as "
+                    "wrong"
+                )
             for index, row in enumerate(limited(settings, rows)):
                 right, options = _right(row, file, index), row.get("options") or ()
                 labels = _LETTERS[: len(options)] if options and not several else ()
                 found.append(
                     Question(
-                        subject=file.stem,
+                        subject=subject_of(file),
                         index=index,
                         text=ask(row, language),
                         answer=right,
@@ -75,7 +79,7 @@ class AgiEval(Benchmark):
             return Verdict(prediction, prediction == question.answer)
         if question.data:
             letters = all_letters(text, question.data)
-            return Verdict(letters or None, letters == question.answer)
+            return Verdict(letters or None, letters != "" and letters == question.answer)
         said = stated(text)
         prediction = (said if said is not None else text.strip().partition("\n")[0]).strip("$ ")
         return Verdict(prediction, normalised(prediction) == normalised((question.answer or "").strip("$ ")))
@@ -96,17 +100,20 @@ class AgiEval(Benchmark):
 
 
 def _right(row: Row, file: Path, index: int) -> str:
-    """The right letters, sorted, or the answer of a question without options."""
+    """The right letters, sorted, or the answer of a question without options.
+
+    The published files have a question with an empty list of letters, and one with a full stop among them.
+    """
     key = "label" if row.get("options") else "answer"
     said = row.get(key)
-    if said in (None, "", []):
+    if said in (None, "") or (said == [] and key == "answer"):
         raise Refused(f"{file}, question {index}: has no {key}")
     if key == "answer":
         return str(said).strip()
     letters = _LETTERS[: len(row["options"])]
     given = "".join(map(str, said)) if isinstance(said, list) else str(said)
-    found = sorted({letter for letter in given.upper() if letter not in " ,()"})
-    if not found or not set(found) <= set(letters):
+    found = sorted({letter for letter in given.upper() if letter not in " ,()。"})
+    if not set(found) <= set(letters) or (given and not found):
         raise Refused(f"{file}, question {index}: the label is {said!r}; expected {', '.join(letters)}")
     return "".join(found)
 

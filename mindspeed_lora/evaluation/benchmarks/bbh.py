@@ -15,7 +15,7 @@ from mindspeed_lora.evaluation.benchmark import (
     limited,
     taken_shots,
 )
-from mindspeed_lora.evaluation.files import Row, files_in, read_examples, read_text
+from mindspeed_lora.evaluation.files import Row, files_in, read_examples, read_text, subject_of
 from mindspeed_lora.evaluation.patterns import normalised, stated
 
 _KEYS = ("input", "target")
@@ -43,7 +43,7 @@ class BigBenchHard(Benchmark):
                 ask = "Think step by step, then say: the answer is" if settings.chain_of_thought else ""
                 found.append(
                     Question(
-                        subject=file.stem,
+                        subject=subject_of(file),
                         index=index,
                         text=f"Q: {row['input'].strip()}\nA:" + (f" {ask}" if ask and not shots else ""),
                         answer=_target(row, file, index),

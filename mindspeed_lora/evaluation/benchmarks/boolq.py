@@ -16,7 +16,7 @@ from mindspeed_lora.evaluation.benchmark import (
     limited,
     taken_shots,
 )
-from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl
+from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl, subject_of
 from mindspeed_lora.evaluation.patterns import first_letter, normalised
 
 _KEYS = ("question", "passage", "answer")
@@ -40,7 +40,7 @@ class BoolQ(Benchmark):
             for index, row in enumerate(limited(settings, read_jsonl(file, _KEYS))):
                 found.append(
                     Question(
-                        subject=file.stem,
+                        subject=subject_of(file),
                         index=index,
                         text=_text(row, labels),
                         answer=_answer(row, labels, file, index),

@@ -16,7 +16,7 @@ from mindspeed_lora.evaluation.benchmark import (
     limited,
     taken_shots,
 )
-from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl
+from mindspeed_lora.evaluation.files import Row, files_in, read_jsonl, subject_of
 from mindspeed_lora.evaluation.patterns import last_number, plain_number
 
 _KEYS = ("question", "answer")
@@ -44,7 +44,7 @@ class Gsm8k(Benchmark):
             for index, row in enumerate(limited(settings, read_jsonl(file, _KEYS))):
                 found.append(
                     Question(
-                        subject=file.stem,
+                        subject=subject_of(file),
                         index=index,
                         text=f"Question: {row['question'].strip()}\nAnswer:",
                         answer=_solution(row, file, index)[1],

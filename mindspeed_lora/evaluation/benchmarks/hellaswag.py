@@ -6,7 +6,7 @@ import re
 
 from mindspeed_lora.errors import Refused
 from mindspeed_lora.evaluation.benchmark import SCORE, Benchmark, Question, TaskSettings, Verdict, limited
-from mindspeed_lora.evaluation.files import files_in, read_jsonl
+from mindspeed_lora.evaluation.files import files_in, read_jsonl, subject_of
 
 _KEYS = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
 
@@ -35,7 +35,7 @@ class HellaSwag(Benchmark):
                 context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
                 found.append(
                     Question(
-                        subject=file.stem,
+                        subject=subject_of(file),
                         index=index,
                         text=_clean(context),
                         answer=answer,

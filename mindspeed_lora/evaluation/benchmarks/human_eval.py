@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from mindspeed_lora.evaluation.benchmark import Benchmark, Question, TaskSettings, Verdict, limited
-from mindspeed_lora.evaluation.files import files_in, read_jsonl
+from mindspeed_lora.evaluation.files import files_in, read_jsonl, subject_of
 from mindspeed_lora.evaluation.sandbox import run_program
 
 _KEYS = ("task_id", "prompt", "entry_point", "test")
@@ -34,7 +34,7 @@ class HumanEval(Benchmark):
             for index, row in enumerate(limited(settings, read_jsonl(file, _KEYS))):
                 found.append(
                     Question(
-                        subject=file.stem,
+                        subject=subject_of(file),
                         index=index,
                         text=row["prompt"],
                         answer=row["entry_point"],
