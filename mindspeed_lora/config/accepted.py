@@ -21,6 +21,8 @@ _KERNELS_AND_DEVICE = """
     use-fused-moe-token-permute-and-unpermute moe-revert-type-after-topk moe-bmm-mc2
     transformer-impl=1 empty-unused-memory-level=1 attention-backend=1 cross-entropy-loss-fusion
     cross-entropy-fusion-impl=1 no-scatter-gather-tensors-in-pipeline use-ring-exchange-p2p
+    ai-framework=1 coc-fused-kernel coc-parallel-num=1 cp-window-size=1 kv-head-repeat-before-uly-alltoall
+    loss-compute-mode=1 loss-chunk-size=1 moe-fb-overlap enable-mla-absorb skip-bias-add
 """
 
 _TRUE_HERE_ANYWAY = """
@@ -31,11 +33,22 @@ _TRUE_HERE_ANYWAY = """
     lora-register-forward-hook=+ cp-comm-type=+ num-workers=1 workers=1
     model-type-hf=1 hf-cfg-dir=1 mg-save-dir=1 seed=1 make-vocab-size-divisible-by=1 pad-vocab-size-to=1
     mtp-mem-efficient-logits mtp-loss-scaling-factor=1 max-batch-size=1 max-tokens-to-oom=1 ckpt-cfg-path=1
-    max-queue-size=1 loader=1 saver=1 megatron-path=1 longrope-freqs-type=1
+    max-queue-size=1 loader=1 megatron-path=1 longrope-freqs-type=1
     n-subs=1 cache-dir=1 log-timers-to-tensorboard log-validation-ppl-to-tensorboard
     log-memory-to-tensorboard tensorboard-queue-size=1 timing-log-level=1 log-batch-size-to-tensorboard
     num-dataset-builder-threads=1 no-mmap-bin-files no-create-attention-mask-in-dataloader
-    auto-detect-ckpt-format override-opt_param-scheduler no-initialization
+    auto-detect-ckpt-format override-opt_param-scheduler no-initialization no-position-embedding
+    use-rotary-position-embedding topk-softmax-in-fp32 input-layernorm-in-fp32 init-norm-weight-in-fp32
+    rmsnorm-weight-in-fp32 trust-remote-code
+"""
+
+_OF_TRAINING = """
+    moe-device-level-aux-loss-coeff=1 moe-comm-aux-loss-coeff=1 moe-train-capacity-factor=1
+    mtp-num-layers=1 mtp-loss-scaling-factor=1 mtp-after-norm mtp-spec=+ recompute-mtp-layer recompute-mtp-norm
+"""
+
+_OF_GENERATION = """
+    top-k=1 top-p=1 temperature=1 do-sample max-length=1
 """
 
 _LAUNCHER = """
@@ -52,3 +65,9 @@ def _table(text: str) -> dict[str, Arity]:
 
 NO_EFFECT: dict[str, Arity] = _table(_KERNELS_AND_DEVICE + _TRUE_HERE_ANYWAY + _LAUNCHER)
 """Flag name → number of words that follow it."""
+
+TRAINING_ONLY: dict[str, Arity] = _table(_OF_TRAINING)
+"""Flags of training that is not built, which change nothing where a model only answers."""
+
+GENERATION_ONLY: dict[str, Arity] = _table(_OF_GENERATION)
+"""Flags of ``inference.py`` that published evaluation scripts repeat."""

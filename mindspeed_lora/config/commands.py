@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mindspeed_lora.config.accepted import GENERATION_ONLY, TRAINING_ONLY
 from mindspeed_lora.config.config_file import config_file_words
 from mindspeed_lora.config.flags import Option, Section, options
 from mindspeed_lora.config.jobs import (
@@ -23,7 +24,7 @@ from mindspeed_lora.config.jobs import (
     TrainJob,
     VerifyJob,
 )
-from mindspeed_lora.config.lora import LORA_NAMES, OLD_NAMES
+from mindspeed_lora.config.lora import LORA_NAMES, OLD_NAMES, listed_names
 from mindspeed_lora.config.operations import resolve_operations
 from mindspeed_lora.config.parser import Grammar, Parsed, parse_words
 from mindspeed_lora.config.resolve import (
@@ -106,6 +107,10 @@ def grammar(command: str) -> Grammar:
     own = _by_name(described.job_type)
     shared = _by_name(described.shares_flags_with) if described.shares_flags_with else {}
     ignored = {name: option.arity for name, option in shared.items() if name not in own}
+    if shared:
+        ignored |= {
+            name: arity for name, arity in (TRAINING_ONLY | GENERATION_ONLY).items() if name not in own
+        }
     return Grammar(own, ignored, {name: COMMANDS[name].script for name in described.subcommands})
 
 
@@ -169,6 +174,7 @@ def build_job(command: str, parsed: Parsed) -> Job:
     """Put the values into the command's sections, without any rule that spans several of them."""
     described = COMMANDS[command]
     values = {**described.defaults, **parsed.values}
+    values |= {name: tuple(listed_names(values[name])) for name in LORA_NAMES if name in values}
     renamed = [name for name in LORA_NAMES if name in values and set(values[name]) & OLD_NAMES.keys()]
     values |= {name: tuple(OLD_NAMES.get(word, word) for word in values[name]) for name in renamed}
     built = {

@@ -14,7 +14,7 @@ from mindspeed_lora.atomic import atomic_text
 from mindspeed_lora.config.flags import Section, options
 from mindspeed_lora.config.jobs import Job
 from mindspeed_lora.config.lora import LoraFlags
-from mindspeed_lora.config.parser import Grammar, parse_words, unknown_flag
+from mindspeed_lora.config.parser import Grammar, parse_words, unknown_flags
 from mindspeed_lora.errors import Refused
 
 CONFIG_FILE = "config.yaml"
@@ -37,11 +37,27 @@ def config_file_words(argv: Sequence[str], grammar: Grammar) -> list[str]:
     return words
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML where a key that is there twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class, which would take the last of two values."""
+        keys = [
+            self.construct_object(key, deep=True)
+            for key, _ in node.value
+            if key.tag != "tag:yaml.org,2002:merge"
+        ]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(problem=f"{twice[0]} is there twice; give it once")
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: str) -> dict[Any, Any]:
     try:
         # As bytes: YAML may be UTF-16 too, and says where it is neither.
         with open(path, "rb") as file:
-            content = yaml.safe_load(file)
+            content = yaml.load(file, _UniqueKeys)
     except OSError as error:
         raise Refused(f"--config {path}: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -65,7 +81,7 @@ def flag_words(key: Any, value: Any, grammar: Grammar, where: str = "") -> list[
     if name not in grammar.names():
         name = name.replace("_", "-")
     if name not in grammar.names():
-        raise Refused(f"{where}{unknown_flag(name, grammar)}")
+        raise Refused(f"{where}{unknown_flags([name], grammar)}")
     if name == "--config" and where:
         raise Refused(f"{where}a configuration file cannot name another one")
     option = grammar.options.get(name)

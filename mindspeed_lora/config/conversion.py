@@ -33,7 +33,14 @@ class ConversionConfig(Section):
     load_model_type: str | None = flag(
         "format of --load-dir; left out: found from the folder", choices=("hf", "mg", "torch_dist", "peft")
     )
-    save_model_type: str | None = flag("format to write", choices=("hf", "mg", "torch_dist", "peft"))
+    save_model_type: str | None = flag(
+        "format to write",
+        choices=("hf", "mg", "torch_dist", "peft"),
+        same_as={"save_huggingface_llama": "hf"},
+    )
+    saver: str | None = flag(
+        "module that writes, in older scripts: without --save-model-type it means hf where its name says so, else mg"
+    )
     ckpt_format: str | None = flag(
         "form of the mg checkpoint to write: torch is the legacy one, torch_dist megatron-core's distributed one; "
         "with another target, the form of the source",

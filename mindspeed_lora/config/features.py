@@ -41,14 +41,16 @@ NOT_BUILT: dict[str, Feature] = {
     **_features(
         "this flag of mixture-of-experts models is not supported by this version",
         """target-expert-parallel-size=1:1 moe-router-force-load-balancing fix-router
-        moe-input-jitter-eps=1 moe-router-bias-update-rate=1:0,0.0 moe-hierarchical-alltoallv""",
+        moe-input-jitter-eps=1 moe-router-bias-update-rate=1:0,0.0 moe-hierarchical-alltoallv
+        moe-device-level-aux-loss-coeff=1:0,0.0 moe-comm-aux-loss-coeff=1:0,0.0 moe-train-capacity-factor=1""",
     ),
     **_features(
         "attention is causal, over the window of --sliding-window-size or over all positions",
         """sparse-mode=1:0,2,3 pre-tockens=1:65536,1048576,2147483647 next-tockens=1:0
-        attention-mask-type=1:causal,general""",
+        attention-mask-type=1:causal,general cp-attention-mask-type=1:causal,general""",
     ),
     **_features("the only schedules are 1F1B and interleaved 1F1B", "schedules-method=1"),
+    **_features("rows come in Megatron's order, shuffled anew in each epoch", "dataloader-type=1:single"),
     **_features("rows longer than --seq-length are cut or dropped as --overlong says", "no-cut-token"),
     **_features(
         "only plain LoRA is supported by this version",
@@ -63,7 +65,7 @@ NOT_BUILT: dict[str, Feature] = {
     **_features("the up projections of multi-latent attention are not split in this version", "mla-mm-split"),
     **_features(
         "multi-token prediction is not supported by this version",
-        "mtp-num-layers=1:0",
+        "mtp-num-layers=1:0 mtp-after-norm mtp-spec=+ recompute-mtp-layer recompute-mtp-norm",
     ),
     **_features(
         "models of this kind are not supported by this version",
@@ -71,8 +73,14 @@ NOT_BUILT: dict[str, Feature] = {
         enable-dsa-indexer
         enable-mhc hc-mult=1 index-head-dim=1 index-n-heads=1 index-topk=1 indexer-loss-coeff=1 kv-compress
         n-hash-layers=1 o-groups=1 o-lora-rank=1 original-seq-len=1 rope-factor=1 use-fused-lightning-indexer
-        use-fused-lightning-indexer-loss use-fused-mhc use-sparse-flash-attn embed-layernorm w-pack
-        add-output-layer-bias add-bias-linear squared-relu""",
+        use-fused-lightning-indexer-loss use-fused-mhc use-sparse-flash-attn use-triton-mhc embed-layernorm w-pack
+        add-output-layer-bias add-bias-linear squared-relu no-post-layer-norm use-partial-rope
+        dynamic-factor=1:1,1.0
+        square-alibi-mask fill-neg-inf full-attention-interval=1 mamba-d-conv=1 mamba-expand=1 mamba-chunk-size=1
+        linear-key-head-dim=1 linear-num-key-heads=1 linear-num-value-heads=1 linear-value-head-dim=1
+        partial-rotary-factor=1 no-enable-linear-qkv use-triton-gdn fc-type=1 cla-share-factor=1 share-kvstates
+        num-zero-experts=1 enable-mla-scale-q-lora enable-mla-scale-kv-lora index-topk-freq=1
+        index-skip-topk-offset=1 index-share-for-mtp-iteration""",
     ),
     **_features(
         "only Megatron's legacy checkpoint format (torch) is supported by this version",
@@ -104,6 +112,9 @@ NOT_BUILT: dict[str, Feature] = {
     **_features(
         "tokenizers are read from a Hugging Face folder (--tokenizer-name-or-path)",
         "vocab-file=1 merge-file=1",
+    ),
+    **_features(
+        "special tokens are those of the tokenizer's own tokenizer_config.json", "tokenizer-kwargs=+"
     ),
     **_features("training reads rows from --data-path, prepared or raw", "input=1"),
     **_features(

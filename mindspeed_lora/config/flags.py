@@ -58,6 +58,8 @@ class Flag:
     """The flag's name may be left out: words without one fill such fields in their order."""
     not_built: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Values that other systems take → what they ask for, which this version does not have."""
+    same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Other systems' words for values → those of the choices."""
 
 
 def flag(
@@ -71,12 +73,13 @@ def flag(
     metavar: str = "",
     is_word: bool = False,
     not_built: Mapping[str, str] | None = None,
+    same_as: Mapping[str, str] | None = None,
 ) -> Any:
     """Declare a dataclass field that is set by a flag, or by a word of its own (``is_word``).
 
     ``names`` defaults to the field's name with dashes; ``nargs`` to what the field's type says.
     """
-    described = Flag(help, names, choices, check, nargs, metavar, is_word, not_built or {})
+    described = Flag(help, names, choices, check, nargs, metavar, is_word, not_built or {}, same_as or {})
     return dataclasses.field(default=default, metadata={"flag": described})
 
 

@@ -92,6 +92,10 @@ class InferenceConfig(ComputeFlags):
     stop_words: tuple[str, ...] | None = flag(
         "texts that end an answer, and are no part of it", metavar="TEXT"
     )
-    add_eos_token: bool = flag("end the prompt with the end token", False)
+    add_eos_token: tuple[str, ...] | None = flag(
+        "tokens that end an answer, beside the model's own; without one: end the prompt with the end token",
+        nargs="*",
+        metavar="TOKEN",
+    )
     history_turns: int = flag("chat: earlier turns that are kept", 3, check=NOT_NEGATIVE)
     hide_thinking: bool = flag("chat: do not show what stands between <think> and </think>", False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mindspeed_lora.config.flags import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, PROBABILITY, Section, flag
@@ -17,8 +19,15 @@ OLD_NAMES = {
     "dense_4h_to_h": "linear_fc2",
 }
 """Names of Megatron's older layers → those of megatron-core."""
+_LIST_OF_NAMES = re.compile(r"[\w.-]+(,[\w.-]+)+,?")
 FUSION_PLANS = ("auto", "one-collective", "overlapped")
 FUSION_WEIGHTS = ("merge", "split")
+
+
+def listed_names(words: Iterable[str]) -> Iterator[str]:
+    """The names of linears in words that may be lists with commas; a regular expression stays whole."""
+    for word in words:
+        yield from filter(None, word.split(",")) if _LIST_OF_NAMES.fullmatch(word) else (word,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,11 @@ class ModelConfig(Section):
     rotary_interleaved: bool | None = flag(
         "rotary positions over neighbouring pairs (GLM)", names=("--rotary-interleaved", "--use-glm-rope")
     )
-    sliding_window_size: int | None = flag("width of the attention window", check=AT_LEAST_ONE)
+    sliding_window_size: int | None = flag(
+        "width of the attention window",
+        names=("--sliding-window-size", "--sliding-window"),
+        check=AT_LEAST_ONE,
+    )
     interleave_sliding_window: int | None = flag(
         "width of the attention window of every second layer, from the first on (Gemma 2)", check=AT_LEAST_ONE
     )

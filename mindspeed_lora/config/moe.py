@@ -56,7 +56,9 @@ class ExpertsConfig(Section):
     moe_router_score_function: str | None = flag(
         "what makes scores of the router's logits", choices=("softmax", "sigmoid")
     )
-    moe_router_num_groups: int | None = flag("groups of neighbouring experts", check=AT_LEAST_ONE)
+    moe_router_num_groups: int | None = flag(
+        "groups of neighbouring experts", names=("--moe-router-num-groups", "--n-group"), check=AT_LEAST_ONE
+    )
     moe_router_group_topk: int | None = flag(
         "groups that each token takes its experts from",
         names=("--moe-router-group-topk", "--topk-group"),
@@ -93,6 +95,7 @@ class RoutingConfig(Section):
     moe_router_dtype: str | None = flag(
         "dtype of the router's logits; left out: the model's", choices=("fp32", "fp64")
     )
+    router_gating_in_fp32: bool = flag("the same as --moe-router-dtype fp32", False)
     moe_expert_capacity_factor: float | None = flag(
         "tokens that an expert takes of one rank's, in multiples of an equal share; the rest are dropped",
         check=POSITIVE,

@@ -15,6 +15,8 @@ from mindspeed_lora.config.flags import Arity, Option, check_value, items
 from mindspeed_lora.errors import Refused
 
 HELP_FLAGS = ("--help", "-h")
+_SWITCHED = ("true", "false")
+"""Words that may stand behind a switch."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,14 @@ def parse_words(argv: Sequence[str], grammar: Grammar) -> Parsed:
     """Read the flags; a flag given twice takes its last value, an unknown one is refused."""
     parsed = Parsed()
     not_built: dict[str, tuple[Feature, list[str]]] = {}
-    for name, words in _split(argv, grammar):
+    # What a line continuation in front of blanks leaves inside of a script's variable is no word of the user's.
+    for name, words in _split([word for word in argv if word != "\\"], grammar):
         if name in grammar.options:
             option = grammar.options[name]
             parsed.values[option.dest] = _convert(option, words)
-        elif name in NOT_BUILT:
+        elif _is_off(words) and _arity(name, grammar) == "0":
+            continue
+        elif name in NOT_BUILT and name not in grammar.ignored:
             not_built[name] = (NOT_BUILT[name], words)
         elif name not in parsed.without_effect:
             parsed.without_effect.append(name)
@@ -65,8 +70,12 @@ def parse_words(argv: Sequence[str], grammar: Grammar) -> Parsed:
 
 
 def _split(argv: Sequence[str], grammar: Grammar) -> Iterable[tuple[str, list[str]]]:
-    """Cut the command line into flags, each with its words."""
+    """Cut the command line into flags, each with its words.
+
+    A switch may have one of the words True and False.
+    """
     position, words_read = 0, 0
+    unknown: list[str] = []
     while position < len(argv):
         name, equals, attached = argv[position].partition("=")
         if not name.startswith("--"):
@@ -76,21 +85,28 @@ def _split(argv: Sequence[str], grammar: Grammar) -> Iterable[tuple[str, list[st
             words_read, position = words_read + 1, position + 1
             continue
         arity = _arity(name, grammar)
+        if arity is None:
+            unknown.append(name)
         end = position + 1
-        while end < len(argv) and not argv[end].startswith("--") and arity in ("+", "*"):
+        while end < len(argv) and not argv[end].startswith("--") and arity in ("+", "*", None):
             end += 1
         if arity == "1" and not equals:
             end = _end_of_value(argv, end)
+        if arity == "0" and not equals and end < len(argv) and argv[end].lower() in _SWITCHED:
+            end += 1
         words = [*([attached] if equals else []), *argv[position + 1 : end]]
-        if arity == "1" and len(words) > 1:
+        if len(words) > 1 and (arity == "1" or _begins_placeholder(words[0])):
             words = [" ".join(words)]
-        if arity == "0" and words:
+        if arity == "0" and words and words[0].lower() not in _SWITCHED:
             raise Refused(f"{name} is a switch and takes no value, but got {words[0]!r}")
         if arity in ("1", "+") and not words:
             known = " or ".join(grammar.options[name].flag.choices) if name in grammar.options else ""
             raise Refused(f"{name} needs a value{known and ': ' + known}")
-        yield name, words
+        if arity is not None:
+            yield name, words
         position = end
+    if unknown:
+        raise Refused(unknown_flags(unknown, grammar))
 
 
 def _unexpected_word(argv: Sequence[str], position: int, grammar: Grammar) -> str:
@@ -108,35 +124,56 @@ def _unexpected_word(argv: Sequence[str], position: int, grammar: Grammar) -> st
 def _end_of_value(argv: Sequence[str], start: int) -> int:
     """Where the one value of a flag ends; an unquoted placeholder, ``your data path``, is one value."""
     end = start
-    while end < len(argv) and not argv[end].startswith("--") and (end == start or argv[start] == "your"):
+    while (
+        end < len(argv)
+        and not argv[end].startswith("--")
+        and (end == start or _begins_placeholder(argv[start]))
+    ):
         end += 1
     return end
 
 
-def _arity(name: str, grammar: Grammar) -> Arity:
+def _is_off(words: Sequence[str]) -> bool:
+    """Whether a switch that has these words is off."""
+    return [word.lower() for word in words] == ["false"]
+
+
+def _begins_placeholder(word: str) -> bool:
+    """Whether words that begin with this one stand in a script for what the user is to put there."""
+    return word in ("your", "Your")
+
+
+def _arity(name: str, grammar: Grammar) -> Arity | None:
+    """None: there is no such flag."""
     if name in grammar.options:
         return grammar.options[name].arity
     if name in NOT_BUILT:
         return NOT_BUILT[name].arity
-    arity = NO_EFFECT.get(name) or grammar.ignored.get(name)
-    if arity is None:
-        raise Refused(unknown_flag(name, grammar))
-    return arity
+    return NO_EFFECT.get(name) or grammar.ignored.get(name)
 
 
-def unknown_flag(name: str, grammar: Grammar) -> str:
-    """The sentence for an unknown flag, with the nearest of those that do something here, else of all."""
+def unknown_flags(names: Sequence[str], grammar: Grammar) -> str:
+    """The sentence for unknown flags, each with the nearest of those that do something here, else of all."""
+    if len(names) > 1:
+        found = ((name, _nearest(name, grammar)) for name in dict.fromkeys(names))
+        listed = (f"{name} ({near or 'nothing like it'})" for name, near in found)
+        return f"unknown flags, with the nearest that are known: {', '.join(listed)}; --help lists all"
+    near = _nearest(names[0], grammar)
+    return f"unknown flag {names[0]}; " + (f"did you mean {near}?" if near else "--help lists the known ones")
+
+
+def _nearest(name: str, grammar: Grammar) -> str:
     for known in (grammar.options, grammar.names()):
         near = difflib.get_close_matches(name.replace("_", "-"), list(known), n=3, cutoff=0.7)
         if near:
-            return f"unknown flag {name}; did you mean {' or '.join(near)}?"
-    return f"unknown flag {name}; --help lists the known ones"
+            return " or ".join(near)
+    return ""
 
 
 def _convert(option: Option, words: Sequence[str]) -> Any:
     """The value that the words stand for, checked."""
     if option.arity == "0":
-        return True
+        return not _is_off(words)
     convert = _convert_object if option.is_object else _convert_word
     values = tuple(convert(option, word) for word in words)
     value = values if option.arity in ("+", "*") else values[0]
@@ -171,6 +208,7 @@ def _is_number(value: object, kind: type) -> bool:
 def _convert_word(option: Option, word: str) -> Any:
     if option.flag.choices or option.item_type is not str:
         word = _without_quotes(word)
+    word = option.flag.same_as.get(word, word)
     try:
         value = option.item_type(word)
     except ValueError:

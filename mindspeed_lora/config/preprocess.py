@@ -36,7 +36,12 @@ class RowsConfig(Section):
     map_keys: str | None = flag(
         "JSON object: this tool's column names to yours", check=JSON_OBJECT, metavar="JSON"
     )
-    json_keys: tuple[str, ...] = flag("GeneralPretrainHandler: columns with text", ("text",), metavar="KEY")
+    json_keys: tuple[str, ...] = flag(
+        "GeneralPretrainHandler: columns with text",
+        ("text",),
+        names=("--json-keys", "--json-key"),
+        metavar="KEY",
+    )
     loss_on: str = flag(
         "what carries loss: every answer, the last one, or the whole text; keys loss (true, false) and weight (0 and "
         "up) of messages, and weight of rows, are read anyway",

@@ -96,10 +96,12 @@ def resolve_model_job(job: AnyModelJob, environ: Mapping[str, str]) -> AnyModelJ
 
 
 def resolve_conversion(job: ConversionJob) -> ConversionJob:
-    """Check a conversion job; without ``--save-model-type``, ``--save-lora-to-hf`` stands for hf."""
+    """Check a conversion job; without ``--save-model-type``, ``--save-lora-to-hf`` and ``--saver`` tell it."""
     conversion = job.conversion
-    if conversion.save_model_type is None and conversion.save_lora_to_hf:
-        conversion = dataclasses.replace(conversion, save_model_type="hf")
+    if conversion.save_model_type is None and (conversion.save_lora_to_hf or conversion.saver is not None):
+        writes_hf = conversion.save_lora_to_hf or re.search("hf|huggingface", conversion.saver or "")
+        stands_for = "hf" if writes_hf else "mg"
+        conversion = dataclasses.replace(conversion, save_model_type=stands_for)
     if conversion.save_model_type == "mg" and conversion.ckpt_format == "torch_dist":
         conversion = dataclasses.replace(conversion, save_model_type="torch_dist")
     if conversion.save_model_type == "torch_dist" and conversion.ckpt_format == "torch":
@@ -126,19 +128,19 @@ def resolve_conversion(job: ConversionJob) -> ConversionJob:
             "--moe-tp-extend-ep leaves each expert whole, but --expert-tensor-parallel-size is "
             f"{conversion.expert_tensor_parallel_size}; drop one"
         )
-    for option in options(StagesConfig):
-        value = getattr(job.stages, option.dest)
-        if value != option.default and conversion.save_model_type in ("hf", "peft"):
-            raise Refused(
-                f"{option.name} {value}: --save-model-type {conversion.save_model_type} is not cut over ranks; "
-                "drop the flag"
-            )
+    stages = [o.name for o in options(StagesConfig) if getattr(job.stages, o.dest) != o.default]
+    notices = job.notices
+    if stages and conversion.save_model_type in ("hf", "peft"):
+        notices += (
+            f"no effect on --save-model-type {conversion.save_model_type}, and the stages of the source are found from "
+            f"its files: {', '.join(stages)}",
+        )
     if not job.runtime.print_config:
         require(conversion, "load_dir", "save_dir", "save_model_type")
         _check_target(conversion.load_dir or "", conversion.save_dir or "", conversion.save_model_type)
         if not job.runtime.dry_run:
             refuse_placeholders(job)
-    return dataclasses.replace(job, conversion=conversion)
+    return dataclasses.replace(job, conversion=conversion, notices=notices)
 
 
 def _check_target(load_dir: str, save_dir: str, save_model_type: str | None) -> None:

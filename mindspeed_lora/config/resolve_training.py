@@ -35,6 +35,10 @@ def resolve_training(job: TrainJob, environ: Mapping[str, str]) -> TrainJob:
 
     ``--print-config`` stops before all that depends on the launch or on the user's own paths.
     """
+    if job.data.is_instruction_dataset and job.training.stage == "pretrain" and "stage" not in job.given:
+        told_stage = "default taken: --stage sft, since --is-instruction-dataset says that the data are rows"
+        training = dataclasses.replace(job.training, stage="sft")
+        job = dataclasses.replace(job, training=training, notices=(*job.notices, told_stage))
     if not job.runtime.print_config:
         data, told = with_listed_data(job.data, job.runtime.dry_run)
         job = dataclasses.replace(job, data=data, notices=(*job.notices, *told))

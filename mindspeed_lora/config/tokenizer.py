@@ -29,7 +29,10 @@ class TokenizerConfig(Section):
     )
     tokenizer_not_use_fast: bool = flag("use the slow (Python) tokenizer", False)
     trust_remote_code: bool = flag("run the .py files of a model or tokenizer folder", False)
-    prompt_type: str | None = flag("name of the prompt template: llama2, chatml, qwen, alpaca, empty …")
+    prompt_type: str | None = flag(
+        "name of the prompt template: llama2, chatml, qwen, alpaca, empty …",
+        names=("--prompt-type", "--inference-prompt-type"),
+    )
     prompt_type_path: str | None = flag(
         "file of prompt templates of your own, as MindSpeed-LLM's templates.json or LLaMA-Factory's; left out: the "
         "built-in ones",

@@ -97,7 +97,7 @@ def plan_texts(job: InferenceJob, model: ModelPlan) -> InferencePlan:
     shape, source, notices = model.shape, model.source, [*model.notices]
     check_output_file(job.inference)
     tokenizer = plan_tokenizer(model)
-    encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token)
+    encoder = PromptEncoder(tokenizer, job.tokenizer, job.inference.add_eos_token == ())
     if set(job.inference.task) != {CHAT}:
         notices += encoder.notices()
     chat_encoder = _chat_encoder(job, encoder, notices)
@@ -136,7 +136,7 @@ def _chat_encoder(job: InferenceJob, encoder: PromptEncoder, notices: list[str])
         return encoder
     notices.append("default taken: chat uses the tokenizer's chat template (--hf-chat-template)")
     config = dataclasses.replace(job.tokenizer, hf_chat_template=True)
-    return PromptEncoder(encoder.tokenizer, config, job.inference.add_eos_token)
+    return PromptEncoder(encoder.tokenizer, config, job.inference.add_eos_token == ())
 
 
 def _stop_rule(
@@ -144,7 +144,8 @@ def _stop_rule(
 ) -> StopRule:
     encoders = (encoder, chat_encoder) if CHAT in job.inference.task else (encoder,)
     words = StopWords.of(encoder.tokenizer, job.inference.stop_words or ())
-    return StopRule(end_sequences(defaults.eos_token_ids, *encoders), words)
+    added = ((encoder.end_token(text),) for text in job.inference.add_eos_token or ())
+    return StopRule((*end_sequences(defaults.eos_token_ids, *encoders), *added), words)
 
 
 def _prompts(

@@ -135,6 +135,20 @@ class PromptEncoder:
             return self.encode("\n".join(message["content"] for message in messages))
         return self._completed(self._encode_turns(messages))
 
+    def end_token(self, text: str) -> int:
+        """The number of a token of ``--add-eos-token``.
+
+        Raises:
+            Refused: the vocabulary does not have it as one token.
+        """
+        number = self.tokenizer.get_vocab().get(text)
+        if number is None:
+            raise Refused(
+                f"--add-eos-token {text}: the tokenizer {self.tokenizer.name_or_path} has no such token; texts that "
+                "end an answer are --stop-words"
+            )
+        return int(number)
+
     def stop_sequences(self) -> list[tuple[int, ...]]:
         """What ends an answer in the form of this encoder, beside the model's own end tokens."""
         if self.is_raw:

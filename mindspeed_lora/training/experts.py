@@ -23,7 +23,7 @@ def expert_settings(routing: RoutingConfig) -> MoESettings:
         aux_loss_coeff=0.0 if routing.balances_rows else coeff,
         seq_aux_loss_coeff=coeff if routing.balances_rows else 0.0,
         z_loss_coeff=routing.moe_z_loss_coeff,
-        router_fp32=routing.moe_router_dtype is not None,
+        router_fp32=routing.moe_router_dtype is not None or routing.router_gating_in_fp32,
         capacity_factor=routing.moe_expert_capacity_factor,
         drop_policy=routing.moe_token_drop_policy,
         recompute_activation=routing.moe_zero_memory != "disable",

@@ -48,12 +48,14 @@ class AgiEval(Benchmark):
             ask = _text_to_end if settings.alternative_prompt else _text
             shots = self._shots(settings, file, language, ask)
             rows = read_jsonl(file, _KEYS, _OPTIONAL)
-            several = any(len(_right(row, file, index)) > 1 for index, row in enumerate(rows) if row.get("options"))
+            several = any(
+                len(_right(row, file, index)) > 1 for index, row in enumerate(rows) if row.get("options")
+            )
             unanswered = [str(index) for index, row in enumerate(rows) if not _right(row, file, index)]
             if unanswered:
                 settings.notices.append(
-                    f"{file}: names no right option of question {', '.join(unanswered)}; whatever is answered counts as "
-                    "wrong"
+                    f"{file}: names no right option of question {', '.join(unanswered)}; whatever is answered "
+                    "counts as wrong"
                 )
             for index, row in enumerate(limited(settings, rows)):
                 right, options = _right(row, file, index), row.get("options") or ()

@@ -125,6 +125,8 @@ def test_a_flag_is_not_both_without_effect_and_refused() -> None:
         "--seed",
         "--workers",
         "--make-vocab-size-divisible-by",
+        # Conversion runs no code of a folder.
+        "--trust-remote-code",
         # Without effect on the commands that work in one process.
         *("--world-size", "--nnodes", "--nproc_per_node", "--nproc-per-node"),
     }

@@ -101,6 +101,7 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
         ("use-dora: true", "only plain LoRA"),
         ("config: other.yaml", "cannot name another"),
         ("bf16: 3", "--bf16 is a switch"),
+        ("lora-r: 8\nlr: 1\nlora-r: 4", "lora-r is there twice"),
     ],
 )
 def test_what_a_file_may_not_hold(text: str, message: str, tmp_path: Path) -> None:

@@ -124,6 +124,56 @@ def test_unquoted_placeholders_of_published_scripts_are_one_value() -> None:
     }
 
 
+def test_placeholders_of_published_evaluations_are_one_value() -> None:
+    line = "--task your task name --task-data-path Your data path --load Your ckpt path"
+    assert parse(line, "evaluation").values == {
+        "task": ("your task name",),
+        "task_data_path": ("Your data path",),
+        "load": "Your ckpt path",
+    }
+
+
+def test_a_switch_may_have_the_word_that_says_whether_it_is_on() -> None:
+    assert parse("--bf16 True --log-throughput false --lora-r 8").values == {
+        "bf16": True,
+        "log_throughput": False,
+        "lora_r": 8,
+    }
+    assert parse("--bf16 --bf16=False").values == {"bf16": False}
+    assert parse("--use-flash-attn True --use-dora False").without_effect == ["--use-flash-attn"]
+    with pytest.raises(Refused, match="--use-dora"):
+        parse("--use-dora True")
+
+
+def test_what_is_left_of_a_line_continuation_is_no_word() -> None:
+    assert parse_words(["--lora-r", "8", "\\", "--bf16"], grammar("posttrain")).values == {
+        "lora_r": 8,
+        "bf16": True,
+    }
+
+
+def test_all_unknown_flags_are_told_at_once() -> None:
+    with pytest.raises(Refused) as error:
+        parse("--lora-rr 8 --zzzzzzzz a b --bf16 --num-expert 3")
+    assert "--zzzzzzzz (nothing like it), --num-expert (--num-experts)" in str(error.value)
+
+
+def test_older_words_for_the_same() -> None:
+    line = "--inference-prompt-type alpaca --sliding-window 8 --n-group 2"
+    assert parse(line, "inference").values == {
+        "prompt_type": "alpaca",
+        "sliding_window_size": 8,
+        "moe_router_num_groups": 2,
+    }
+    assert parse("--save-model-type save_huggingface_llama", "convert").values == {"save_model_type": "hf"}
+
+
+def test_what_only_training_lacks_has_no_effect_where_a_model_only_answers() -> None:
+    assert parse("--mtp-num-layers 1", "evaluation").without_effect == ["--mtp-num-layers"]
+    assert parse("--top-p 0.9 --temperature 1", "evaluation").without_effect == ["--top-p", "--temperature"]
+    assert parse("--top-p 0.9", "inference").values == {"top_p": 0.9}
+
+
 @pytest.mark.parametrize("line", PUBLISHED)
 def test_every_flag_of_the_published_scripts_is_known(line: str) -> None:
     name = line.split()[0]

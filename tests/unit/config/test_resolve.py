@@ -103,6 +103,18 @@ def test_a_conversion_back_may_write_beside_its_source() -> None:
     assert job.conversion.target_tensor_parallel_size == 1
 
 
+def test_stages_tell_nothing_about_a_model_that_is_not_cut() -> None:
+    line = ["--load-dir", "a", "--save-dir", "b", "--save-model-type", "hf", "--noop-layers", "3"]
+    job: Any = parse("convert", line, {})
+    assert any("found from its files: --noop-layers" in notice for notice in job.notices)
+
+
+@pytest.mark.parametrize(("saver", "means"), [("megatron", "mg"), ("saver_hf", "hf")])
+def test_the_module_that_writes_names_the_format(saver: str, means: str) -> None:
+    job: Any = parse("convert", ["--load-dir", "a", "--save-dir", "b", "--saver", saver], {})
+    assert job.conversion.save_model_type == means
+
+
 def test_an_adapter_alone_is_written_in_hugging_face_form() -> None:
     job: Any = parse("convert", ["--load-dir", "a", "--save-dir", "b", "--save-lora-to-hf"], {})
     assert job.conversion.save_model_type == "hf"

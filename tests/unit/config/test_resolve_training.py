@@ -120,6 +120,19 @@ def test_packing_to_a_fixed_length_is_told() -> None:
     assert told not in job("--packing --no-pad-to-seq-lengths").notices
 
 
+def test_instruction_rows_make_pretraining_fine_tuning() -> None:
+    made = parse("pretrain", ["--is-instruction-dataset", "--data-path", "d"], {})
+    assert made.training.stage == "sft" and any("--stage sft" in notice for notice in made.notices)
+
+
+def test_names_of_linears_may_be_a_list_with_commas() -> None:
+    assert job("--lora-target-modules linear_qkv,linear_proj q.{1,2}").lora.lora_target_modules == (
+        "linear_qkv",
+        "linear_proj",
+        "q.{1,2}",
+    )
+
+
 def test_full_recompute_alone_takes_each_layer() -> None:
     training = job("--recompute-granularity full").training
     assert (training.recompute_method, training.recompute_num_layers) == ("uniform", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -337,6 +338,26 @@ def test_agieval(tmp_path: Path) -> None:
     assert {one.subject: one for one in questions("agieval", tmp_path)}["sat-math"].answer == "B"
     write_jsonl(tmp_path / "sat-math.jsonl", [{"question": "q", "options": options}])
     assert "question 0: has no label" in refusal("agieval", tmp_path)
+
+
+def test_agieval_as_it_is_published(tmp_path: Path) -> None:
+    """A question with a full stop among its letters, one without a letter, and a packed file."""
+    options = ["(A)x", "(B)y", "(C)z"]
+    labels = (["A", "C", "。"], [], ["B"])
+    lines = [json.dumps({"question": "q", "options": options, "label": label}) + "\n" for label in labels]
+    (tmp_path / "jec-qa-kd.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    notices: list[str] = []
+    found = questions("agieval", tmp_path, notices=notices)
+    assert [one.answer for one in found] == ["AC", "", "B"] and found[0].subject == "jec-qa-kd"
+    assert "names no right option of question 1" in notices[0]
+    judge = benchmark("agieval").judge
+    assert (
+        judge(found[0], "A、C").correct
+        and not judge(found[1], "").correct
+        and not judge(found[1], "A").correct
+    )
+    (tmp_path / "jec-qa-kd.jsonl").write_text(lines[2])
+    assert [one.answer for one in questions("agieval", tmp_path)] == ["B"]
 
 
 def test_human_eval_runs_what_was_written(tmp_path: Path) -> None:

@@ -39,6 +39,18 @@ def test_a_template_brings_its_end(model_folder: Path) -> None:
     assert (end,) in plan(model_folder, "--prompt-type", "chatml").stop.sequences
 
 
+def test_further_tokens_end_an_answer(model_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    plain, end = plan(model_folder), tokenizer.convert_tokens_to_ids("<|im_end|>")
+    made = plan(model_folder, "--add-eos-token", "<|im_end|>")
+    assert made.stop.sequences == (*plain.stop.sequences, (end,))
+    assert made.prompts[0].request.tokens == plain.prompts[0].request.tokens
+    completed = plan(model_folder, "--add-eos-token").prompts[0].request.tokens
+    assert list(completed) == [*plain.prompts[0].request.tokens, tokenizer.eos_token_id]
+    with pytest.raises(Refused, match="--add-eos-token <no>: the tokenizer .* has no such token"):
+        plan(model_folder, "--add-eos-token", "<no>")
+
+
 def test_chat_takes_the_tokenizers_template(model_folder: Path) -> None:
     made = plan(model_folder, "--task", "chat")
     assert made.prompts == () and not made.chat_encoder.is_raw and made.encoder.is_raw
