@@ -52,6 +52,11 @@ class Parsed:
 
 def parse_words(argv: Sequence[str], grammar: Grammar) -> Parsed:
     """Read the flags; a flag given twice takes its last value, an unknown one is refused."""
+    if any(word.endswith("\r") for word in argv):
+        raise Refused(
+            "a word of the command ends with a carriage return: the script has Windows' line ends; take them out "
+            "(sed -i 's/\\r$//' SCRIPT)"
+        )
     parsed = Parsed()
     not_built: dict[str, tuple[Feature, list[str]]] = {}
     # What a line continuation in front of blanks leaves inside of a script's variable is no word of the user's.

@@ -165,6 +165,8 @@ def _notices(job: TrainJob, defaults: list[str]) -> list[str]:
     notices = [f"defaults taken: {', '.join(defaults)}"] if defaults else []
     if job.checkpoint.save is not None and job.checkpoint.save_interval is None:
         notices.append("no --save-interval: one checkpoint, at the end; a run that is killed before has none")
+    if job.runtime.dry_run and job.checkpoint.save is None and job.checkpoint.save_interval is not None:
+        notices.append("--save-interval is given without --save: the run itself needs the name of its folder")
     if job.data.packing and not job.data.variable_seq_lengths:
         notices.append("--packing without --variable-seq-lengths pads each packed row to --seq-length")
     if job.training.eval_iters and not has_validation(job):
@@ -298,7 +300,8 @@ def _check_saving(job: TrainJob) -> None:
     """Flags that mean nothing without ``--save`` or without an evaluation."""
     checkpoint, training = job.checkpoint, job.training
     needs_save = {
-        "--save-interval": checkpoint.save_interval is not None,
+        # A dry run takes published scripts, some of which leave the folder to the user.
+        "--save-interval": checkpoint.save_interval is not None and not job.runtime.dry_run,
         "--save-total-limit": checkpoint.save_total_limit is not None,
         "--save-best": checkpoint.save_best,
         "--resume auto": checkpoint.resume is not None,

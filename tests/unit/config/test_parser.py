@@ -152,6 +152,12 @@ def test_what_is_left_of_a_line_continuation_is_no_word() -> None:
     }
 
 
+def test_line_ends_of_windows_are_named() -> None:
+    for words in (["--lora-r", "8\r"], ["--bf16", "\r"]):
+        with pytest.raises(Refused, match="Windows' line ends"):
+            parse_words(words, grammar("posttrain"))
+
+
 def test_all_unknown_flags_are_told_at_once() -> None:
     with pytest.raises(Refused) as error:
         parse("--lora-rr 8 --zzzzzzzz a b --bf16 --num-expert 3")

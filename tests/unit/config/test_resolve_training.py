@@ -120,6 +120,11 @@ def test_packing_to_a_fixed_length_is_told() -> None:
     assert told not in job("--packing --no-pad-to-seq-lengths").notices
 
 
+def test_only_a_dry_run_saves_in_no_folder() -> None:
+    told = "--save-interval is given without --save: the run itself needs the name of its folder"
+    assert told in job("--save-interval 5 --dry-run").notices
+
+
 def test_instruction_rows_make_pretraining_fine_tuning() -> None:
     made = parse("pretrain", ["--is-instruction-dataset", "--data-path", "d"], {})
     assert made.training.stage == "sft" and any("--stage sft" in notice for notice in made.notices)

@@ -82,7 +82,9 @@ def test_freed_memory_stays_in_the_process() -> None:
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     counts = [int(word) for word in printed.split()]
     assert counts[0] > 10_000
-    assert max(counts[-3:]) < 1000, "the heap may grow once more, and no further"
+    assert sum(count > 1000 for count in counts) <= 3, (
+        f"the heap may grow twice more, and no further: {counts}"
+    )
 
 
 def draw(groups: ParallelGroups) -> list[torch.Tensor]:
