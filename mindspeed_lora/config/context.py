@@ -18,12 +18,7 @@ def check_context(shape: ModelShape, parallel: ParallelConfig) -> None:
             "--context-parallel-algo hybrid_cp_algo needs --ulysses-degree-in-cp, a divisor of "
             f"--context-parallel-size {size}; add it"
         )
-    if degree is not None and degree > 1 and not (hybrid and size > 1):
-        raise Refused(
-            f"--ulysses-degree-in-cp {degree} is that of --context-parallel-algo hybrid_cp_algo with "
-            f"--context-parallel-size above 1; found {parallel.context_parallel_algo} with {size}; drop it"
-        )
-    if degree is not None and size % degree:
+    if hybrid and degree is not None and size % degree:
         raise Refused(
             f"--ulysses-degree-in-cp {degree} does not divide --context-parallel-size {size}; change one of them"
         )

@@ -88,6 +88,7 @@ class RoutingConfig(Section):
         "softmax_topk and group_limited_greedy mean aux_loss, noaux_tc seq_aux_loss",
         "aux_loss",
         choices=("none", "aux_loss", "seq_aux_loss", "softmax_topk", "group_limited_greedy", "noaux_tc"),
+        same_as={"pai_megatron_aux_loss": "aux_loss"},
     )
     moe_aux_loss_coeff: float = flag("weight of the load-balancing loss", 0.0, check=NOT_NEGATIVE)
     seq_aux: bool = flag("balance each row by itself, as seq_aux_loss does", False)

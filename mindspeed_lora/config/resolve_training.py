@@ -169,6 +169,13 @@ def _notices(job: TrainJob, defaults: list[str]) -> list[str]:
         notices.append("--save-interval is given without --save: the run itself needs the name of its folder")
     if job.data.packing and not job.data.variable_seq_lengths:
         notices.append("--packing without --variable-seq-lengths pads each packed row to --seq-length")
+    if (
+        job.parallel.ulysses_degree_in_cp is not None
+        and job.parallel.context_parallel_algo != "hybrid_cp_algo"
+    ):
+        notices.append(
+            "--ulysses-degree-in-cp has an effect with --context-parallel-algo hybrid_cp_algo only"
+        )
     if job.training.eval_iters and not has_validation(job):
         notices.append(
             f"--eval-iters {job.training.eval_iters}: no evaluation, since --split {job.data.split} leaves "

@@ -120,6 +120,13 @@ def test_packing_to_a_fixed_length_is_told() -> None:
     assert told not in job("--packing --no-pad-to-seq-lengths").notices
 
 
+def test_a_degree_of_another_algorithm_is_told() -> None:
+    line = "--context-parallel-size 2 --ulysses-degree-in-cp 2 --context-parallel-algo"
+    told = "--ulysses-degree-in-cp has an effect with --context-parallel-algo hybrid_cp_algo only"
+    assert told in job(f"{line} ulysses_cp_algo", {"WORLD_SIZE": "2"}).notices
+    assert told not in job(f"{line} hybrid_cp_algo", {"WORLD_SIZE": "2"}).notices
+
+
 def test_only_a_dry_run_saves_in_no_folder() -> None:
     told = "--save-interval is given without --save: the run itself needs the name of its folder"
     assert told in job("--save-interval 5 --dry-run").notices
