@@ -49,7 +49,7 @@ class _UniqueKeys(yaml.SafeLoader):
         ]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
-            raise yaml.constructor.ConstructorError(problem=f"{twice[0]} is there twice; give it once")
+            raise Refused(f"--config {node.start_mark.name}: {twice[0]} is there twice; give it once")
         return super().construct_mapping(node, deep)
 
 
