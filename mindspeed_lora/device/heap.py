@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from mindspeed_lora.device.runtime import has_accelerator
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 KEPT_BYTES = 1 << 30
 """What stays warm between micro-batches."""
 
@@ -43,6 +43,17 @@ def keep_freed_memory() -> None:
     library.mallopt(_M_MMAP_MAX, 0)
     library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     library.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def share_one_arena() -> None:
+    """Lets all threads take from one heap, where threads that begin later would have their own.
+
+    What gloo's threads allocate between two ranks of a generation would otherwise stay apart, 60 to 100 MiB a rank. In
+    training, whose tensors live longer, those leave holes: a rank of two stages took 100 to 290 MiB more.
+    """
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_M_ARENA_MAX, 1)
 
 
 def release_freed_memory() -> None:

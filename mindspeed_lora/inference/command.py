@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from mindspeed_lora.config.config_file import CONFIG_FILE, write_config
 from mindspeed_lora.config.jobs import ModelJob
+from mindspeed_lora.device.heap import share_one_arena
 from mindspeed_lora.inference.model_plan import ModelPlan
 from mindspeed_lora.parallel.groups import ParallelGroups, destroy_groups, initialize_groups
 from mindspeed_lora.parallel.heartbeat import Heartbeat, for_answers
@@ -44,6 +45,7 @@ def run_command(
         dry_run(job)
         return 0
     plan = plan_job(job)
+    share_one_arena()
     groups, notices = initialize_groups(plan.job.parallel, job.compute.seed)
     with for_answers(groups) as heartbeat:
         try:
