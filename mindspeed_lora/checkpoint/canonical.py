@@ -52,14 +52,16 @@ class TensorRule:
 
 
 _WHOLE = TensorRule(None)
+_MATRIX = r"(?:\w+_proj|w1|w3)"
+"""Last component of the Hugging Face name of a matrix that adapters name apart; ``w1`` and ``w3`` are Mixtral's."""
 _RULES: tuple[tuple[str, TensorRule], ...] = (
     (r"(embedding\.word_embeddings|output_layer)\.weight", TensorRule(0)),
     (
         r".*\.(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj)\.(weight|bias|lora_b)",
         TensorRule(0),
     ),
-    (r".*\.(linear_qkv|linear_fc1)\.\w+_proj\.lora_b", TensorRule(0)),
-    (r".*\.(linear_qkv|linear_fc1)\.\w+_proj\.lora_a", _WHOLE),
+    (rf".*\.(linear_qkv|linear_fc1)\.{_MATRIX}\.lora_b", TensorRule(0)),
+    (rf".*\.(linear_qkv|linear_fc1)\.{_MATRIX}\.lora_a", _WHOLE),
     (r".*\.linear_fc1\.(weight|bias|lora_b)", TensorRule(0, 2)),
     (r".*\.(linear_proj|linear_fc2)\.(weight|lora_a)", TensorRule(1)),
     (r".*\.(linear_proj|linear_fc2)\.(bias|lora_b)", _WHOLE),

@@ -18,8 +18,9 @@ from mindspeed_lora.checkpoint.peft.description import describe_adapter, hf_line
 from mindspeed_lora.checkpoint.peft.flags import config_from_flags
 from mindspeed_lora.checkpoint.peft.rules import Patterns, matcher, pattern_key
 from mindspeed_lora.config.lora import LoraConfig
-from mindspeed_lora.config.shape import ModelShape, MoEShape
+from mindspeed_lora.config.shape import MLAShape, ModelShape, MoEShape
 from mindspeed_lora.errors import Refused
+from mindspeed_lora.models.families import FAMILIES
 
 MOE = MoEShape(num_experts=3, topk=2, ffn_hidden_size=8, dense_layers=(0,), shared_ffn_hidden_size=12)
 SHAPE = ModelShape(
@@ -34,6 +35,7 @@ SHAPE = ModelShape(
     max_position_embeddings=32,
     moe=MOE,
 )
+MLA = MLAShape(q_lora_rank=28, kv_lora_rank=20, qk_head_dim=12, qk_pos_emb_head_dim=6, v_head_dim=10)
 QWEN3_30B = ModelShape(
     family="qwen3_moe",
     num_layers=48,
@@ -88,6 +90,16 @@ class TestNames:
             "mlp.shared_experts.linear_fc2",
         ]
         assert len(described("experts.2.down_proj", peft_moe_format="per-expert")[1].parts) == 2
+
+    @pytest.mark.parametrize("family", sorted(FAMILIES))
+    def test_every_family_has_a_rule_for_each_matrix(self, family: str):
+        """Also where the matrices of ``linear_fc1`` are not called ``…_proj``: Mixtral's and InternLM2's w1 and w3."""
+        of_experts = any("experts" in row.canonical for row in FAMILIES[family].table)
+        moe = MoEShape(num_experts=3, topk=2, ffn_hidden_size=8) if of_experts else None
+        latent = MLA if family.startswith("deepseek") else None
+        shape = dataclasses.replace(SHAPE, family=family, moe=moe, mla=latent)
+        _, spec = described("all-linear", shape=shape)
+        assert spec.parts and all(tensor_rule(name) for part in spec.parts for name in part.tensors)
 
     def test_the_router_stays_frozen_unless_it_is_named(self):
         assert "mlp.router" not in kinds("all-linear") and "mlp.router" not in kinds(*FOUR)
