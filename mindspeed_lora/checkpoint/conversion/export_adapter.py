@@ -6,7 +6,6 @@ The adapter is a PEFT folder, ours or another's, or factors within a Megatron ch
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from mindspeed_lora.checkpoint.conversion.stand_in import stand_in
 from mindspeed_lora.checkpoint.formats.hf import origin_of, read_json, shape_of
 from mindspeed_lora.checkpoint.formats.model_files import copy_tokenizer_files
 from mindspeed_lora.checkpoint.peft.adapter_file import WEIGHTS_FILE, AdapterFile, open_adapter_file
-from mindspeed_lora.checkpoint.peft.config import CONFIG_FILE, AdapterConfig
+from mindspeed_lora.checkpoint.peft.config import CONFIG_FILE, AdapterConfig, write_config
 from mindspeed_lora.checkpoint.peft.contradictions import refuse_contradictions
 from mindspeed_lora.checkpoint.peft.expert_names import is_expert
 from mindspeed_lora.checkpoint.peft.folder import (
@@ -82,7 +81,7 @@ def export_adapter(
     values = read_json(folder / CONFIG_FILE)
     if base_model_name is not None:
         values["base_model_name_or_path"] = base_model_name
-    (target / CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_config(target, values)
     copy_tokenizer_files(folder, target)
     return len(specs)
 

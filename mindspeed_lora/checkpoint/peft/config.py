@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -192,6 +193,15 @@ class AdapterConfig:
             "ensure_weight_tying": self.ensure_weight_tying,
             "trainable_token_indices": _listed(self.trainable_token_indices),
         }
+
+
+def write_config(folder: Path, values: Mapping[str, Any]) -> None:
+    """Writes the file with its keys sorted, as PEFT has them, and those of the patterns as they stand.
+
+    Of a pattern's keys the first that matches counts, so that sorting them would change what they mean.
+    """
+    ordered = {key: values[key] for key in sorted(values)}
+    (folder / CONFIG_FILE).write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
 
 
 def _number(value: float) -> int | float:

@@ -6,7 +6,6 @@ q_proj, k_proj and v_proj (gate_proj and up_proj), and the matrices' rows of B.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from mindspeed_lora.adapters.spec import AdapterSpec, PartSpec, TrainedTensor
 from mindspeed_lora.checkpoint.canonical import canonical_tensors
 from mindspeed_lora.checkpoint.peft.adapter_file import MOE_SHARED, WEIGHTS_FILE
-from mindspeed_lora.checkpoint.peft.config import CONFIG_FILE, AdapterConfig
+from mindspeed_lora.checkpoint.peft.config import AdapterConfig, write_config
 from mindspeed_lora.checkpoint.peft.description import hf_linears
 from mindspeed_lora.checkpoint.peft.expert_names import FUSED
 from mindspeed_lora.checkpoint.peft.folder import PeftAdapter
@@ -148,8 +147,7 @@ def write_adapter(
         for name, members in [*others, *((kept.name, kept.members) for kept in spec.kept)]:
             for member in members:
                 writer.write(member, get(name).to(dtype))
-    content = json.dumps(config.to_json(), indent=2, sort_keys=True)
-    (folder / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
+    write_config(folder, config.to_json())
 
 
 def adapter_specs(

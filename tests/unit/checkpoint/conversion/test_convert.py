@@ -319,11 +319,15 @@ def test_a_failure_leaves_nothing_behind(models, tmp_path: Path, run_convert: Co
 def test_everything_that_an_adapter_can_hold_is_exported(models, tmp_path: Path, run_convert: Convert):
     shape = shape_of(models("llama-biased").path)
     flags: dict[str, Any] = {"lora_bias": "all", "lora_modules_to_save": ("norm", "output_layer")}
-    flags |= {"lora_rank_pattern": {"v_proj": 2}, "lora_layers_to_transform": (1, 2), "use_rslora": True}
+    # Sorted, the second key would come first, and take layer 1's v_proj.
+    flags |= {"lora_rank_pattern": {"v_proj": 2, r"layers\.1\..*": 3}, "use_rslora": True}
+    flags |= {"lora_layers_to_transform": (1, 2)}
     lora = LoraConfig(lora_r=4, lora_alpha=8, lora_target_modules=("q_proj", "v_proj", "linear_fc1"), **flags)
     plan = plan_adapter(lora, shape, 1, new_tokens=(shape.vocab_size, 5))
     assert plan is not None
     write(tmp_path / "in", plan.shape, plan, base_model_name=str(models("llama-biased").path))
+    config = json.loads((tmp_path / "in" / "adapter_config.json").read_text())
+    assert list(config["rank_pattern"]) == list(flags["lora_rank_pattern"]) and list(config) == sorted(config)
     given = {name: value for name, value in flags.items() if name not in ("use_rslora", "lora_rank_pattern")}
     given["lora_target_modules"] = ("linear_fc1", "q_proj", "v_proj")
     run_convert(
