@@ -5,7 +5,6 @@ A user sees one sentence on standard error, from one rank; a traceback only with
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import select
@@ -23,7 +22,7 @@ from mindspeed_lora.config.help import help_text
 from mindspeed_lora.config.launcher import adopt_slurm, has_launchers_store, restart_count
 from mindspeed_lora.config.parser import HELP_FLAGS
 from mindspeed_lora.config.runtime import LaunchedRuntimeConfig
-from mindspeed_lora.errors import PeerFailure, Refused, UserError
+from mindspeed_lora.errors import PeerFailure, Refused, UserError, system_reason
 from mindspeed_lora.hub import with_local_folders
 
 _FAILED = 1
@@ -248,9 +247,7 @@ def _sentence(error: Exception, where: str) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        reasons = {errno.ENOSPC: "no space left on the disk", errno.EACCES: "permission denied"}
-        reason = reasons.get(error.errno or 0, error.strerror)
-        return f"{reason}: {error.filename}" if error.filename else reason
+        return system_reason(error)
     if isinstance(error, MemoryError):
         return "out of memory"
     message = " ".join(str(error).split())

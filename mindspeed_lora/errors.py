@@ -3,6 +3,8 @@
 Their message names the flag or file, what was found, what was expected and how to mend it.
 """
 
+import errno
+
 
 class UserError(Exception):
     """An error that the user can mend; its message is printed as it is."""
@@ -30,3 +32,10 @@ class PeerFailure(Exception):
     def __init__(self, rank: int) -> None:
         super().__init__(f"rank {rank} failed")
         self.rank = rank
+
+
+def system_reason(error: OSError) -> str:
+    """Why the system refused something, and the file if it is known, in the words of this program."""
+    reasons = {errno.ENOSPC: "no space left on the disk", errno.EACCES: "permission denied"}
+    reason = reasons.get(error.errno or 0, error.strerror or str(error))
+    return f"{reason}: {error.filename}" if error.filename else reason

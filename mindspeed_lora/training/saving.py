@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mindspeed_lora.atomic import StagedDirectory, atomic_link, atomic_text
 from mindspeed_lora.checkpoint.formats.iteration import LATEST_FILE, iteration_folder
 from mindspeed_lora.checkpoint.formats.model_files import HF_CONFIG_FOLDER
 from mindspeed_lora.checkpoint.loading.model import AdapterPlan
 from mindspeed_lora.checkpoint.peft.source import write_adapter
+from mindspeed_lora.checkpoint.storage.safetensors_writer import SafetensorsWriter
 from mindspeed_lora.config.checkpoint import CheckpointConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.device import random_states, restore_random_states
-from mindspeed_lora.errors import Failed
+from mindspeed_lora.errors import Failed, system_reason
 from mindspeed_lora.parallel.collectives import gather_objects, together
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.model_files import ModelFiles
@@ -64,8 +67,9 @@ class RunWriter:
         """Saves iteration ``state["iteration"]``; returns its folder and the seconds it took."""
         started = time.perf_counter()
         target = iteration_folder(self.save, state["iteration"])
-        self._write_folder(target, state)
-        together(self.groups, lambda: self._announce(target) if self.storage.leads else None)
+        with _told(self.save, state["iteration"]):
+            self._write_folder(target, state)
+            together(self.groups, lambda: self._announce(target) if self.storage.leads else None)
         return target, time.perf_counter() - started
 
     def estimated_bytes(self, trained: int) -> int:
@@ -80,7 +84,8 @@ class RunWriter:
 
     def write_best(self, state: dict[str, Any]) -> Path:
         """Saves the state as ``<save>/best``, which ``--save-total-limit`` never deletes."""
-        self._write_folder(self.save / BEST_FOLDER, state)
+        with _told(self.save, state["iteration"]):
+            self._write_folder(self.save / BEST_FOLDER, state)
         return self.save / BEST_FOLDER
 
     def _write_folder(self, target: Path, state: dict[str, Any]) -> None:
@@ -111,7 +116,7 @@ class RunWriter:
             write_optimizer(folder / OPTIMIZER_FOLDER, self.optimizer, self.groups)
         if not self.checkpoint.no_save_rng:
             (folder / RANDOM_FOLDER).mkdir(exist_ok=True)
-            save_file(random_states(), folder / RANDOM_FOLDER / _random_file(self.groups.rank))
+            _write_random_states(folder / RANDOM_FOLDER / _random_file(self.groups.rank))
 
     def _describe(self, folder: Path, state: dict[str, Any], trained: dict[str, torch.Tensor] | None) -> None:
         """What rank 0 writes for all: adapter, tokenizer, state."""
@@ -171,6 +176,27 @@ class RunWriter:
             atomic_link(self.save / ADAPTER_FOLDER, f"{target.name}/{ADAPTER_FOLDER}")
         if self.checkpoint.save_total_limit is not None:
             prune(target, self.checkpoint.save_total_limit)
+
+
+@contextmanager
+def _told(save: Path, iteration: int) -> Iterator[None]:
+    """A full disk and its like end a save with what is left and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise Failed(
+            f"iteration {iteration} could not be saved: {system_reason(error)}; what was saved before is whole, "
+            f"{f'make room in {save}' if full else 'mend that'} and go on with --resume auto"
+        ) from error
+
+
+def _write_random_states(file: Path) -> None:
+    states = random_states()
+    specs = {name: (state.dtype, tuple(state.shape)) for name, state in states.items()}
+    with SafetensorsWriter(file, specs) as writer:
+        for name, state in states.items():
+            writer.write(name, state)
 
 
 def load_random_states(folder: Path, rank: int) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -86,7 +87,7 @@ class TensorWriter:
         """Of tensors that are written in part: checksum and size of each block by its first byte."""
         self._lock = threading.Lock()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        write_at(self._file, memoryview(layout.head()), 0)
+        self._write_at(memoryview(layout.head()), 0)
 
     def write(self, name: str, tensor: torch.Tensor, at: int | None = None) -> None:
         """Write one tensor, or consecutive values of it from number ``at`` on. Several threads may call it.
@@ -98,7 +99,7 @@ class TensorWriter:
         flat = tensor.contiguous().view(-1).view(torch.uint8).numpy() if tensor.numel() else b""
         data = memoryview(flat)  # type: ignore[arg-type]
         crc, offset = zlib.crc32(data), self.layout.offsets[name] + start
-        write_at(self._file, data, offset)
+        self._write_at(data, offset)
         _start_writeback(self._file, offset, len(data))
         with self._lock:
             blocks = self._blocks.setdefault(name, {})
@@ -131,8 +132,8 @@ class TensorWriter:
             crc, end = combine(crc, own, size), start + size
         offset = self.layout.offsets[name]
         before, after = self.layout.around(name, crc)
-        write_at(self._file, memoryview(before), offset - len(before))
-        write_at(self._file, memoryview(after), offset + spec_bytes(self.specs[name]))
+        self._write_at(memoryview(before), offset - len(before))
+        self._write_at(memoryview(after), offset + spec_bytes(self.specs[name]))
         self._crcs[name] = crc
 
     def close(self) -> FileRecord:
@@ -141,8 +142,9 @@ class TensorWriter:
         if missing:
             raise ValueError(f"{self.path}: never written: {', '.join(missing[:3])}")
         tail = self.layout.tail(self._crcs)
-        write_at(self._file, memoryview(tail), self.num_bytes - len(tail))
-        os.fsync(self._file)
+        self._write_at(memoryview(tail), self.num_bytes - len(tail))
+        with _named(self.path):
+            os.fsync(self._file)
         os.close(self._file)
         offsets = self.layout.offsets
         tensors = {
@@ -150,6 +152,13 @@ class TensorWriter:
             for name, spec in self.specs.items()
         }
         return FileRecord(self.num_bytes, self._whole_crc(tail), tensors)
+
+    def _write_at(self, data: memoryview, offset: int) -> None:
+        """Write all of ``data`` at a position of the file."""
+        with _named(self.path):
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self._file, data[done:], offset + done)
 
     def _whole_crc(self, tail: bytes) -> int:
         crc = zlib.crc32(self.layout.head())
@@ -175,11 +184,13 @@ class TensorWriter:
             self.abandon()
 
 
-def write_at(file: int, data: memoryview, offset: int) -> None:
-    """Write all of ``data`` at a position of an open file."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(file, data[done:], offset + done)
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """The system's errors about an open file do not tell which one it is."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _start_writeback(file: int, offset: int, size: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mindspeed_lora.errors import Failed
 from mindspeed_lora.parallel.groups import destroy_groups
 from mindspeed_lora.training import saving
 from tests.support.models import VOCAB_SIZE, make_model
@@ -39,3 +40,12 @@ def test_an_expert_is_sent_without_the_buffer_that_it_lies_in(
     numbers = sum(tensor.numel() for tensor in trained.values())
     # Four bytes a number, and what tells each piece's place.
     assert size < 4 * numbers + 1000 * len(trained)
+
+
+def test_a_full_disk_is_told_with_its_file(tmp_path: Path) -> None:
+    with pytest.raises(Failed) as told, saving._told(tmp_path, 7):
+        saving._write_random_states(Path("/dev/full"))
+    assert str(told.value) == (
+        "iteration 7 could not be saved: no space left on the disk: /dev/full; what was saved before is whole, "
+        f"make room in {tmp_path} and go on with --resume auto"
+    )
