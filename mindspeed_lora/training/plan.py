@@ -203,7 +203,9 @@ def _adapter_and_tokenizer(
         shared = start.run.state.get("shared_factors")
     if lora.lora_load is None:
         tokenizer = _tokenizer(job, source.config_dir)
-        return plan_adapter(lora, shape, seed, new_tokens=token_numbers(job.tokenizer, tokenizer)), tokenizer
+        new = plan_adapter(lora, shape, seed, new_tokens=token_numbers(job.tokenizer, tokenizer))
+        notices += new.notices if new is not None else ()
+        return new, tokenizer
     adapter = plan_adapter(lora, shape, seed, shared)
     assert adapter is not None
     tokenizer = _tokenizer(job, adapter.tokenizer_folder or source.config_dir)

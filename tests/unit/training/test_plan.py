@@ -8,7 +8,7 @@ import pytest
 
 from mindspeed_lora.checkpoint.loading.random_weights import RandomSource
 from mindspeed_lora.errors import Refused
-from tests.support.models import VOCAB_SIZE
+from tests.support.models import VOCAB_SIZE, make_model
 from tests.support.tiny import Tiny, plan
 
 TP2 = {"tensor_model_parallel_size": 2}
@@ -36,6 +36,13 @@ def test_a_plan_holds_what_was_resolved(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_all_parameters_without_a_lora_flag(tiny: Tiny) -> None:
     assert plan(tiny.words(lora_r=None)).adapter is None
+
+
+def test_a_new_adapter_that_the_installed_peft_does_not_load_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    """transformers 5 has gate and up of all experts in one parameter; w1 is gate alone."""
+    mixtral = Tiny(make_model("mixtral", tmp_path), tiny.data)
+    notices = plan(mixtral.words(lora_target_modules="w1")).notices
+    assert any("saved with its experts per-expert" in notice for notice in notices)
 
 
 @pytest.mark.parametrize(
