@@ -14,8 +14,9 @@ import torch
 from mindspeed_lora.data.batch import Batch
 from mindspeed_lora.device import peak_memory_bytes, synchronize
 from mindspeed_lora.errors import Failed
-from mindspeed_lora.parallel.collectives import all_reduce_max
+from mindspeed_lora.parallel.collectives import all_reduce_max, together
 from mindspeed_lora.parallel.heartbeat import Heartbeat
+from mindspeed_lora.training.finite import broken_weight
 from mindspeed_lora.training.garbage import garbage_collection
 from mindspeed_lora.training.grace import SaveGrace, estimate_save_seconds
 from mindspeed_lora.training.reporting import EvaluationRecord, Reporter, StepRecord
@@ -166,11 +167,17 @@ class TrainingLoop:
                 f"iteration {step}: the loss or a gradient is not finite{'; nothing is updated' if skipped else ''}"
             )
         else:
-            raise Failed(
-                f"iteration {step}: the loss is {lm_loss:g} and the gradient norm is "
-                f"{'not finite' if skipped else 'finite'}; lower --lr, or look at the rows of this step; "
-                f"nothing was updated in it, and the last checkpoint is whole"
-            )
+            together(self.session.groups, lambda: self._refuse_to_go_on(step, lm_loss, skipped))
+
+    def _refuse_to_go_on(self, step: int, lm_loss: float, skipped: bool) -> None:
+        weight = broken_weight(self.session.parameters, self.session.groups)
+        of_base = f"{weight} of the model holds NaN or infinite values, take weights without them"
+        raise Failed(
+            f"iteration {step}: the loss is {lm_loss:g} and the gradient norm is "
+            f"{'not finite' if skipped else 'finite'}; "
+            f"{of_base if weight else 'lower --lr, or look at the rows of this step'}; "
+            f"nothing was updated in it, and the last checkpoint is whole"
+        )
 
     def _agree(self) -> tuple[int, StopReason]:
         """Largest peak memory over the ranks, and the most urgent reason of any of them to stop."""
