@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,7 @@ class Trainer:
                 )
             self._loop.reporter = cast(Reporter, _Recorder(self._loop.reporter, self.history))
             self._open = stack.pop_all()
+            self._closed = False
 
     @property
     def job(self) -> TrainJob:
@@ -139,11 +140,11 @@ class Trainer:
             Refused: the last one is done.
             Failed: out of memory; the sentence names what grew and a flag that fits.
         """
-        if self.iteration >= self.num_steps:
+        if self.iteration >= self.num_steps and not self._closed:
             raise Refused(
                 f"all {self.num_steps} steps are done; open the trainer with more train_iters, or with epochs"
             )
-        with self._told():
+        with self._working():
             self._loop.one_step()
         return self.history.steps[-1]
 
@@ -157,14 +158,14 @@ class Trainer:
             raise Refused(
                 "there are no rows to evaluate on; give eval_iters, and split='95,5,0' or valid_data_path"
             )
-        with self._told():
+        with self._working():
             self._loop.evaluate_now()
         return self.history.evaluations[-1]
 
     def train(self, steps: int | None = None) -> History:
         """So many steps, or all that are left as the command does it: with its evaluations and saves."""
         if steps is None:
-            with self._told():
+            with self._working():
                 self.left_early = self._loop.run() == LEFT_EARLY
         else:
             for _ in range(steps):
@@ -181,14 +182,23 @@ class Trainer:
             raise Refused(
                 "the trainer was opened without save; name the folder there: trainer(save='ckpt/run', …)"
             )
-        with self._told():
+        with self._working():
             self._loop.save_now()
         save = Path(self.job.checkpoint.save)
         return save if self._loop.plan.adapter is None else save / "adapter"
 
     def close(self) -> None:
         """Gives the groups back and ends the reports; harmless when closed."""
+        self._closed = True
         self._open.close()
+
+    def _working(self) -> AbstractContextManager[None]:
+        """Out of memory is told; what is closed works no more."""
+        if self._closed:
+            raise Refused(
+                "the trainer is closed; open another one, which goes on from save with resume='auto'"
+            )
+        return self._told()
 
     def __enter__(self) -> Trainer:
         return self
@@ -196,4 +206,5 @@ class Trainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed = True
         self._open.__exit__(kind, error, trace)

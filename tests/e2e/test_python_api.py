@@ -90,6 +90,9 @@ def trained_by_the_api(flags: dict[str, Any]) -> dict[str, Any]:
                 trainer.step()
             with pytest.raises(Refused, match="still open"):
                 mindspeed_lora.trainer(**{**flags, "overwrite": True})
+        for work in (trainer.step, trainer.evaluate, trainer.train, trainer.save):
+            with pytest.raises(Refused, match="the trainer is closed"):
+                work()
         again = mindspeed_lora.train(**{**flags, "save": None})
     finally:
         destroy_groups()
