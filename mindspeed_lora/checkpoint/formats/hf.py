@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +120,7 @@ def _weight_paths(folder: Path) -> tuple[Path | None, list[Path]]:
         index = folder / index_name
         if index.is_file():
             return index, [folder / name for name in sorted(set(_weight_map(index).values()))]
-        if (folder / single).exists():
+        if os.path.lexists(folder / single):
             return None, [folder / single]
         others = sorted(path.name for path in folder.glob(pattern))
         if others:

@@ -78,7 +78,8 @@ class PtFile:
         read_region(self._file, entry, out, region, self.path, self._checks.get(entry.offset))
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
+        # Where Python itself ends its modules may be gone; the system closes the file then.
+        if os is not None and getattr(self, "_file", None) is not None:
             os.close(self._file)  # type: ignore[arg-type]
 
 

@@ -6,6 +6,7 @@ what was really asked for. The header is checked in full before any tensor is re
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -33,6 +34,9 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+_LFS_POINTER = b"version "
+"""The first 8 bytes of the text that Git LFS leaves in the place of a file."""
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
@@ -123,8 +127,11 @@ class SafetensorsFile:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 header, self.data_start = _read_header(file.fileno(), size, path)
-        except FileNotFoundError as error:
-            raise Refused(f"{path}: the file is missing.") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+            link = f"; it is a link to {os.readlink(path)}, and nothing is there" if path.is_symlink() else ""
+            raise Refused(f"{path}: the file is missing{link}.") from error
         metadata = header.pop("__metadata__", {})
         self.metadata: dict[str, str] = metadata if isinstance(metadata, dict) else {}
         self.entries = _parse_entries(header, self.data_start, size, path)
@@ -152,7 +159,8 @@ class SafetensorsFile:
             self._file = None
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
+        # Where Python itself ends its modules may be gone; the system closes the file then.
+        if os is not None and getattr(self, "_file", None) is not None:
             self.close()
 
 
@@ -163,6 +171,10 @@ def _read_header(file: int, size: int, path: Path) -> tuple[dict[str, Any], int]
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length == 0:
         raise Refused(f"{path}: not a safetensors file (no header).")
+    if head == _LFS_POINTER:
+        raise Refused(
+            f"{path}: a pointer of Git LFS in the place of the weights; fetch them with git lfs pull."
+        )
     if length > MAX_HEADER_BYTES or 8 + length > size:
         raise Refused(
             f"{path}: not a safetensors file or truncated: its header claims {length} bytes, "

@@ -77,6 +77,15 @@ def test_empty_file(own_model):
     assert "model.safetensors: the file is empty" in refusal(own_model.path)
 
 
+@pytest.mark.parametrize("target", ["../blobs/gone", "model.safetensors"], ids=["nowhere", "itself"])
+def test_a_link_that_leads_nowhere(own_model, target: str):
+    file = own_model.path / "model.safetensors"
+    file.unlink()
+    file.symlink_to(target)
+    told = f"{file}: the file is missing; it is a link to {target}, and nothing is there"
+    assert told in refusal(own_model.path)
+
+
 def test_index_that_lies(own_model):
     weight_map = shard(own_model.path)
     name = sorted(weight_map)[0]

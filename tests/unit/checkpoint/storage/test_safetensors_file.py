@@ -71,6 +71,16 @@ def test_buffers_are_our_own(tmp_path: Path):
     assert torch.equal(file.read("w"), torch.ones(4))
 
 
+def test_an_open_file_says_nothing_when_python_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_file({"w": torch.ones(4)}, tmp_path / "a.safetensors")
+    file = SafetensorsFile(tmp_path / "a.safetensors")
+    file.read("w")
+    with monkeypatch.context() as ending:
+        ending.setattr(safetensors_file, "os", None)
+        file.__del__()
+    file.close()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -79,6 +89,10 @@ def test_buffers_are_our_own(tmp_path: Path):
         (bytes(8), "no header"),
         ((100).to_bytes(8, "little") + b"{}", "claims 100 bytes, the file has 10"),
         (b"\xff" * 20, "not a safetensors file or truncated"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "fetch them with git lfs pull",
+        ),
         (b"\x80\x02}q\x00." + bytes(20), "not a safetensors file or truncated"),
     ],
 )
