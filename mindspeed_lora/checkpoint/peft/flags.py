@@ -52,6 +52,7 @@ _OF_LATENT_ATTENTION = {
 }
 """People's names on a model with multi-latent attention → the linears there are; ``linear_qkv`` is what MindSpeed-LLM
 packs: all that reads the hidden states."""
+_OF_THE_VOCABULARY = ("lm_head", "embed_tokens", "output_layer", "word_embeddings")
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,11 @@ def meaning(name: str, linears: Linears, flag: str) -> Meant:
     alone = tuple(matrix for matrix in matrices if re.fullmatch(name, matrix))
     if alone:
         return Meant((), alone, name)
+    if name.rpartition(".")[2] in _OF_THE_VOCABULARY:
+        raise Refused(
+            f"{flag}: {name} gets no factors, which are for linears of the layers; leave it out, or train it whole by "
+            "--lora-modules-to-save"
+        )
     raise Refused(f"{flag}: the model has no module {name}; {_there_are(linears)}")
 
 

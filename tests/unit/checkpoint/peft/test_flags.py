@@ -95,9 +95,12 @@ class TestTargets:
         assert parts("model.layers.1.mlp.up_proj") == ["1.mlp.linear_fc1.up_proj"]
         assert parts("decoder.layers.2.mlp.linear_fc2") == ["2.mlp.linear_fc2"]
 
-    @pytest.mark.parametrize(
-        "name", ["linear_kqv", "self_attention", "output_layer", "lm_head", "proj", "", "q_proj|x"]
-    )
+    @pytest.mark.parametrize("name", ["lm_head", "output_layer", "model.embed_tokens"])
+    def test_the_vocabulary_s_modules_are_there_and_get_none(self, name: str) -> None:
+        with pytest.raises(Refused, match=f"{name} gets no factors, .* whole by --lora-modules-to-save"):
+            parts("linear_qkv", name)
+
+    @pytest.mark.parametrize("name", ["linear_kqv", "self_attention", "proj", "", "q_proj|x"])
     def test_what_means_nothing_is_refused_with_what_there_is(self, name: str) -> None:
         with pytest.raises(Refused) as error:
             parts("linear_qkv", name)
