@@ -226,8 +226,9 @@ class PeftAdapter:
             (extra, f"not covered by target_modules, modules_to_save or bias in {CONFIG_FILE}"),
         ):
             if names:
+                of_another = self._made_for(entries, other_names=bool(missing) and self._is_strange(extra))
                 raise Refused(
-                    f"{self.file.path}: adapter tensors are {problem}: {first_few(names)}{self._made_for(entries)}."
+                    f"{self.file.path}: adapter tensors are {problem}: {first_few(names)}{of_another}."
                 )
         for name, (size, rank) in expected.items():
             entry = entries[name]
@@ -242,17 +243,22 @@ class PeftAdapter:
                     f"{self.file.path}: {name} has dtype {entry.dtype}; expected a floating-point one."
                 )
 
-    def _made_for(self, entries: Iterable[str]) -> str:
-        """A hint where the file was made for a model with another number of layers."""
+    def _is_strange(self, names: Iterable[str]) -> bool:
+        """Whether tensors are factors of modules that the model does not have."""
+        known = {name for linear in self.linears.values() for name in linear}
+        modules = (name.removeprefix("base_model.model.").partition(".lora_")[0] for name in names)
+        return any(module not in known for module in modules)
+
+    def _made_for(self, entries: Iterable[str], other_names: bool) -> str:
+        """A hint where the file was made for a model with other names, or with another number of layers."""
         numbers = [int(match[1]) for name in entries if (match := _LAYER_NUMBER.search(name))]
         reached = max(numbers, default=-1) + 1
-        if reached == self.shape.num_layers or self.config.layers_to_transform:
-            return ""
-        made_for = f", made for {self.config.base_model_name}" if self.config.base_model_name else ""
-        return (
-            f"; the adapter{made_for} reaches {reached} layers, and this base has {self.shape.num_layers}: give the "
-            "base that it was trained on"
-        )
+        made_for = f", made for {self.config.base_model_name}," if self.config.base_model_name else ""
+        mend = "give the base that it was trained on"
+        if reached != self.shape.num_layers and not self.config.layers_to_transform:
+            has = self.shape.num_layers
+            return f"; the adapter{made_for} reaches {reached} layers, and this base has {has}: {mend}"
+        return f"; the adapter{made_for} has modules that this base has not: {mend}" if other_names else ""
 
     def _expected_tensors(self, spec: AdapterSpec) -> dict[str, tuple[tuple[int, ...], int | None]]:
         """Shape of each tensor of the file, and the rank that it follows from, for a factor."""

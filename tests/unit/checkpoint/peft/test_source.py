@@ -188,6 +188,18 @@ def test_another_base_model(folder: Path, models):
     assert "k_proj.lora_B.weight has shape [16, 4]; r 4 on this base model needs [32, 4]" in message
 
 
+def test_a_base_with_other_modules(folder: Path, shape: ModelShape):
+    """Phi-3 has q, k and v in one module."""
+    import dataclasses
+
+    change(folder, target_modules="all-linear")
+    message = refusal(folder, dataclasses.replace(shape, family="phi3"))
+    assert "are missing" in message
+    assert (
+        "; the adapter, made for some/base, has modules that this base has not: give the base that" in message
+    )
+
+
 def test_more_layers_than_the_base(folder: Path, shape: ModelShape):
     import dataclasses
 
