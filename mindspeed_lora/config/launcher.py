@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, MutableMapping
 
+from mindspeed_lora.errors import Failed
+
 _RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 _FIRST_PORT, _PORTS = 20_000, 10_000
 
@@ -34,6 +36,31 @@ def adopt_slurm(environ: MutableMapping[str, str]) -> None:
     }
     for name, value in found.items():
         environ.setdefault(name, value)
+
+
+def check_ranks(environ: Mapping[str, str]) -> None:
+    """What a launcher, or a person in its place, has set can be a world of ranks.
+
+    Raises:
+        Failed: it cannot; not a refusal, which rank 0 alone would tell.
+    """
+    for name in ("RANK", "WORLD_SIZE"):
+        if not environ.get(name, "0").isdigit():
+            raise Failed(
+                f"{name}={environ[name]} in the environment: expected a whole number; torchrun sets it"
+            )
+    world_size = int(environ.get("WORLD_SIZE", "1"))
+    if int(environ.get("RANK", "0")) >= max(1, world_size):
+        raise Failed(
+            f"RANK={environ['RANK']} in the environment, but WORLD_SIZE={world_size}: ranks count from 0 to "
+            f"{world_size - 1}"
+        )
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
+    if world_size > 1 and missing:
+        raise Failed(
+            f"WORLD_SIZE={world_size} in the environment, but no {', no '.join(missing)}; start the processes with "
+            "torchrun, or set all four for each"
+        )
 
 
 def first_node(nodes: str) -> str:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from mindspeed_lora.config.launcher import check_ranks
 from mindspeed_lora.config.parallel import ParallelConfig
 from mindspeed_lora.device import bind_device, communication_backend
 from mindspeed_lora.errors import Failed
@@ -105,6 +106,7 @@ def initialize_groups(parallel: ParallelConfig, seed: int) -> tuple[ParallelGrou
 def _join(backend: str, timeout: timedelta, device: torch.device) -> None:
     if dist.is_initialized():
         return
+    check_ranks(os.environ)
     address = os.environ.get("MASTER_ADDR", "localhost")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     try:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from mindspeed_lora.config.commands import parse
-from mindspeed_lora.config.launcher import adopt_slurm, first_node, node_number, restart_count
+from mindspeed_lora.config.launcher import adopt_slurm, check_ranks, first_node, node_number, restart_count
+from mindspeed_lora.errors import Failed
 
 SRUN = {
     "SLURM_JOB_ID": "4711",
@@ -40,6 +41,23 @@ def test_an_address_that_is_given_stays() -> None:
     environ = {**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"}
     adopt_slurm(environ)
     assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("10.0.0.1", "1234")
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"RANK": "x"}, "RANK=x in the environment: expected a whole number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment: expected a whole number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 .* WORLD_SIZE=2: ranks count from 0 to 1"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 .* no RANK, no MASTER_ADDR, no MASTER_PORT; start .* torchrun"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "no MASTER_ADDR; start"),
+    ],
+)
+def test_what_is_no_world_of_ranks(environ: dict[str, str], told: str) -> None:
+    with pytest.raises(Failed, match=told):
+        check_ranks(environ)
+    check_ranks({})
+    check_ranks({"RANK": "0", "WORLD_SIZE": "1"})
 
 
 @pytest.mark.parametrize(
