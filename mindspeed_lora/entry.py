@@ -22,7 +22,7 @@ from mindspeed_lora.config.help import help_text
 from mindspeed_lora.config.launcher import adopt_slurm, has_launchers_store, restart_count
 from mindspeed_lora.config.parser import HELP_FLAGS
 from mindspeed_lora.config.runtime import LaunchedRuntimeConfig
-from mindspeed_lora.errors import PeerFailure, Refused, UserError, system_reason
+from mindspeed_lora.errors import PeerFailure, Refused, UserError, system_error, system_reason
 from mindspeed_lora.hub import with_local_folders
 
 _FAILED = 1
@@ -246,8 +246,9 @@ def _sentence(error: Exception, where: str) -> str:
     """An error as one line; ``where`` ends that of an error which nobody foresaw."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return system_reason(error)
+    system = system_error(error)
+    if system is not None and system.strerror:
+        return system_reason(system)
     if isinstance(error, MemoryError):
         return "out of memory"
     message = " ".join(str(error).split())

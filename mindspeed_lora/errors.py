@@ -4,6 +4,8 @@ Their message names the flag or file, what was found, what was expected and how 
 """
 
 import errno
+import os
+import re
 
 
 class UserError(Exception):
@@ -32,6 +34,14 @@ class PeerFailure(Exception):
     def __init__(self, rank: int) -> None:
         super().__init__(f"rank {rank} failed")
         self.rank = rank
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The system's error that this is; libraries written in Rust (tokenizers, safetensors) tell it as text alone."""
+    if isinstance(error, OSError):
+        return error
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
 
 def system_reason(error: OSError) -> str:

@@ -25,7 +25,7 @@ from mindspeed_lora.checkpoint.storage.safetensors_writer import SafetensorsWrit
 from mindspeed_lora.config.checkpoint import CheckpointConfig
 from mindspeed_lora.config.shape import ModelShape
 from mindspeed_lora.device import random_states, restore_random_states
-from mindspeed_lora.errors import Failed, system_reason
+from mindspeed_lora.errors import Failed, system_error, system_reason
 from mindspeed_lora.parallel.collectives import gather_objects, together
 from mindspeed_lora.parallel.groups import ParallelGroups
 from mindspeed_lora.training.model_files import ModelFiles
@@ -183,10 +183,13 @@ def _told(save: Path, iteration: int) -> Iterator[None]:
     """A full disk and its like end a save with what is left and how to go on."""
     try:
         yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    except Exception as error:
+        system = system_error(error)
+        if system is None:
+            raise
+        full = system.errno in (errno.ENOSPC, errno.EDQUOT)
         raise Failed(
-            f"iteration {iteration} could not be saved: {system_reason(error)}; what was saved before is whole, "
+            f"iteration {iteration} could not be saved: {system_reason(system)}; what was saved before is whole, "
             f"{f'make room in {save}' if full else 'mend that'} and go on with --resume auto"
         ) from error
 

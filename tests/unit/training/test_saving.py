@@ -49,3 +49,12 @@ def test_a_full_disk_is_told_with_its_file(tmp_path: Path) -> None:
         "iteration 7 could not be saved: no space left on the disk: /dev/full; what was saved before is whole, "
         f"make room in {tmp_path} and go on with --resume auto"
     )
+
+
+def test_a_full_disk_that_a_library_tells_as_text(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
+    told = "7 could not be saved: no space left on the disk; .* make room in"
+    with pytest.raises(Failed, match=told), saving._told(tmp_path, 7):
+        Tokenizer(BPE()).save("/dev/full")
