@@ -76,7 +76,12 @@ class TrainingLoop:
             # Whoever sent the signal may not wait: an evaluation that is due is the first thing after resuming.
             why = stop_reason.describe() if stop_reason else self._exit_interval()
             if why:
-                self.reporter.notice(f"{why}: saving and leaving after iteration {progress.iteration}")
+                what = (
+                    "saving and leaving"
+                    if self.checkpoint.save
+                    else "leaving without --save, so nothing is kept,"
+                )
+                self.reporter.notice(f"{why}: {what} after iteration {progress.iteration}")
                 self._save()
                 # --exit-interval is a length that was asked for.
                 return LEFT_EARLY if stop_reason else 0

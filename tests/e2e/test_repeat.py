@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from mindspeed_lora import entry
 from mindspeed_lora.config.commands import parse
 from tests.support.pool import WorkerPool
 from tests.support.tiny import Tiny
+from tests.support.training import train_recorded
 from tests.unit.data.made_tokenizers import save_tokenizer
 
 EXACT = ("iteration", "lm_loss", "grad_norm", "learning_rate", "tokens", "loss_tokens")
@@ -74,6 +77,18 @@ def test_an_interval_of_leaving(workers: WorkerPool, tiny: Tiny, tmp_path: Path)
     assert len(metrics(tmp_path / "run")) == 3
     assert workers.run(1, trained, [*words, "--resume", "auto"]) == [0]
     assert len(metrics(tmp_path / "run")) == 4
+
+
+def told_to_leave(session: object) -> None:
+    """A signal before the first step."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_leaving_without_a_folder_keeps_nothing_and_says_so(workers: WorkerPool, tiny: Tiny) -> None:
+    (record,) = workers.run(1, train_recorded, tiny.words(), None, told_to_leave)
+    assert record.notices[-1] == (
+        "SIGTERM received: leaving without --save, so nothing is kept, after iteration 1"
+    )
 
 
 def test_a_conversion(tiny: Tiny, tmp_path: Path) -> None:
