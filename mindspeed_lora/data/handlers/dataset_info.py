@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindspeed_lora.config.nearest import did_you_mean
 from mindspeed_lora.data.handlers import (
     ALPACA,
     ALPACA_PAIRS,
     OPENAI,
+    PRETRAIN,
     SHAREGPT,
     SHAREGPT_PAIRS,
     Handler,
@@ -31,7 +33,11 @@ _OPENAI_TAGS = {
     **{"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
     **{"observation_tag": "tool", "function_tag": "function_call", "system_tag": "system"},
 }
-_NOT_TEXT = ("images", "videos", "audios", "kto_tag")
+_NOT_TEXT = ("images", "videos", "audios")
+_ASKED = ("prompt", "query")
+_ONLY_WHERE_NAMED = ("system", "tools", "history")
+"""Columns that are not read unless an entry names them."""
+_NAMES_TOLD = 20
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,16 @@ def read_dataset_info(folder: str | Path, names: list[str]) -> list[DescribedSet
     found = []
     for name in names:
         if name not in entries:
-            raise Refused(f"--input {name}: not in {path}; it has {', '.join(entries)}")
+            raise Refused(f"--input {name}: not in {path}; {_names_of(name, list(entries))}")
         if not isinstance(entries[name], dict):
             raise Refused(f"{path}: {name} is not an object")
         found.append(_described(path, name, entries[name]))
     return found
+
+
+def _names_of(name: str, known: list[str]) -> str:
+    more = f" and {len(known) - _NAMES_TOLD} more" if len(known) > _NAMES_TOLD else ""
+    return f"it has {', '.join(known[:_NAMES_TOLD])}{more}{did_you_mean(name, known)}"
 
 
 def _described(path: Path, name: str, entry: Mapping[str, Any]) -> DescribedSet:
@@ -90,11 +101,19 @@ def _described(path: Path, name: str, entry: Mapping[str, Any]) -> DescribedSet:
     for key in _NOT_TEXT:
         if columns.get(key):
             raise Refused(f"{where}: the column {key} is not text, which alone is trained here")
+    if columns.get("kto_tag"):
+        raise Refused(
+            f"{where}: kto_tag names the column {columns['kto_tag']} for KTO training, which is not done here"
+        )
     num_samples = entry.get("num_samples")
     if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
         raise Refused(f"{where}: num_samples is {num_samples!r}; expected an integer of at least 1")
-    map_keys = {key: column for key, column in columns.items() if key not in _NOT_TEXT}
+    named = {key: column or None for key, column in columns.items() if key not in (*_NOT_TEXT, "kto_tag")}
     name = _handler_name(where, entry)
+    if name == ALPACA and named.get("prompt") and not named.get("response"):
+        text = make_handler(PRETRAIN, {"text": named["prompt"]})
+        return DescribedSet(path.parent / entry["file_name"], text, num_samples)
+    map_keys = _map_keys(name, named)
     if name in (OPENAI, OPENAI_PAIRS):
         name, tags = _by_openai_tags(name, tags)
         map_keys = {"messages": "messages", **map_keys}
@@ -104,6 +123,16 @@ def _described(path: Path, name: str, entry: Mapping[str, Any]) -> DescribedSet:
     except Refused as error:
         raise Refused(f"{where}: {str(error).removeprefix('--map-keys: ')}") from error
     return DescribedSet(path.parent / entry["file_name"], handler, num_samples)
+
+
+def _map_keys(name: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    """As LLaMA-Factory has it: an entry that names some columns has no others, and system text, tools and history
+    are never read unless they are named. Where it names none of what is asked and answered, the usual ones hold."""
+    alpaca = name in (ALPACA, ALPACA_PAIRS)
+    absent = [key for key in _ONLY_WHERE_NAMED if alpaca or key != "history"]
+    if alpaca and any(named.get(key) for key in _ASKED):
+        absent += _ASKED
+    return {**dict.fromkeys(absent), **named}
 
 
 def _handler_name(where: str, entry: Mapping[str, Any]) -> str:

@@ -107,6 +107,19 @@ INFO = {
     "unknown": {"file_name": "plain.json", "columns": {"promt": "x"}},
     "new": {"file_name": "plain.json", "formatting": "new"},
     "missing": {"file_name": "nowhere.json"},
+    "likes": {"file_name": "plain.json", "columns": {"kto_tag": "liked"}},
+    "text": {"file_name": "plain.json", "columns": {"prompt": "output"}},
+    "short": {"file_name": "rich.json", "columns": {"prompt": "instruction", "response": "output"}},
+    "rich": {
+        "file_name": "rich.json",
+        "columns": {
+            **{"prompt": "instruction", "query": "input", "response": "output"},
+            **{"system": "system", "history": "history"},
+        },
+    },
+    "usual": {"file_name": "rich.json"},
+    "asked": {"file_name": "rich.json", "columns": {"query": "input", "response": "output"}},
+    "said": {"file_name": "said.json", "formatting": "sharegpt"},
     # What has no effect there has none here.
     "old": {"file_name": "plain.json", "file_sha1": "0123", "tags": {"role_tag": "role"}},
     "called": {"file_name": "called.json", "columns": {"tools": "t"}},
@@ -129,6 +142,9 @@ INFO = {
 def folder(tmp_path: Path) -> Path:
     write(tmp_path / "dataset_info.json", INFO)
     write(tmp_path / "plain.json", ALPACA_ROWS)
+    rich = {"instruction": "I", "input": "J", "output": "O", "system": "S", "history": [["a", "b"]]}
+    write(tmp_path / "rich.json", [rich])
+    write(tmp_path / "said.json", [{"conversations": SAID, "system": "S", "tools": '[{"name": "f"}]'}])
     said = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     write(tmp_path / "chat.json", [{"m": said, "t": ""}])
     write(tmp_path / "called.json", [{"instruction": "I", "output": "O", "t": '[{"name": "f"}]'}])
@@ -180,11 +196,43 @@ def test_entries_of_other_kinds(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("short", ["I", "O"]),
+        ("asked", ["J", "O"]),
+        ("usual", ["I\nJ", "O"]),
+        ("rich", ["S", "a", "b", "I\nJ", "O"]),
+        ("said", ["Q", "A"]),
+    ],
+)
+def test_columns_that_an_entry_does_not_name_are_not_read(
+    folder: Path, name: str, expected: list[str]
+) -> None:
+    handler, rows = described(folder, name)
+    assert [message["content"] for message in handler.messages(rows[0])] == expected
+
+
+def test_an_entry_without_answers_is_plain_text(folder: Path) -> None:
+    handler, rows = described(folder, "text")
+    assert (handler.keys, handler.texts(rows[1])) == (("text",), ("o1",))
+    with pytest.raises(Refused, match="do not go into one data set"):
+        described(folder, "plain,text")
+
+
+def test_a_misspelt_name_among_many(folder: Path) -> None:
+    many = {f"set_{number}": {"file_name": "plain.json"} for number in range(30)}
+    write(folder / "dataset_info.json", {**many, "questions_en": {}})
+    with pytest.raises(Refused, match=r"it has set_0, .*set_19 and 11 more; did you mean questions_en\?$"):
+        described(folder, "question_en")
+
+
+@pytest.mark.parametrize(
     ("names", "message"),
     [
         ("nothing", "--input nothing: not in .*dataset_info.json; it has plain, few"),
         ("hub", "hub has hf_hub_url; only files are read here"),
         ("pictures", "pictures: the column images is not text"),
+        ("likes", "likes: kto_tag names the column liked for KTO training, which is not done here"),
         ("unknown", "unknown: unknown key promt"),
         ("new", "new: formatting new with ranking False is unknown"),
         ("missing", "nowhere.json: no such file or folder"),
