@@ -78,10 +78,12 @@ def count_differing(
 ) -> int:
     """For how many conversations the chat template renders other tokens than the encoder gives."""
     differing = 0
+    frame = encoder.template.thought_frame
     for conversation, row in zip(conversations, encoder.encode(conversations), strict=True):
         if isinstance(row, UnusableRow):
             continue
-        differing += render(encoder.tokenizer, template, to_turns(conversation)) != row.input_ids.tolist()
+        turns = to_turns(conversation, frame)
+        differing += render(encoder.tokenizer, template, turns) != row.input_ids.tolist()
     return differing
 
 
@@ -199,7 +201,9 @@ class _Writer:
         slots = template.function or template.assistant
         called = (
             "{%- set calls %}" + jinja_calls(template.call_text, _quote) + "{%- endset %}"
-            "{%- set content = content + " + _quote(CALL_JOINT) + " + calls if content else calls %}"
+            "{%- if content and not (content | trim).endswith(" + _quote(template.thought_end) + ") %}"
+            "{%- set content = content + " + _quote(CALL_JOINT) + " %}{%- endif %}"
+            "{%- set content = content + calls %}"
         )
         end_of_row = ""
         if template.efficient_eos:
@@ -227,16 +231,15 @@ class _Writer:
         return cut + "{%- set has_thought = " + self._has_thought("content") + " %}"
 
     def _written(self, slots: Sequence[str]) -> str:
-        """An answer, which stands behind the header, behind the empty thought, or has that in itself."""
+        """An answer, which stands behind the header or behind the empty thought."""
         thought = self.template.empty_thought
         before = self._after(user_slots(self.template), _START)
         plain = self._slots(slots, "content", before)
         if not thought:
             return plain
-        if self.template.thinking:
-            joined = "{%- set content = " + _quote(thought) + " + content %}"
-            return "{%- if not has_thought %}" + joined + "{%- endif %}" + plain
         behind = self._slots(slots, "content", self._after([thought], before))
+        if self.template.thinking:
+            behind = self._text(thought, "", before) + behind
         if behind == plain:
             return plain
         return "{%- if has_thought %}" + plain + "{%- else %}" + behind + "{%- endif %}"

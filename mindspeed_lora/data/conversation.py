@@ -18,6 +18,12 @@ Tool = Mapping[str, Any]
 """The JSON description of a function: ``name``, ``description``, ``parameters``; perhaps inside of ``function``."""
 
 
+THOUGHT_WORDS = ("<think>", "</think>")
+"""What most models put around their thoughts."""
+REASONING = "reasoning_content"
+"""The key of a message under which its thoughts stand where they are told apart from the answer."""
+
+
 class UnusableRow(Exception):
     """The row is well formed, but there is nothing to train in it; the message is why it is dropped."""
 
@@ -69,8 +75,19 @@ def calls_of(message: Message) -> tuple[Call, ...]:
     return tuple(calls)
 
 
-def to_turns(messages: Sequence[Message]) -> Turns:
+def with_thoughts(message: Message, frame: tuple[str, str] = ("<think>\n", "\n</think>\n\n")) -> str:
+    """The text of a message behind its thoughts, in their frame, where it has them and not in its text already."""
+    text: str = message["content"]
+    thoughts = message.get(REASONING)
+    if not thoughts or message["role"] != "assistant" or frame[1].strip() in text:
+        return text
+    return f"{frame[0]}{thoughts}{frame[1]}{text}"
+
+
+def to_turns(messages: Sequence[Message], frame: tuple[str, str] = ("<think>\n", "\n</think>\n\n")) -> Turns:
     """Check that an optional system message is followed by questions and answers in turn.
+
+    ``frame`` stands before and behind thoughts that a message tells apart.
 
     A question is a message of the user, or one or more results of tools. Answers are numbered in the order of the
     assistant's messages.
@@ -98,7 +115,7 @@ def to_turns(messages: Sequence[Message]) -> Turns:
         elif role == "assistant":
             if message.get("tool_calls"):
                 calls[len(answers)] = calls_of(message)
-            answers.append(text)
+            answers.append(with_thoughts(message, frame))
         else:
             if role == "tool":
                 results[len(questions)] = (text,)

@@ -121,7 +121,7 @@ class TemplateEncoder:
 
     def _render(self, conversation: Sequence[Message]) -> list[Piece] | UnusableRow:
         try:
-            turns = to_turns(conversation)
+            turns = to_turns(conversation, self.template.thought_frame)
         except UnusableRow as reason:
             return reason
         joined: list[Piece] = []

@@ -14,11 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mindspeed_lora.data.answer_tokens import AnswerTokens, Span
-from mindspeed_lora.data.conversation import Message, Tool, UnusableRow, split_tools
+from mindspeed_lora.data.conversation import (
+    REASONING,
+    Message,
+    Tool,
+    UnusableRow,
+    split_tools,
+    with_thoughts,
+)
 from mindspeed_lora.data.encoding import TokenRow, label
 from mindspeed_lora.data.loss_weights import KEYS, message_weights
 from mindspeed_lora.data.prompt_template import PROMPT
 from mindspeed_lora.data.tokenizer import encode_batch
+from mindspeed_lora.data.tools import bare
 from mindspeed_lora.errors import Refused
 
 if TYPE_CHECKING:
@@ -85,6 +93,7 @@ class HfTemplateEncoder:
         self.loss_on = loss_on
         self.options = {} if thinking is None else {"enable_thinking": thinking}
         """What the template is told beside the messages."""
+        self._knows_reasoning = REASONING in str(tokenizer.chat_template)
         self._answer_tokens = AnswerTokens(tokenizer) if tokenizer.is_fast else None
         self._special_texts = tuple(
             sorted(
@@ -108,9 +117,7 @@ class HfTemplateEncoder:
 
     def _given(self, conversation: Sequence[Message]) -> _Given | UnusableRow:
         """A conversation, and what of it is rendered."""
-        stripped: list[Message] = [
-            {key: value for key, value in message.items() if key not in KEYS} for message in conversation
-        ]
+        stripped = [self._as_the_template_knows_it(message) for message in conversation]
         weights = message_weights(conversation, self.loss_on)
         messages, tools = split_tools(stripped)
         answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
@@ -121,6 +128,14 @@ class HfTemplateEncoder:
         elif answers[0] == 0:
             return UnusableRow("the first message is the assistant's")
         return _Given(messages, tools, answers, weights)
+
+    def _as_the_template_knows_it(self, message: Message) -> Message:
+        """Without what is not for templates; thoughts are in the text where this one has no other place for them."""
+        plain = {key: value for key, value in message.items() if key not in KEYS}
+        if REASONING in plain and not self._knows_reasoning:
+            plain["content"] = with_thoughts(message)
+            del plain[REASONING]
+        return plain
 
     def _render(self, requests: Sequence[_Request]) -> Iterator[str]:
         """The texts, in order. Those without tools are rendered many at a time, since a call has costs of its own."""
@@ -156,6 +171,7 @@ class HfTemplateEncoder:
     def _rendered(self, given: _Given, texts: Sequence[str]) -> _Rendered:
         """The text of a conversation and where each answer lies in it; ``texts`` are those of its requests."""
         whole, rest = texts[0], iter(texts[1:])
+        _refuse_lost_tools(given, whole)
         spans = []
         for number in given.answers:
             before = next(rest)
@@ -219,6 +235,20 @@ class HfTemplateEncoder:
         return label(
             np.array(token_ids, dtype=np.int32), np.array(answers, dtype=np.int32), self.loss_on, row.weights
         )
+
+
+def _refuse_lost_tools(given: _Given, whole: str) -> None:
+    """Refuse a template that leaves out tools or calls: it would train empty answers, or calls of unknown tools."""
+    called = [
+        call["function"]["name"] for message in given.messages for call in message.get("tool_calls") or ()
+    ]
+    names = [str(bare(tool)["name"]) for tool in given.tools]
+    for what, found in (("tool calls", called), ("tools", names)):
+        if found and not any(name in whole for name in found):
+            raise Refused(
+                f"the tokenizer's chat template does not write {what} ({found[0]} is missing in the text); give "
+                "--prompt-type"
+            )
 
 
 def _whole(token_ids: list[int]) -> TokenRow:

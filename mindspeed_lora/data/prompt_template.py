@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mindspeed_lora.data.conversation import Turns
+from mindspeed_lora.data.conversation import THOUGHT_WORDS, Call, Turns
 from mindspeed_lora.data.tools import CALL_JOINT, ToolFormat, tool_formats, write_call
 
 if TYPE_CHECKING:
@@ -85,6 +85,25 @@ class PromptTemplate:
     def call_text(self) -> str:
         """The text of one call, with its fields."""
         return self.call if self.call is not None else self.tools.call
+
+    @property
+    def thought_frame(self) -> tuple[str, str]:
+        """What stands before thoughts that a row tells apart from the answer, and behind them."""
+        start, end = self.thought_words or THOUGHT_WORDS
+        if self.thought_words and self.empty_thought != "\n\n".join((start, end, "")):
+            return start, end
+        return f"{start}\n", f"\n{end}\n\n"
+
+    @property
+    def thought_end(self) -> str:
+        """What thoughts end with."""
+        return (self.thought_words or THOUGHT_WORDS)[1].strip()
+
+    def with_calls(self, answer: str, calls: Sequence[Call]) -> str:
+        """An answer with its calls behind it, on a line of their own, but for those behind thoughts."""
+        written = CALL_JOINT.join(write_call(self.call_text, call) for call in calls)
+        joint = "" if not answer or answer.rstrip().endswith(self.thought_end) else CALL_JOINT
+        return answer + joint + written
 
     def thinks(self, answer: str) -> bool:
         """Whether an answer has thoughts, or a part of their frame."""
@@ -183,16 +202,12 @@ def _answer(
 ) -> Iterator[Piece]:
     if template.thinking is False:
         answer = template.without_thoughts(answer)
-    thought = "" if template.thinks(answer) else template.empty_thought or ""
+    if template.empty_thought and not template.thinks(answer):
+        yield template.empty_thought, number if template.thinking else PROMPT
     slots = template.assistant
     if number in turns.calls:
         slots = template.function or template.assistant
-        written = CALL_JOINT.join(write_call(template.call_text, call) for call in turns.calls[number])
-        answer = f"{answer}{CALL_JOINT}{written}" if answer else written
-    if thought and template.thinking:
-        answer = thought + answer
-    elif thought:
-        yield thought, PROMPT
+        answer = template.with_calls(answer, turns.calls[number])
     yield from _slots(slots, answer, number, special, number)
 
 

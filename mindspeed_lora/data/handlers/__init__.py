@@ -172,6 +172,12 @@ def make_handler(name: str, map_keys: MapKeys = None, json_keys: Sequence[str] =
 def guess_handler(row: Row, map_keys: MapKeys = None) -> str:
     """The name of the handler that fits the columns of a row."""
     mapped = parse_map(map_keys)
+    liked = "kto_tag" if "kto_tag" in row.values else "label"
+    if isinstance(row.values.get(liked), bool):
+        raise Refused(
+            f"{row.where}: {liked} is true or false, as in rows for KTO training, which is not done here; give "
+            "--handler-name to train on every answer, whatever it says"
+        )
     if {"chosen", "rejected"} <= set(row.values):
         pairs = SHAREGPT_PAIRS if mapped.get("messages", "conversations") in row.values else ALPACA_PAIRS
         return (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mindspeed_lora.data.conversation import Message, UnusableRow
 from mindspeed_lora.data.handlers.fields import Columns, checked_text, list_of, message, text_of
-from mindspeed_lora.data.handlers.tool_fields import with_tools
+from mindspeed_lora.data.handlers.tool_fields import refuse_media, with_tools
 from mindspeed_lora.data.prompt_template import CONTENT
 from mindspeed_lora.data.readers import Row, describe
 from mindspeed_lora.data.template_files import prompt_template
@@ -41,6 +41,7 @@ class AlpacaHandler:
 
     def prompt(self, row: Row) -> list[Message]:
         """The messages before the answer."""
+        refuse_media(row)
         query = text_of(row, self.columns["query"], optional=True)
         instruction = self._instruction(row, bool(query))
         system = text_of(row, self.columns["system"], optional=True)

@@ -12,7 +12,8 @@ from mindspeed_lora.data.handlers.fields import Columns, list_of, message, names
 from mindspeed_lora.data.readers import Row, describe
 from mindspeed_lora.errors import Refused
 
-_THOUGHT = re.compile(r"<think>.*</think>", re.DOTALL)
+_MEDIA = ("images", "videos", "audios")
+_THOUGHT = re.compile(r"<think>.*</think>\s*", re.DOTALL)
 
 
 def conversation(row: Row, columns: Columns, read: Callable[[str, Any], Message]) -> list[Message]:
@@ -24,6 +25,7 @@ def conversation(row: Row, columns: Columns, read: Callable[[str, Any], Message]
         Refused: the list is missing or none, or tools are not a list of functions with names.
         UnusableRow: it is empty.
     """
+    refuse_media(row)
     column = columns["messages"]
     given = list_of(row, column)
     if column not in row.values:
@@ -37,6 +39,16 @@ def conversation(row: Row, columns: Columns, read: Callable[[str, Any], Message]
     if not messages:
         raise UnusableRow("there are no messages")
     return with_tools(row, columns["tools"], messages)
+
+
+def refuse_media(row: Row) -> None:
+    """Refuse a row that goes with pictures, films or sound."""
+    for column in _MEDIA:
+        if row.values.get(column):
+            raise Refused(
+                f"{row.where}: {column} is {describe(row.values[column])}; only text is trained here, so leave such "
+                "rows out"
+            )
 
 
 def with_tools(row: Row, column: str | None, messages: Sequence[Message]) -> list[Message]:

@@ -152,6 +152,47 @@ def test_openai(values: dict[str, Any], expected: list[tuple[str, str]]) -> None
     assert messages(OPENAI, values) == expected
 
 
+def test_parts_of_a_message() -> None:
+    call = '{"name": "f", "arguments": {"a": 1}}'
+    values = {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "value": "Q"}], "loss_weight": 0.0},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "reasoning", "value": "hm"},
+                    {"type": "text", "value": "A"},
+                    {"type": "tool_call", "value": call},
+                ],
+                "loss_weight": 0.5,
+            },
+        ]
+    }
+    handler = make_handler(OPENAI)
+    assert not isinstance(handler, TextHandler)
+    user, assistant = handler.messages(row(values))
+    assert (user["content"], user["weight"]) == ("Q", 0.0)
+    assert (assistant["content"], assistant["reasoning_content"], assistant["weight"]) == ("A", "hm", 0.5)
+    assert [one["function"] for one in assistant["tool_calls"]] == [json.loads(call)]
+
+
+@pytest.mark.parametrize("name", [OPENAI, SHAREGPT, ALPACA])
+@pytest.mark.parametrize("column", ["images", "videos", "audios"])
+def test_rows_with_pictures_films_and_sound_are_refused(name: str, column: str) -> None:
+    said = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    values = {"messages": CHAT, "conversations": said, "instruction": "I", "output": "O"}
+    assert len(messages(name, {**values, column: []})) == 2
+    with pytest.raises(Refused, match=rf'row 7: {column} is a list \["1.jpg"\]; only text is trained here'):
+        messages(name, {**values, column: ["1.jpg"]})
+
+
+@pytest.mark.parametrize("column", ["kto_tag", "label"])
+def test_rows_for_kto_are_not_taken_for_others(column: str) -> None:
+    with pytest.raises(Refused, match=f"row 7: {column} is true or false, as in rows for KTO training"):
+        guess_handler(row({"messages": CHAT, column: False}))
+    assert guess_handler(row({"messages": CHAT, "label": "news"})) == OPENAI
+
+
 def test_openai_by_another_name() -> None:
     assert messages(OPENAI, {"chat": CHAT}, {"messages": "chat"}) == [("user", "Q"), ("assistant", "A")]
 
@@ -179,7 +220,20 @@ def test_null_keys_of_messages_are_left_out() -> None:
         ),
         ({"messages": [{"role": "user"}]}, "message 1: expected text as content, found no content"),
         ({"messages": [{"role": "user", "content": 5}]}, "message 1: .*found the number 5"),
-        ({"messages": [{"role": "user", "content": [{"image": "x"}]}]}, "message 1: .*found a list"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "value": "x"}]}]},
+            'message 1: expected text as content, found an object .*"image_url".* in a list; parts of the types',
+        ),
+        ({"messages": [{"role": "user", "content": [{"image": "x"}]}]}, "message 1: .*found an object"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, 'message 1: .*found text "x" in a list'),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "tool_call", "value": "f("}]}]},
+            'message 1: a tool_call is text "f\\("; expected JSON',
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "A", "reasoning_content": 1}]},
+            "message 1: reasoning_content is the number 1",
+        ),
         (
             {"messages": [{"role": "user", "content": "a\ud800"}]},
             "message 1: content: half of a surrogate pair",

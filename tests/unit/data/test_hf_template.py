@@ -176,6 +176,46 @@ def test_a_conversation_that_the_assistant_begins_is_left_out() -> None:
     assert isinstance(whole, TokenRow)
 
 
+TOOL = {"type": "function", "function": {"name": "clock"}}
+CALLED = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "clock"}}]},
+]
+
+
+@pytest.mark.parametrize(
+    ("messages", "lost"),
+    [
+        (CALLED, "tool calls"),
+        ([{"role": "system", "content": "", "tools": [TOOL]}, *conversation("Hi", "apple")], "tools"),
+    ],
+)
+def test_a_template_that_leaves_out_tools_or_calls_is_refused(messages: list[dict], lost: str) -> None:
+    tokenizer = make_tokenizer("gpt2")
+    tokenizer.chat_template = CHATML
+    with pytest.raises(
+        Refused, match=rf"does not write {lost} \(clock is missing in the text\); give --prompt-type"
+    ):
+        HfTemplateEncoder(tokenizer).encode([messages])
+    tokenizer.chat_template = "{{ tools | tojson }}{{ messages | tojson }}" + CHATML
+    (row,) = HfTemplateEncoder(tokenizer, "all").encode([messages])
+    assert isinstance(row, TokenRow)
+
+
+def test_thoughts_of_their_own_are_written_even_where_the_template_does_not_know_them() -> None:
+    tokenizer = make_tokenizer("gpt2")
+    messages = conversation("Hi", "apple")
+    messages[1]["reasoning_content"] = "a fruit"
+    tokenizer.chat_template = CHATML
+    (row,) = HfTemplateEncoder(tokenizer).encode([messages])
+    assert isinstance(row, TokenRow)
+    assert trained(tokenizer, row) == ["<think>\na fruit\n</think>\n\napple<|im_end|>"]
+    knows = "(message['reasoning_content'] or '') + '!' + message['content']"
+    tokenizer.chat_template = CHATML.replace("message['content']", knows)
+    (row,) = HfTemplateEncoder(tokenizer).encode([messages])
+    assert isinstance(row, TokenRow) and trained(tokenizer, row) == ["a fruit!apple<|im_end|>"]
+
+
 def test_many_conversations_at_once_give_what_each_gives_alone() -> None:
     tokenizer = make_tokenizer("gpt2")
     tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML

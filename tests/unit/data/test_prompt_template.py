@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from mindspeed_lora.data.conversation import Turns
+from mindspeed_lora.data.conversation import Turns, to_turns
 from mindspeed_lora.data.prompt_template import (
     PROMPT,
     SpecialTokens,
@@ -95,6 +97,37 @@ HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
 )
 def test_pieces(prompt_type: str, turns: Turns, expected: list[tuple[str | int, int]]) -> None:
     assert list(pieces(prompt_template(prompt_type), turns, SpecialTokens(BOS, END))) == expected
+
+
+def test_a_trained_empty_thought_stands_where_the_untrained_does() -> None:
+    found = {
+        thinking: list(
+            pieces(replace(prompt_template("glm4_moe"), thinking=thinking), ONE, SpecialTokens(BOS, END))
+        )
+        for thinking in (None, True)
+    }
+    assert [piece for piece, _ in found[True]] == [piece for piece, _ in found[None]]
+    assert [answer for _, answer in found[True]] == [PROMPT, PROMPT, 0, 0, 0]
+    assert [answer for _, answer in found[None]] == [PROMPT, PROMPT, PROMPT, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("prompt_type", "expected"),
+    [
+        ("qwen3", "<think>\nhm\n</think>\n\nA"),
+        ("qwen", "<think>\nhm\n</think>\n\nA"),
+        ("deepseek4", "<think>hm</think>A"),
+        ("gpt_oss", "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>A"),
+    ],
+)
+def test_thoughts_that_a_message_tells_apart_get_the_frame_of_the_template(
+    prompt_type: str, expected: str
+) -> None:
+    said = {"role": "assistant", "content": "A", "reasoning_content": "hm"}
+    frame = prompt_template(prompt_type).thought_frame
+    assert to_turns([{"role": "user", "content": "Q"}, said], frame).answers == (expected,)
+    both = {**said, "content": expected}
+    assert to_turns([{"role": "user", "content": "Q"}, both], frame).answers == (expected,)
 
 
 def test_a_message_that_looks_like_a_slot_stays_text() -> None:

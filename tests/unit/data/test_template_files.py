@@ -185,7 +185,7 @@ EMPTY = "<think>\n\n</think>\n\n"
     ("thinking", "expected"),
     [
         ("none", [(EMPTY, PROMPT), ("Q<|im_end|>\n", 0), (THOUGHT + "<|im_end|>\n", 1)]),
-        ("true", [(EMPTY + "Q<|im_end|>\n", 0), (THOUGHT + "<|im_end|>\n", 1)]),
+        ("true", [(EMPTY, 0), ("Q<|im_end|>\n", 0), (THOUGHT + "<|im_end|>\n", 1)]),
         ("false", [(EMPTY, PROMPT), ("Q<|im_end|>\n", 0), (EMPTY, PROMPT), ("A<|im_end|>\n", 1)]),
     ],
 )
@@ -197,6 +197,18 @@ def test_thinking(
     found = [piece for piece in pieces(template, turns, SpecialTokens(1, 2)) if "user" not in str(piece[0])]
     assert found == expected
     tokenizer = family_tokenizers["llama3"]
+    (row,) = TemplateEncoder(tokenizer, template).encode([to_messages(turns)])
+    assert isinstance(row, TokenRow)
+    assert render(tokenizer, chat_template(template, tokenizer), turns) == row.input_ids.tolist()
+
+
+@pytest.mark.parametrize("kind", ["spm-legacy", "spm-first"])
+def test_the_chat_template_writes_a_trained_empty_thought_before_the_slots_of_the_answer(
+    family_tokenizers: dict[str, PreTrainedTokenizerFast], kind: str
+) -> None:
+    tokenizer = family_tokenizers[kind]
+    template = chosen_template(TokenizerConfig(prompt_type="glm4_moe", enable_thinking="true"))
+    turns = Turns("", ("1", "2"), ("Q", "R"))
     (row,) = TemplateEncoder(tokenizer, template).encode([to_messages(turns)])
     assert isinstance(row, TokenRow)
     assert render(tokenizer, chat_template(template, tokenizer), turns) == row.input_ids.tolist()

@@ -6,9 +6,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from mindspeed_lora.data.chat_template import chat_template, render
-from mindspeed_lora.data.conversation import Call, Turns, split_tools
+from mindspeed_lora.data.conversation import Call, Turns, split_tools, to_turns
 from mindspeed_lora.data.encoding import TemplateEncoder, TokenRow
+from mindspeed_lora.data.handlers import SHAREGPT, TextHandler, make_handler
 from mindspeed_lora.data.prompt_template import PROMPT, SpecialTokens, pieces
+from mindspeed_lora.data.readers import Row
 from mindspeed_lora.data.template_files import prompt_template, prompt_templates
 from mindspeed_lora.data.tools import tool_formats
 
@@ -71,6 +73,25 @@ def test_qwen3_writes_tools_as_its_own_template_does() -> None:
         "<|im_start|>user\nThanks<|im_end|>\n" + ask,
         "Bye<|im_end|>\n",
     ]
+
+
+@pytest.mark.parametrize("behind", ["", "\n\n"])
+def test_a_call_behind_thoughts_keeps_the_distance_that_the_row_has(behind: str) -> None:
+    call = tool_formats()["qwen"].write_calls(CALLS[1:])
+    handler = make_handler(SHAREGPT)
+    said = [
+        {"from": "human", "value": "Q"},
+        {
+            "from": "function_call",
+            "value": f'<think>\nhm\n</think>{behind}{{"name": "now", "arguments": {{}}}}',
+        },
+    ]
+    assert not isinstance(handler, TextHandler)
+    turns = to_turns(handler.messages(Row("row", {"conversations": said}, 0)))
+    _, answer = text_of("qwen3", turns)
+    assert answer == f"<think>\nhm\n</think>{behind}{call}<|im_end|>\n"
+    _, answer = text_of("qwen3", Turns("", ("Q",), ("Let me see.\n",), calls={0: CALLS[1:]}))
+    assert answer == f"Let me see.\n\n{call}<|im_end|>\n"
 
 
 def test_the_default_format() -> None:
