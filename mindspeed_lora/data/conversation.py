@@ -79,7 +79,12 @@ def with_thoughts(message: Message, frame: tuple[str, str] = ("<think>\n", "\n</
     """The text of a message behind its thoughts, in their frame, where it has them and not in its text already."""
     text: str = message["content"]
     thoughts = message.get(REASONING)
-    if not thoughts or message["role"] != "assistant" or frame[1].strip() in text:
+    if (
+        not isinstance(thoughts, str)
+        or not thoughts
+        or message["role"] != "assistant"
+        or frame[1].strip() in text
+    ):
         return text
     return f"{frame[0]}{thoughts}{frame[1]}{text}"
 

@@ -93,7 +93,7 @@ class HfTemplateEncoder:
         self.loss_on = loss_on
         self.options = {} if thinking is None else {"enable_thinking": thinking}
         """What the template is told beside the messages."""
-        self._knows_reasoning = REASONING in str(tokenizer.chat_template)
+        self._template_text = str(tokenizer.chat_template)
         self._answer_tokens = AnswerTokens(tokenizer) if tokenizer.is_fast else None
         self._special_texts = tuple(
             sorted(
@@ -132,7 +132,7 @@ class HfTemplateEncoder:
     def _as_the_template_knows_it(self, message: Message) -> Message:
         """Without what is not for templates; thoughts are in the text where this one has no other place for them."""
         plain = {key: value for key, value in message.items() if key not in KEYS}
-        if REASONING in plain and not self._knows_reasoning:
+        if REASONING in plain and REASONING not in self._template_text:
             plain["content"] = with_thoughts(message)
             del plain[REASONING]
         return plain
@@ -171,13 +171,26 @@ class HfTemplateEncoder:
     def _rendered(self, given: _Given, texts: Sequence[str]) -> _Rendered:
         """The text of a conversation and where each answer lies in it; ``texts`` are those of its requests."""
         whole, rest = texts[0], iter(texts[1:])
-        _refuse_lost_tools(given, whole)
+        self._refuse_lost_tools(given, whole)
         spans = []
         for number in given.answers:
             before = next(rest)
             through = whole if given.is_last(number) else next(rest)
             spans.append(self._span(given, number, whole, before, through))
         return _Rendered(whole, spans, given.weights)
+
+    def _refuse_lost_tools(self, given: _Given, whole: str) -> None:
+        """A template that leaves out tools or calls would train empty answers, or calls of unknown tools."""
+        called = [
+            call["function"]["name"] for message in given.messages for call in message.get("tool_calls") or ()
+        ]
+        names = [str(bare(tool)["name"]) for tool in given.tools]
+        for variable, found in (("tool_calls", called), ("tools", names)):
+            if found and (variable not in self._template_text or not any(name in whole for name in found)):
+                raise Refused(
+                    f"the tokenizer's chat template does not write {variable.replace('_', ' ')}, which this row has "
+                    f"({found[0]}); give --prompt-type"
+                )
 
     def _span(self, given: _Given, number: int, whole: str, before: str, through: str) -> Span:
         start = len(before)
@@ -235,20 +248,6 @@ class HfTemplateEncoder:
         return label(
             np.array(token_ids, dtype=np.int32), np.array(answers, dtype=np.int32), self.loss_on, row.weights
         )
-
-
-def _refuse_lost_tools(given: _Given, whole: str) -> None:
-    """Refuse a template that leaves out tools or calls: it would train empty answers, or calls of unknown tools."""
-    called = [
-        call["function"]["name"] for message in given.messages for call in message.get("tool_calls") or ()
-    ]
-    names = [str(bare(tool)["name"]) for tool in given.tools]
-    for what, found in (("tool calls", called), ("tools", names)):
-        if found and not any(name in whole for name in found):
-            raise Refused(
-                f"the tokenizer's chat template does not write {what} ({found[0]} is missing in the text); give "
-                "--prompt-type"
-            )
 
 
 def _whole(token_ids: list[int]) -> TokenRow:

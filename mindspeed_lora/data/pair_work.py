@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mindspeed_lora.data.conversation import Message, UnusableRow
+from mindspeed_lora.data.conversation import REASONING, Message, UnusableRow
 from mindspeed_lora.data.encoding import TemplateEncoder
 from mindspeed_lora.data.handlers import PairHandler
 from mindspeed_lora.data.outcome import Outcome
@@ -70,7 +70,7 @@ class PairWork:
             return list(messages)
         template = encoder.template
         return [
-            {**message, "content": template.without_thoughts(message["content"])}
+            {**message, "content": template.without_thoughts(message["content"]), REASONING: None}
             if message["role"] == "assistant" and number + 1 < len(messages)
             else message
             for number, message in enumerate(messages)

@@ -29,6 +29,7 @@ from mindspeed_lora.data.row_work import TextWork
 from mindspeed_lora.data.sample import number_trained
 from mindspeed_lora.data.sft_dataset import WEIGHTS_KEY, packed_prefix
 from mindspeed_lora.data.summary import Summary
+from mindspeed_lora.errors import Refused
 
 SECONDS_BETWEEN_MARKS = 5.0
 
@@ -74,7 +75,8 @@ class PreparedOutput:
         self._key = key
         self._clock = clock
         self.prefixes = dataset_prefixes(prefix, preparation)
-        if not isinstance(preparation.work, TextWork):
+        self._text_keys = preparation.work.keys if isinstance(preparation.work, TextWork) else ()
+        if not self._text_keys:
             self._info_paths = [info_path(prefix)]
         else:
             self._info_paths = [text_info_path(path) for path in self.prefixes]
@@ -176,13 +178,21 @@ class PreparedOutput:
             for length in self._builders[0].lengths:
                 self._weights.add_document(np.ones(length, dtype=np.float32))
         for builder, document in zip(self._builders, documents, strict=True):
-            builder.add_document(document)
+            # Of several texts of a row some may be empty.
+            if len(document) or not self._text_keys:
+                builder.add_document(document)
         if self._weights is not None:
             ones = np.ones(len(documents[0]), dtype=np.float32)
             self._weights.add_document(ones if weights is None else weights)
 
     def publish(self, summary: Summary) -> None:
-        """Give all files their names, the information last."""
+        """Give all files their names, the information last.
+
+        Raises:
+            Refused: one of several columns of text is empty in every row.
+        """
+        self._refuse_empty()
+        lengths = [builder.lengths for builder in self._builders]
         pairs = [pair for builder in self._builders for pair in builder.finish()]
         if self._weights is not None:
             pairs += self._weights.finish()
@@ -191,11 +201,22 @@ class PreparedOutput:
         for number, path in enumerate(self._info_paths):
             own = pairs if one_info else pairs[2 * number : 2 * number + 2]
             sizes = {target.name: temporary.stat().st_size for temporary, target in own}
-            _write_text(temporary_sibling(path), to_json(self._with_counts(summary, sizes)))
+            info = self._with_counts(summary, sizes)
+            if not one_info:
+                documents, tokens = len(lengths[number]), int(sum(lengths[number]))
+                info = dataclasses.replace(
+                    info, num_documents=documents, num_tokens=tokens, num_loss_tokens=tokens
+                )
+            _write_text(temporary_sibling(path), to_json(info))
         if self._weights is None:
             self._remove_old_weights()
         publish([*pairs, *((temporary_sibling(path), path) for path in self._info_paths)])
         temporary_sibling(self._journal).unlink(missing_ok=True)
+
+    def _refuse_empty(self) -> None:
+        for key, builder in zip(self._text_keys, self._builders, strict=False):
+            if not len(builder.lengths):
+                raise Refused(f"--json-keys {key}: no row has text in this column; leave it out")
 
     def _remove_old_weights(self) -> None:
         """Those of an earlier set under this name would be read with the new one."""

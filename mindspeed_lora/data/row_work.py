@@ -102,7 +102,7 @@ class InstructionWork:
 
 @dataclass(frozen=True, kw_only=True)
 class TextWork:
-    """Texts become tokens, with the special tokens that the tokenizer puts around a text."""
+    """Texts become tokens, with the special tokens that the tokenizer puts around a text; an empty one becomes none."""
 
     handler: TextHandler
     tokenizer: PreTrainedTokenizerBase
@@ -116,12 +116,12 @@ class TextWork:
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
         """One outcome a row, in order."""
         texts = [self._texts(row) for row in rows]
-        flat = [text for row in texts if not isinstance(row, UnusableRow) for text in row]
+        flat = [text for row in texts if not isinstance(row, UnusableRow) for text in row if text]
         token_ids = iter(encode_batch(self.tokenizer, flat, add_special_tokens=True))
         return [
             Outcome(reason=str(row))
             if isinstance(row, UnusableRow)
-            else self._outcome([next(token_ids) for _ in row])
+            else self._outcome([next(token_ids) if text else [] for text in row])
             for row in texts
         ]
 
@@ -130,16 +130,17 @@ class TextWork:
             texts = self.handler.texts(row)
         except UnusableRow as reason:
             return reason
-        return texts if all(texts) else UnusableRow("the text is empty")
+        return texts if any(texts) else UnusableRow("the text is empty")
 
     def _outcome(self, token_ids: Sequence[list[int]]) -> Outcome:
         documents = []
         for ids in token_ids:
             tokens = np.array(ids, dtype=np.int32)
-            if self.end_token_id is not None:
+            if self.end_token_id is not None and ids:
                 tokens = with_end(TokenRow(tokens, tokens), self.end_token_id).input_ids
             documents.append(tokens)
-        return Outcome(tuple(documents), num_loss_tokens=sum(len(tokens) for tokens in documents))
+        total = sum(len(tokens) for tokens in documents)
+        return Outcome(tuple(documents), num_loss_tokens=total, num_tokens=total)
 
 
 class Work(Protocol):

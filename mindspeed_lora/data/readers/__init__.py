@@ -61,7 +61,9 @@ def input_files(
     if not known and (given / "data").is_dir():
         known = _training_part(_files_of_rows(given / "data"))
     if not known:
-        raise Refused(f"{flag} {path}: the folder has no {', '.join(_READERS)} file")
+        folders = sorted(inner.name for inner in given.iterdir() if inner.is_dir())
+        inside = f"; folders inside ({', '.join(folders)}) are not looked into, name them" if folders else ""
+        raise Refused(f"{flag} {path}: the folder has no {', '.join(_READERS)} file{inside}")
     kind, _ = Counter(map(kind_of, known)).most_common(1)[0]
     others = [file.name for file in known if kind_of(file) != kind]
     if others:

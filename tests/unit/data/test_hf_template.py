@@ -194,10 +194,10 @@ def test_a_template_that_leaves_out_tools_or_calls_is_refused(messages: list[dic
     tokenizer = make_tokenizer("gpt2")
     tokenizer.chat_template = CHATML
     with pytest.raises(
-        Refused, match=rf"does not write {lost} \(clock is missing in the text\); give --prompt-type"
+        Refused, match=rf"does not write {lost}, which this row has \(clock\); give --prompt-type"
     ):
         HfTemplateEncoder(tokenizer).encode([messages])
-    tokenizer.chat_template = "{{ tools | tojson }}{{ messages | tojson }}" + CHATML
+    tokenizer.chat_template = "{{ tools | tojson }}{{ messages | tojson }}{# tool_calls #}" + CHATML
     (row,) = HfTemplateEncoder(tokenizer, "all").encode([messages])
     assert isinstance(row, TokenRow)
 

@@ -240,6 +240,24 @@ def test_plain_text(tmp_path: Path, tokenizer: Path) -> None:
     assert info is not None and info.num_tokens == summary.tokens
 
 
+def test_several_columns_of_text(tmp_path: Path, tokenizer: Path) -> None:
+    flags = ("--handler-name", "GeneralPretrainHandler", "--append-eod", "--json-keys", "output", "input")
+    summary = run(write_rows(tmp_path), tokenizer, tmp_path / "data", *flags)
+    assert (summary.kept, summary.loss_tokens) == (len(ROWS), summary.tokens)
+    loaded = load_tokenizer(tokenizer)
+    for key in ("output", "input"):
+        texts = [row[key] for row in ROWS if row[key]]
+        documents = IndexedDataset(f"{tmp_path / 'data'}_{key}_document")
+        assert len(documents) == documents.num_documents == len(texts)
+        assert documents[1].tolist() == [*loaded.encode(texts[1]), loaded.eos_token_id]
+        info = read_info(f"{tmp_path / 'data'}_{key}_document")
+        assert info is not None
+        assert (info.num_documents, info.num_tokens) == (len(texts), int(documents.sequence_lengths.sum()))
+    with pytest.raises(Refused, match="--json-keys input: no row has text in this column; leave it out"):
+        run(write_rows(tmp_path, ROWS[:1]), tokenizer, tmp_path / "none", *flags)
+    assert not list(tmp_path.glob("*none*"))
+
+
 def test_a_folder_of_files(tmp_path: Path, tokenizer: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -221,7 +221,10 @@ def test_inputs_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="a script, and code of data sets is not run"):
         input_files(write(tmp_path / "set.py", "x"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Refused, match="the folder has no"):
+    with pytest.raises(Refused, match=r"the folder has no .*\.txt file$"):
+        input_files(tmp_path / "empty")
+    (tmp_path / "empty" / "part_1").mkdir()
+    with pytest.raises(Refused, match=r"folders inside \(part_1\) are not looked into, name them"):
         input_files(tmp_path / "empty")
 
 

@@ -94,12 +94,15 @@ def test_texts() -> None:
     handler = make_handler(PRETRAIN, json_keys=("a", "b"))
     assert isinstance(handler, TextHandler)
     text_work = TextWork(handler=handler, tokenizer=tokenizer, end_token_id=2)
-    rows = [Row("w", {"a": "one", "b": "two words"}, 1.0), Row("w", {"a": "x", "b": ""}, 1.0)]
-    kept, dropped = text_work(rows)
+    texts = [("one", "two words"), ("x", ""), ("", "")]
+    kept, half, dropped = text_work([Row("w", {"a": a, "b": b}, 1.0) for a, b in texts])
     assert [document.tolist() for document in kept.documents] == [
         [*tokenizer.encode("one"), 2],
         [*tokenizer.encode("two words"), 2],
     ]
+    assert (kept.num_tokens, kept.num_loss_tokens) == (sum(lengths(kept)),) * 2
+    # The text of one column is not lost because another is empty.
+    assert [document.tolist() for document in half.documents] == [[*tokenizer.encode("x"), 2], []]
     assert dropped.reason == "the text is empty"
     assert text_work.keys == ("a", "b")
 
