@@ -23,6 +23,9 @@ THOUGHT_WORDS = ("<think>", "</think>")
 REASONING = "reasoning_content"
 """The key of a message under which its thoughts stand where they are told apart from the answer."""
 
+WITHOUT_THOUGHT = "without_thought"
+"""The key of a message that gets no empty thought."""
+
 
 class UnusableRow(Exception):
     """The row is well formed, but there is nothing to train in it; the message is why it is dropped."""
@@ -51,6 +54,8 @@ class Turns:
     """Number of a question → the results of tools that stand in its place."""
     calls: Mapping[int, tuple[Call, ...]] = field(default_factory=dict)
     """Number of an answer → what it calls behind its text."""
+    without_thought: frozenset[int] = frozenset()
+    """Numbers of answers that get no empty thought."""
 
 
 def split_tools(messages: Sequence[Message]) -> tuple[list[Message], tuple[Tool, ...]]:
@@ -108,6 +113,7 @@ def to_turns(messages: Sequence[Message], frame: tuple[str, str] = ("<think>\n",
     answers: list[str] = []
     results: dict[int, tuple[str, ...]] = {}
     calls: dict[int, tuple[Call, ...]] = {}
+    without_thought: set[int] = set()
     for message in rest:
         role, text = message["role"], message["content"]
         answered = len(questions) == len(answers)
@@ -120,6 +126,8 @@ def to_turns(messages: Sequence[Message], frame: tuple[str, str] = ("<think>\n",
         elif role == "assistant":
             if message.get("tool_calls"):
                 calls[len(answers)] = calls_of(message)
+            if message.get(WITHOUT_THOUGHT):
+                without_thought.add(len(answers))
             answers.append(with_thoughts(message, frame))
         else:
             if role == "tool":
@@ -127,4 +135,4 @@ def to_turns(messages: Sequence[Message], frame: tuple[str, str] = ("<think>\n",
             questions.append("" if role == "tool" else text)
     if not questions or len(questions) != len(answers):
         raise UnusableRow("the last message is not the assistant's")
-    return Turns(system, tuple(questions), tuple(answers), tools, results, calls)
+    return Turns(system, tuple(questions), tuple(answers), tools, results, calls, frozenset(without_thought))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mindspeed_lora.data.conversation import REASONING, Message, UnusableRow
+from mindspeed_lora.data.conversation import REASONING, WITHOUT_THOUGHT, Message, UnusableRow
 from mindspeed_lora.data.encoding import TemplateEncoder
 from mindspeed_lora.data.handlers import PairHandler
 from mindspeed_lora.data.outcome import Outcome
@@ -64,13 +64,18 @@ class PairWork:
         )
 
     def _prepared(self, messages: Sequence[Message]) -> list[Message]:
-        """Earlier answers are part of the prompt, where thoughts are left out."""
+        """Earlier answers are part of the prompt, where thoughts are left out, empty ones too."""
         encoder = self.single.encoder
         if not isinstance(encoder, TemplateEncoder) or encoder.template.thought_words is None:
             return list(messages)
         template = encoder.template
         return [
-            {**message, "content": template.without_thoughts(message["content"]), REASONING: None}
+            {
+                **message,
+                "content": template.without_thoughts(message["content"]),
+                REASONING: None,
+                WITHOUT_THOUGHT: True,
+            }
             if message["role"] == "assistant" and number + 1 < len(messages)
             else message
             for number, message in enumerate(messages)

@@ -202,7 +202,7 @@ def _answer(
 ) -> Iterator[Piece]:
     if template.thinking is False:
         answer = template.without_thoughts(answer)
-    if template.empty_thought and not template.thinks(answer):
+    if template.empty_thought and not template.thinks(answer) and number not in turns.without_thought:
         yield template.empty_thought, number if template.thinking else PROMPT
     slots = template.assistant
     if number in turns.calls:

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -6,9 +7,17 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from mindspeed_lora.data.encoding import TemplateEncoder
-from mindspeed_lora.data.handlers import ALPACA, PRETRAIN, TextHandler, make_handler
+from mindspeed_lora.data.handlers import (
+    ALPACA,
+    PRETRAIN,
+    SHAREGPT_PAIRS,
+    PairHandler,
+    TextHandler,
+    make_handler,
+)
 from mindspeed_lora.data.hf_template import HfTemplateEncoder
 from mindspeed_lora.data.outcome import Outcome, Outcomes
+from mindspeed_lora.data.pair_work import GIVEN_CONVERSATIONS, PairWork
 from mindspeed_lora.data.readers import Row
 from mindspeed_lora.data.row_work import InstructionWork, TextWork
 from mindspeed_lora.data.template_files import prompt_template
@@ -87,6 +96,34 @@ def test_an_error_of_the_template_names_the_row() -> None:
     chat = InstructionWork(handler=handler, encoder=HfTemplateEncoder(tokenizer))
     with pytest.raises(Refused, match="^f.json, row 2: the tokenizer's chat template refuses"):
         chat([row("q"), row("bad", number=2), row("r", number=3)])
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_of_pairs_only_the_last_answer_has_thoughts(
+    tokenizers: dict[str, PreTrainedTokenizerFast], thinking: bool | None
+) -> None:
+    tokenizer = tokenizers["llama3"]
+    template = replace(prompt_template("qwen3"), thinking=thinking)
+    handler = make_handler(SHAREGPT_PAIRS)
+    assert isinstance(handler, PairHandler)
+    encoder = TemplateEncoder(tokenizer, template, "last-assistant")
+    pairs = PairWork(handler=handler, single=InstructionWork(handler=GIVEN_CONVERSATIONS, encoder=encoder))
+    said = ["one", "<think>\nhm\n</think>\n\ntwo", "three", "four", "five"]
+    values = {
+        "conversations": [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(said)],
+        "chosen": {"from": "gpt", "value": "yes"},
+        "rejected": {"from": "gpt", "value": "<think>\nso\n</think>\n\nno"},
+    }
+    (outcome,) = pairs([Row("w", values, 1.0)])
+    chosen, _, rejected, labels = (document.tolist() for document in outcome.documents)
+    asked = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
+    before = asked.format("one", "two<|im_end|>\n") + asked.format("three", "four<|im_end|>\n")
+    empty, given = "<think>\n\n</think>\n\n", "<think>\nso\n</think>\n\n"
+    assert tokenizer.decode(chosen) == before + asked.format("five", empty + "yes<|im_end|>\n")
+    last = (empty if thinking is False else given) + "no<|im_end|>\n"
+    assert tokenizer.decode(rejected) == before + asked.format("five", last)
+    trained = tokenizer.decode([label for label in labels if label >= 0])
+    assert trained == last.removeprefix(empty if thinking is False else "")
 
 
 def test_texts() -> None:
