@@ -81,15 +81,11 @@ def calls_of(message: Message) -> tuple[Call, ...]:
 
 
 def with_thoughts(message: Message, frame: tuple[str, str] = ("<think>\n", "\n</think>\n\n")) -> str:
-    """The text of a message behind its thoughts, in their frame, where it has them and not in its text already."""
+    """The text of a message behind its thoughts, in their frame, where it has them and does not begin with any."""
     text: str = message["content"]
     thoughts = message.get(REASONING)
-    if (
-        not isinstance(thoughts, str)
-        or not thoughts
-        or message["role"] != "assistant"
-        or frame[1].strip() in text
-    ):
+    own = text.lstrip().startswith(frame[0].strip())
+    if not isinstance(thoughts, str) or not thoughts or message["role"] != "assistant" or own:
         return text
     return f"{frame[0]}{thoughts}{frame[1]}{text}"
 

@@ -43,9 +43,12 @@ _PATHS = ("tokenizer_name_or_path", "tokenizer_model", "add_tokens", "prompt_typ
 
 def holds_raw_rows(path: str) -> bool:
     """Whether a word of ``--data-path`` names a file or folder of rows that are not prepared yet."""
-    if any(idx_path(prefix).exists() for prefix in (path, packed_prefix(path, "input_ids"))):
-        return False
-    return Path(path).exists()
+    return not is_prepared(path) and Path(path).exists()
+
+
+def is_prepared(path: str) -> bool:
+    """Whether a word of ``--data-path`` names prepared data."""
+    return any(idx_path(prefix).exists() for prefix in (path, packed_prefix(path, "input_ids")))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from mindspeed_lora.config.flags import options
 from mindspeed_lora.config.jobs import PreprocessJob, TrainJob
 from mindspeed_lora.config.preprocess import PreprocessConfig, RawRowsConfig, RowsConfig
 from mindspeed_lora.config.runtime import FileRuntimeConfig
-from mindspeed_lora.data.handlers import HANDLER_NAMES, make_handler
-from mindspeed_lora.data.raw_rows import RawRows, holds_raw_rows, training_prefix
+from mindspeed_lora.data.handlers import HANDLER_NAMES, LLAMA_FACTORY, make_handler
+from mindspeed_lora.data.raw_rows import RawRows, holds_raw_rows, is_prepared, training_prefix
 from mindspeed_lora.data.template_files import prompt_template
 from mindspeed_lora.data.tokenizer import LazyTokenizer
 from mindspeed_lora.errors import Refused
@@ -22,13 +22,17 @@ DATA_FIELDS = ("data_path", "train_data_path", "valid_data_path", "test_data_pat
 
 def raw_paths(job: TrainJob) -> list[str]:
     """The words that name raw rows, in order."""
+    return [path for path in _paths(job) if holds_raw_rows(path)]
+
+
+def _paths(job: TrainJob) -> list[str]:
+    """All words that name data, in order."""
     named = [(name, getattr(job.data, name)) for name in DATA_FIELDS]
     return [
         path
         for name, words in named
         if words is not None
         for path in parse_blend(words, "--" + name.replace("_", "-")).paths
-        if holds_raw_rows(path)
     ]
 
 
@@ -41,6 +45,17 @@ def _check_names(job: TrainJob) -> None:
         make_handler(handler)
 
 
+def _refuse_names_of_sets(job: TrainJob) -> None:
+    """Entries of a ``dataset_info.json`` are prepared by ``preprocess_data.py``."""
+    unprepared = [path for path in _paths(job) if not is_prepared(path)]
+    if job.raw_rows.handler_name == LLAMA_FACTORY and unprepared:
+        raise Refused(
+            f"--data-path {unprepared[0]}: --handler-name {LLAMA_FACTORY} reads names in a dataset_info.json, which "
+            "preprocess_data.py prepares; give its --output-prefix here, or a file of rows with the handler of their "
+            "own kind"
+        )
+
+
 def with_prepared_rows(
     job: TrainJob, seq_length: int, tokenizer: LazyTokenizer | None
 ) -> tuple[TrainJob, list[str]]:
@@ -49,6 +64,7 @@ def with_prepared_rows(
     Raises:
         Refused: there is no tokenizer to prepare them with, or they cannot be prepared.
     """
+    _refuse_names_of_sets(job)
     raw = raw_paths(job)
     if not raw:
         _check_names(job)

@@ -203,7 +203,8 @@ def _says_from(messages: Any) -> bool:
 
 
 def _unknown(row: Row) -> str:
+    plain = f"; {PRETRAIN} reads the plain text in text" if isinstance(row.values.get("text"), str) else ""
     raise Refused(
         f"{row.where}: cannot tell what the columns {names(row.values)} mean; give --handler-name "
-        f"({', '.join(HANDLER_NAMES)}), and --map-keys where columns have other names"
+        f"({', '.join(HANDLER_NAMES)}), and --map-keys where columns have other names{plain}"
     )

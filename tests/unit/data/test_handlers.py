@@ -448,6 +448,8 @@ def test_the_handler_is_found_by_mapped_columns() -> None:
     assert guess_handler(row({"q": "", "a": ""}), '{"prompt": "q", "response": "a"}') == ALPACA
     with pytest.raises(Refused, match="cannot tell what the columns q, a mean; give --handler-name"):
         guess_handler(row({"q": "", "a": ""}))
+    with pytest.raises(Refused, match="; GeneralPretrainHandler reads the plain text in text$"):
+        guess_handler(row({"text": "x", "url": ""}))
 
 
 @pytest.mark.parametrize(

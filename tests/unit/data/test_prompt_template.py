@@ -128,6 +128,9 @@ def test_thoughts_that_a_message_tells_apart_get_the_frame_of_the_template(
     assert to_turns([{"role": "user", "content": "Q"}, said], frame).answers == (expected,)
     both = {**said, "content": expected}
     assert to_turns([{"role": "user", "content": "Q"}, both], frame).answers == (expected,)
+    mentions = {**said, "content": "</think> ends them"}
+    (answer,) = to_turns([{"role": "user", "content": "Q"}, mentions], frame).answers
+    assert answer == expected.removesuffix("A") + "</think> ends them"
 
 
 def test_a_message_that_looks_like_a_slot_stays_text() -> None:

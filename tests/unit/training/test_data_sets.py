@@ -84,6 +84,17 @@ def test_a_misspelt_name_is_refused_beside_prepared_data(sets: Any, flags: list[
         with_prepared_rows(job, 16, None)
 
 
+def test_names_in_a_dataset_info_are_not_taken_for_prefixes(sets: Any) -> None:
+    flags = ["--handler-name", "LlamaFactoryInstructionHandler", "--lora-r", "4"]
+    flags += ["--lora-target-modules", "linear_qkv", "--data-path", sets[0]]
+    job, _ = with_prepared_rows(parse("posttrain", flags), 16, None)
+    assert job.data.data_path == (sets[0],)
+    with pytest.raises(
+        Refused, match=r"--data-path faq_en: .* names in a dataset_info.json, which preprocess_data"
+    ):
+        with_prepared_rows(parse("posttrain", [*flags, "faq_en"]), 16, None)
+
+
 def test_the_third_share_is_tested(sets: Any) -> None:
     flags = ["--no-shuffle", "--eval-iters", -1]
     found = rows("--data-path", *sets, "--split", "50,25,25", *flags)
