@@ -113,6 +113,11 @@ def training_prefix(prefix: str, stage: str) -> str:
             ("plain text", "pretrain_gpt.py") if is_text else ("instruction rows", "posttrain_gpt.py")
         )
         raise Refused(f"the rows prepared at {prefix} are {kind}, which {script} trains on")
+    if not is_text and idx_path(packed_prefix(prefix, "chosen_input_ids")).exists():
+        raise Refused(
+            f"the rows prepared at {prefix} are pairs of a chosen and a rejected answer, on which nothing here trains; "
+            "give conversations"
+        )
     if not is_text:
         return prefix
     found = sorted(Path(prefix).parent.glob(f"{Path(prefix).name}_*_document.idx"))

@@ -171,6 +171,16 @@ def test_plain_text_is_for_the_other_command(rows: Path, tokenizer: Path, tmp_pa
         training_prefix(raw(rows, tokenizer).prepared(), "pretrain")
 
 
+def test_pairs_are_not_trained_on(tmp_path: Path, tokenizer: Path) -> None:
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text(json.dumps({"instruction": "Q", "chosen": "yes", "rejected": "no"}))
+    prefix = raw(rows, tokenizer).prepared()
+    with pytest.raises(
+        Refused, match="pairs of a chosen and a rejected answer, on which nothing here trains"
+    ):
+        training_prefix(prefix, "sft")
+
+
 def slow_work(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.05) -> None:
     """Every chunk takes its time, and is noted."""
     inner = InstructionWork.__call__
