@@ -23,6 +23,10 @@ _KERNELS_AND_DEVICE = """
     cross-entropy-fusion-impl=1 no-scatter-gather-tensors-in-pipeline use-ring-exchange-p2p
     ai-framework=1 coc-fused-kernel coc-parallel-num=1 cp-window-size=1 kv-head-repeat-before-uly-alltoall
     loss-compute-mode=1 loss-chunk-size=1 moe-fb-overlap enable-mla-absorb skip-bias-add
+    cuda-graph-impl=1 tp-comm-overlap-cfg=1 ddp-num-buckets=1 no-align-param-gather init-model-with-meta-device
+    overlap-param-gather-with-optimizer-step overlap-p2p-communication no-overlap-p2p-communication
+    use-tp-pp-dp-mapping nccl-communicator-config-path=1 high-priority-stream-groups=+ distribute-saved-activations
+    deterministic-mode fp16-lm-cross-entropy lazy-mpu-init=1 train-sync-interval=1 no-barrier-with-level-1-timing
 """
 
 _TRUE_HERE_ANYWAY = """
@@ -40,6 +44,12 @@ _TRUE_HERE_ANYWAY = """
     auto-detect-ckpt-format override-opt_param-scheduler no-initialization no-position-embedding
     use-rotary-position-embedding topk-softmax-in-fp32 input-layernorm-in-fp32 init-norm-weight-in-fp32
     rmsnorm-weight-in-fp32 trust-remote-code
+    use-checkpoint-args no-use-tokenizer-model-from-checkpoint-args async-save ckpt-assume-constant-structure
+    ckpt-fully-parallel-save ckpt-fully-parallel-load no-ckpt-fully-parallel-save dist-ckpt-strictness=1
+    check-for-nan-in-loss-and-grad check-for-large-grads log-params-norm log-num-zeros-in-grad log-progress
+    moe-per-layer-logging logging-level=1 no-one-logger enable-experimental
+    profile profile-step-start=1 profile-step-end=1 profile-ranks=+ use-pytorch-profiler record-memory-history
+    memory-snapshot-path=1
 """
 
 _OF_TRAINING = """

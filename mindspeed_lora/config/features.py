@@ -49,6 +49,33 @@ NOT_BUILT: dict[str, Feature] = {
         """sparse-mode=1:0,2,3 pre-tockens=1:65536,1048576,2147483647 next-tockens=1:0
         attention-mask-type=1:causal,general cp-attention-mask-type=1:causal,general""",
     ),
+    **_features(
+        "the optimizer is AdamW with states in float32",
+        """optimizer=1:adam,adamw use-precision-aware-optimizer main-grads-dtype=1:fp32 main-params-dtype=1:fp32
+        exp-avg-dtype=1:fp32 exp-avg-sq-dtype=1:fp32 grad-reduce-in-bf16 fp32-residual-connection""",
+    ),
+    **_features("its states go to host memory with --paged-optimizer", "optimizer-cpu-offload"),
+    **_features(
+        "8-bit and 4-bit floating point (fp8, fp4) is not supported by this version; a frozen base is quantised by "
+        "--qlora",
+        """fp8-format=1 fp8-recipe=1 fp8-margin=1 fp8-interval=1 fp8-amax-history-len=1 fp8-amax-compute-algo=1
+        fp8-param-gather fp4-format=1""",
+    ),
+    **_features(
+        "the schedule counts steps (--lr-warmup-iters, --lr-decay-iters) at one batch size and one rate",
+        """lr-warmup-samples=1:0 lr-decay-samples=1 rampup-batch-size=+ step-batch-size-schedule=+ decoupled-lr=1
+        decoupled-min-lr=1 lr-warmup-init=1:0,0.0""",
+    ),
+    **_features(
+        "parameters are whole on each data-parallel rank; --use-distributed-optimizer cuts the optimizer's states",
+        "use-megatron-fsdp use-torch-fsdp2 data-parallel-sharding-strategy=1:no_shard",
+    ),
+    **_features("an iteration is named by its own folder in --load", "ckpt-step=1"),
+    **_features("the scaling of positions is named by --rope-scaling-type", "use-rope-scaling"),
+    **_features("training reads your own data (--data-path)", "mock-data"),
+    **_features("instruction rows are trained by posttrain_gpt.py --stage sft", "sft"),
+    **_features("stages are told by --num-layer-list or --noop-layers", "pipeline-model-parallel-layout=1"),
+    **_features("selective recomputation is that of attention", "recompute-modules=+:core_attn"),
     **_features("the only schedules are 1F1B and interleaved 1F1B", "schedules-method=1"),
     **_features("rows come in Megatron's order, shuffled anew in each epoch", "dataloader-type=1:single"),
     **_features("rows longer than --seq-length are cut or dropped as --overlong says", "no-cut-token"),
@@ -79,7 +106,9 @@ NOT_BUILT: dict[str, Feature] = {
         square-alibi-mask fill-neg-inf full-attention-interval=1 mamba-d-conv=1 mamba-expand=1 mamba-chunk-size=1
         linear-key-head-dim=1 linear-num-key-heads=1 linear-num-value-heads=1 linear-value-head-dim=1
         partial-rotary-factor=1 no-enable-linear-qkv use-triton-gdn fc-type=1 cla-share-factor=1 share-kvstates
-        num-zero-experts=1 enable-mla-scale-q-lora enable-mla-scale-kv-lora index-topk-freq=1
+        window-size=1 window-attn-skip-freq=1 quick-geglu glu-linear-offset=1 softmax-type=1:vanilla
+        activation-func-clamp-value=1 enable-gpt-oss num-zero-experts=1 enable-mla-scale-q-lora
+        enable-mla-scale-kv-lora index-topk-freq=1
         index-skip-topk-offset=1 index-share-for-mtp-iteration""",
     ),
     **_features(
@@ -88,7 +117,7 @@ NOT_BUILT: dict[str, Feature] = {
     ),
     **_features(
         "training finds the form of --load by itself and saves Megatron's legacy one (torch)",
-        "ckpt-format=1:torch",
+        "ckpt-format=1:torch use-dist-ckpt dist-ckpt-format=1",
     ),
     **_features(
         "training writes no Hugging Face model by itself; run convert_ckpt.py on what it saves",

@@ -148,6 +148,8 @@ def _fill_training(job: TrainJob, rows_at_once: int) -> tuple[TrainingConfig, li
         taken["lr_warmup_fraction"] = DEFAULT_WARMUP_FRACTION
     if training.train_iters is None and training.train_samples is None and training.epochs is None:
         taken["epochs"] = DEFAULT_EPOCHS
+    if training.recompute_activations and training.recompute_granularity is None:
+        taken["recompute_granularity"] = "selective"
     if training.recompute_granularity == "full":
         if training.recompute_method is None:
             taken["recompute_method"] = "uniform"
@@ -292,6 +294,8 @@ def _check_packing(job: TrainJob) -> None:
 
 
 def _check_recompute(training: TrainingConfig) -> None:
+    if training.recompute_activations and training.recompute_granularity == "full":
+        raise Refused("--recompute-activations contradicts --recompute-granularity full; drop one")
     details = [
         _described(name, getattr(training, name))
         for name in ("recompute_method", "recompute_num_layers")

@@ -88,6 +88,7 @@ class TrainingConfig(Section):
         "recompute activations in the backward pass: whole layers, or core attention",
         choices=("full", "selective"),
     )
+    recompute_activations: bool = flag("the same as --recompute-granularity selective", False)
     recompute_method: str | None = flag(
         "with full: chunks of --recompute-num-layers, or that many layers of each stage",
         choices=("uniform", "block"),

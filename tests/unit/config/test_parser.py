@@ -174,6 +174,23 @@ def test_older_words_for_the_same() -> None:
     assert parse("--save-model-type save_huggingface_llama", "convert").values == {"save_model_type": "hf"}
 
 
+def test_flags_of_megatron_lm() -> None:
+    """With a meaning, without one here, and refused by what they ask for."""
+    line = "--optimizer adam --use-checkpoint-args --async-save --profile --profile-step-start 2 --profile-ranks 0 1"
+    assert parse(line).without_effect == [
+        *("--use-checkpoint-args", "--async-save", "--profile", "--profile-step-start", "--profile-ranks")
+    ]
+    for refused, reason in (
+        ("--optimizer sgd", "the optimizer is AdamW"),
+        ("--fp8-format hybrid", "fp8"),
+        ("--rampup-batch-size 16 16 100", "one batch size"),
+        ("--ckpt-step 100", "its own folder in --load"),
+        ("--use-torch-fsdp2", "--use-distributed-optimizer"),
+    ):
+        with pytest.raises(Refused, match=f"{refused}: .*{reason}"):
+            parse(refused)
+
+
 def test_what_only_training_lacks_has_no_effect_where_a_model_only_answers() -> None:
     assert parse("--mtp-num-layers 1", "evaluation").without_effect == ["--mtp-num-layers"]
     assert parse("--top-p 0.9 --temperature 1", "evaluation").without_effect == ["--top-p", "--temperature"]

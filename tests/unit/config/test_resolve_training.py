@@ -146,6 +146,8 @@ def test_names_of_linears_may_be_a_list_with_commas() -> None:
 
 
 def test_full_recompute_alone_takes_each_layer() -> None:
+    assert job("--recompute-activations").training.recompute_granularity == "selective"
+    assert "drop one" in refusal("--recompute-activations --recompute-granularity full")
     training = job("--recompute-granularity full").training
     assert (training.recompute_method, training.recompute_num_layers) == ("uniform", 1)
 
