@@ -53,12 +53,15 @@ def load_tokenizer(
     folder = tokenizer_folder(path)
     if not trust_remote_code:
         _refuse_code(folder)
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), use_fast=use_fast, trust_remote_code=trust_remote_code, local_files_only=True
         )
+    except StrictDataclassError as error:
+        raise Refused(f"{folder}/config.json: {' '.join(str(error).split())}") from error
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         lines = str(error).strip().splitlines()
         found = ", ".join(sorted(file.name for file in folder.glob("*token*"))) or "no tokenizer file"

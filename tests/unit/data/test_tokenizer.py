@@ -162,6 +162,10 @@ def test_wrong_paths_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"cannot be loaded .*tokenizer\.json") as refused:
         load_tokenizer(folder)
     assert "\n" not in str(refused.value)
+    (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": "64"}')
+    with pytest.raises(Refused, match=r"config\.json: .*'hidden_size' expected int, got str") as refused:
+        load_tokenizer(folder)
+    assert "\n" not in str(refused.value)
 
 
 def test_padding(tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
