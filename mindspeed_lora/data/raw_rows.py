@@ -143,9 +143,10 @@ def source_key(job: PreprocessJob) -> str:
         "settings": settings,
         "tokenizer": [tokenizer, lazy.files_digest or tokenizer_fingerprint(lazy.loaded)],
         "chat_template": _digest(tokenizer_folder(folder) / "chat_template.jinja"),
-        "templates": hashlib.sha256(
-            resources.files("mindspeed_lora.data").joinpath("templates.json").read_bytes()
-        ).hexdigest(),
+        "templates": [
+            hashlib.sha256(resources.files("mindspeed_lora.data").joinpath(name).read_bytes()).hexdigest()
+            for name in ("templates.json", "tool_formats.json")
+        ],
         "own_templates": None if named is None else _digest(Path(named)),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
