@@ -91,14 +91,6 @@ def test_stages_that_cannot_be_are_named_as_this_command_names_them(
     assert "needs --target-pipeline-parallel-size of at least 2" in refusal(
         num_layers_per_virtual_pipeline_stage=1
     )
-    with pytest.raises(Refused, match="--num-layer-list 2,2: --save-model-type hf is not cut"):
-        run_convert(
-            load_dir=models("llama").path,
-            save_dir=tmp_path / "hf",
-            num_layer_list="2,2",
-            load_model_type="hf",
-            save_model_type="hf",
-        )
 
 
 def test_names_of_transformer_engine(models, tmp_path: Path, run_convert: Convert):
