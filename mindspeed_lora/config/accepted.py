@@ -52,11 +52,6 @@ _TRUE_HERE_ANYWAY = """
     memory-snapshot-path=1
 """
 
-_OF_TRAINING = """
-    moe-device-level-aux-loss-coeff=1 moe-comm-aux-loss-coeff=1 moe-train-capacity-factor=1
-    mtp-num-layers=1 mtp-loss-scaling-factor=1 mtp-after-norm mtp-spec=+ recompute-mtp-layer recompute-mtp-norm
-"""
-
 _OF_GENERATION = """
     top-k=1 top-p=1 temperature=1 do-sample max-length=1
 """
@@ -75,9 +70,6 @@ def _table(text: str) -> dict[str, Arity]:
 
 NO_EFFECT: dict[str, Arity] = _table(_KERNELS_AND_DEVICE + _TRUE_HERE_ANYWAY + _LAUNCHER)
 """Flag name → number of words that follow it."""
-
-TRAINING_ONLY: dict[str, Arity] = _table(_OF_TRAINING)
-"""Flags of training that is not built, which change nothing where a model only answers."""
 
 GENERATION_ONLY: dict[str, Arity] = _table(_OF_GENERATION)
 """Flags of ``inference.py`` that published evaluation scripts repeat."""

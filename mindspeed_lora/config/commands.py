@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mindspeed_lora.config.accepted import GENERATION_ONLY, TRAINING_ONLY
+from mindspeed_lora.config.accepted import GENERATION_ONLY
 from mindspeed_lora.config.config_file import config_file_words
+from mindspeed_lora.config.features import NOT_BUILT, TRAINING_ONLY
 from mindspeed_lora.config.flags import Option, Section, options
 from mindspeed_lora.config.jobs import (
     ConversionJob,
@@ -108,9 +109,8 @@ def grammar(command: str) -> Grammar:
     shared = _by_name(described.shares_flags_with) if described.shares_flags_with else {}
     ignored = {name: option.arity for name, option in shared.items() if name not in own}
     if shared:
-        ignored |= {
-            name: arity for name, arity in (TRAINING_ONLY | GENERATION_ONLY).items() if name not in own
-        }
+        elsewhere = GENERATION_ONLY | {name: NOT_BUILT[name].arity for name in TRAINING_ONLY}
+        ignored |= {name: arity for name, arity in elsewhere.items() if name not in own}
     return Grammar(own, ignored, {name: COMMANDS[name].script for name in described.subcommands})
 
 

@@ -152,3 +152,9 @@ NOT_BUILT: dict[str, Feature] = {
     ),
 }
 """Flag name → the feature that it belongs to."""
+
+TRAINING_ONLY = (
+    *("--moe-device-level-aux-loss-coeff", "--moe-comm-aux-loss-coeff", "--moe-train-capacity-factor"),
+    *("--mtp-num-layers", "--mtp-after-norm", "--mtp-spec", "--recompute-mtp-layer", "--recompute-mtp-norm"),
+)
+"""Those of training, which change nothing where a model only answers."""

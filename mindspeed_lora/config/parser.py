@@ -92,13 +92,7 @@ def _split(argv: Sequence[str], grammar: Grammar) -> Iterable[tuple[str, list[st
         arity = _arity(name, grammar)
         if arity is None:
             unknown.append(name)
-        end = position + 1
-        while end < len(argv) and not argv[end].startswith("--") and arity in ("+", "*", None):
-            end += 1
-        if arity == "1" and not equals:
-            end = _end_of_value(argv, end)
-        if arity == "0" and not equals and end < len(argv) and argv[end].lower() in _SWITCHED:
-            end += 1
+        end = _end_of_words(argv, position + 1, arity, bool(equals))
         words = [*([attached] if equals else []), *argv[position + 1 : end]]
         if len(words) > 1 and (arity == "1" or _begins_placeholder(words[0])):
             words = [" ".join(words)]
@@ -126,16 +120,16 @@ def _unexpected_word(argv: Sequence[str], position: int, grammar: Grammar) -> st
     return f"unexpected word {word!r}{before}; {rule}"
 
 
-def _end_of_value(argv: Sequence[str], start: int) -> int:
-    """Where the one value of a flag ends; an unquoted placeholder, ``your data path``, is one value."""
-    end = start
-    while (
-        end < len(argv)
-        and not argv[end].startswith("--")
-        and (end == start or _begins_placeholder(argv[start]))
-    ):
-        end += 1
-    return end
+def _end_of_words(argv: Sequence[str], start: int, arity: Arity | None, has_value: bool) -> int:
+    """Where the words of a flag end; an unquoted placeholder, ``your data path``, is one value."""
+    end = next((at for at in range(start, len(argv)) if argv[at].startswith("--")), len(argv))
+    if arity in ("+", "*", None) or end == start:
+        return end
+    if has_value:
+        return start
+    if arity == "0":
+        return start + (argv[start].lower() in _SWITCHED)
+    return end if _begins_placeholder(argv[start]) else start + 1
 
 
 def _is_off(words: Sequence[str]) -> bool:

@@ -20,6 +20,8 @@ Tool = Mapping[str, Any]
 
 THOUGHT_WORDS = ("<think>", "</think>")
 """What most models put around their thoughts."""
+THOUGHT_FRAME = (f"{THOUGHT_WORDS[0]}\n", f"\n{THOUGHT_WORDS[1]}\n\n")
+"""What stands before thoughts that a message tells apart, and behind them, where no template says otherwise."""
 REASONING = "reasoning_content"
 """The key of a message under which its thoughts stand where they are told apart from the answer."""
 
@@ -80,7 +82,7 @@ def calls_of(message: Message) -> tuple[Call, ...]:
     return tuple(calls)
 
 
-def with_thoughts(message: Message, frame: tuple[str, str] = ("<think>\n", "\n</think>\n\n")) -> str:
+def with_thoughts(message: Message, frame: tuple[str, str] = THOUGHT_FRAME) -> str:
     """The text of a message behind its thoughts, in their frame, where it has them and does not begin with any."""
     text: str = message["content"]
     thoughts = message.get(REASONING)
@@ -90,7 +92,7 @@ def with_thoughts(message: Message, frame: tuple[str, str] = ("<think>\n", "\n</
     return f"{frame[0]}{thoughts}{frame[1]}{text}"
 
 
-def to_turns(messages: Sequence[Message], frame: tuple[str, str] = ("<think>\n", "\n</think>\n\n")) -> Turns:
+def to_turns(messages: Sequence[Message], frame: tuple[str, str] = THOUGHT_FRAME) -> Turns:
     """Check that an optional system message is followed by questions and answers in turn.
 
     ``frame`` stands before and behind thoughts that a message tells apart.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mindspeed_lora.data.readers.opening import PACKED, encoding_of, opened
+from mindspeed_lora.data.readers.opening import PACKED, allow_long_fields, encoding_of, opened
 from mindspeed_lora.errors import Refused
 
 Row = dict[str, Any]
@@ -91,7 +91,7 @@ def read_csv(path: Path, columns: Sequence[str], header: bool) -> list[tuple[int
 
 def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
     """All rows that are not blank, with their numbers from 1."""
-    csv.field_size_limit(2**31 - 1)
+    allow_long_fields()
     # Only line ends end a row: a text may hold the other characters that str.splitlines() splits at.
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
     return [(number, row) for number, row in enumerate(reader, 1) if len(row) > 1 or any(map(str.strip, row))]

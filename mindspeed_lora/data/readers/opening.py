@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import zlib
@@ -70,6 +71,11 @@ class _Readable(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         return int(self._stream.readinto(buffer))
+
+
+def allow_long_fields() -> None:
+    """CSV fields of any length, for the whole process: the limit is Python's, not a reader's."""
+    csv.field_size_limit(2**31 - 1)
 
 
 def encoding_of(stream: io.BufferedReader) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mindspeed_lora.data.readers.opening import encoding_of, opened
+from mindspeed_lora.data.readers.opening import allow_long_fields, encoding_of, opened
 from mindspeed_lora.data.readers.rows import BadRow, Row, shorten
 from mindspeed_lora.errors import Refused
 
@@ -66,7 +66,7 @@ def _rows_of_batches(file: Path, batches: Iterable[Any], total: int) -> Iterator
 
 def read_csv(file: Path) -> Iterator[Row | BadRow]:
     """The first line names the columns."""
-    csv.field_size_limit(2**31 - 1)
+    allow_long_fields()
     with opened(file) as (stream, fraction):
         text = io.TextIOWrapper(stream, encoding=encoding_of(stream), newline="")
         reader = csv.reader(text, strict=True)

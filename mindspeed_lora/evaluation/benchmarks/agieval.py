@@ -48,24 +48,25 @@ class AgiEval(Benchmark):
             ask = _text_to_end if settings.alternative_prompt else _text
             shots = self._shots(settings, file, language, ask)
             rows = read_jsonl(file, _KEYS, _OPTIONAL)
+            answers = [_right(row, file, index) for index, row in enumerate(rows)]
             several = any(
-                len(_right(row, file, index)) > 1 for index, row in enumerate(rows) if row.get("options")
+                len(right) > 1 for right, row in zip(answers, rows, strict=True) if row.get("options")
             )
-            unanswered = [str(index) for index, row in enumerate(rows) if not _right(row, file, index)]
+            unanswered = [str(index) for index, right in enumerate(answers) if not right]
             if unanswered:
                 settings.notices.append(
                     f"{file}: names no right option of question {', '.join(unanswered)}; whatever is answered "
                     "counts as wrong"
                 )
             for index, row in enumerate(limited(settings, rows)):
-                right, options = _right(row, file, index), row.get("options") or ()
+                options = row.get("options") or ()
                 labels = _LETTERS[: len(options)] if options and not several else ()
                 found.append(
                     Question(
                         subject=subject_of(file),
                         index=index,
                         text=ask(row, language),
-                        answer=right,
+                        answer=answers[index],
                         labels=labels,
                         choices=labels,
                         shots=shots,
